@@ -1,1 +1,8 @@
-//! placeholder
+//! The agent beside an inference process: registers memory others may read, and pulls the blocks
+//! its engine lacks straight out of their owners' memory.
+//!
+//! Usable as a daemon (`kvferry agent`) and as a library.
+
+pub mod region;
+pub mod transfer;
+pub mod transport;

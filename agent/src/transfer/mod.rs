@@ -1,0 +1,1 @@
+//! Brings blocks here: the pull engine and the shell that drives it.
