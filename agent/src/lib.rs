@@ -4,5 +4,6 @@
 //! Usable as a daemon (`kvferry agent`) and as a library.
 
 pub mod region;
+pub mod session;
 pub mod transfer;
 pub mod transport;
