@@ -39,7 +39,7 @@ impl Default for SessionConfig {
 }
 
 /// What happened. Times are durations since the agent's start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// Time passed, or the log has something new.
     Tick {

@@ -1,0 +1,7 @@
+//! The agent as a client of its coordinators.
+
+mod client;
+mod located;
+
+pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
+pub use located::{Located, LocatedCandidate, OwnerRegion};
