@@ -4,4 +4,5 @@ mod client;
 mod located;
 
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
+pub(crate) use client::{describe, endpoint};
 pub use located::{Located, LocatedCandidate, OwnerRegion};

@@ -104,6 +104,12 @@ impl ChangeLog {
         (inner.first, inner.next())
     }
 
+    /// Is there something in the open batch?
+    #[must_use]
+    pub fn has_open(&self) -> bool {
+        !self.inner.lock().open.is_empty()
+    }
+
     /// The number of the last delta that has everything recorded so far. Called under the store's
     /// lock it says which deltas an inventory contains.
     pub fn seal_position(&self) -> u64 {

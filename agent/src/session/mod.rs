@@ -2,7 +2,7 @@
 //!
 //! The store records every change in the [`ChangeLog`], which numbers them in batches (deltas). One
 //! session per coordinator reads the log at its own pace: the pure [`SessionMachine`] decides what
-//! to send when, the [`task`] does it. Who falls behind the log's bound, or whose coordinator
+//! to send when, the [`SessionTask`] does it. Who falls behind the log's bound, or whose coordinator
 //! forgot, sends a full inventory instead: nothing has to be remembered for ever.
 //!
 //! ```text
@@ -13,9 +13,11 @@
 mod delta;
 mod log;
 mod machine;
+mod task;
 #[cfg(test)]
 mod tests;
 
 pub use delta::{Delta, SlotState};
 pub use log::{ChangeLog, LogEntry};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
+pub use task::{Identity, InventorySource, SessionStatus, SessionTask};
