@@ -3,6 +3,7 @@
 //!
 //! Usable as a daemon (`kvferry agent`) and as a library.
 
+pub mod config;
 pub mod region;
 pub mod transfer;
 pub mod transport;
