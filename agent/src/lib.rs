@@ -3,6 +3,7 @@
 //!
 //! Usable as a daemon (`kvferry agent`) and as a library.
 
+pub mod config;
 pub mod coordinators;
 pub mod region;
 pub mod session;

@@ -1,0 +1,359 @@
+//! What an agent can be told, and what it refuses before it binds anything.
+
+mod size;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use kvferry_proto::{IdError, Labels, NodeId};
+use serde::{Deserialize, Serialize};
+use tonic::codegen::http::Uri;
+
+pub use size::{ByteSize, SizeError};
+
+/// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the closing zero.
+pub const MAX_SOCKET_PATH: usize = 107;
+/// What the descriptor socket's path has behind the local API's.
+pub const DESCRIPTOR_SUFFIX: &str = ".fds";
+/// Most coordinators: each is told every delta.
+pub const MAX_COORDINATORS: usize = 8;
+/// Smallest and largest pool: one block of a small model, and more memory than a host has.
+pub const POOL_BYTES: (u64, u64) = (1 << 20, 1 << 46);
+/// Fewest and most connections to one peer: beyond 16 they only take each other's turns.
+pub const TCP_CONNECTIONS_PER_PEER: (u64, u64) = (1, 16);
+/// How long a peer may stay silent in a transfer: below, a busy peer is called dead; above, a
+/// dead one eats the deadlines of most pulls.
+pub const STALL_BOUND_MS: (u64, u64) = (50, 60_000);
+/// Deadlines of pulls, as `PullRequest.timeout_ms` allows them.
+pub const PULL_TIMEOUT_MS: (u64, u64) = (1, 600_000);
+
+/// Which way bytes come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportChoice {
+    /// The best one each peer can be reached by.
+    #[default]
+    Auto,
+    /// Sockets only.
+    Tcp,
+    /// Shared memory only: peers on other hosts are unreachable.
+    Shm,
+}
+
+/// What a full pool gives up first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvictionChoice {
+    /// The least recently used block that no other block continues.
+    #[default]
+    Prefix,
+    /// The least recently used block.
+    Lru,
+}
+
+/// Settings of one agent. Every field has a default; names carry their units.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentConfig {
+    /// The node's name, unique in the cluster. Default: the host's name.
+    pub node: String,
+    /// Coordinators to keep a session with, as `http://host:port`.
+    pub coordinators: Vec<String>,
+    /// Where other agents' questions arrive (gRPC).
+    pub listen_peer: SocketAddr,
+    /// Where other agents' reads arrive (TCP data plane).
+    pub listen_data: SocketAddr,
+    /// The address other nodes are told; required where an agent listens on all addresses.
+    pub advertise_host: Option<IpAddr>,
+    /// The unix socket of the local API. Default: see [`default_socket_path`].
+    pub socket: Option<PathBuf>,
+    /// Labels readers may prefer owners by (rack, zone, ...).
+    pub labels: BTreeMap<String, String>,
+    /// Memory of a pool whose registration does not say how much.
+    pub pool_bytes: ByteSize,
+    /// Back pools with huge pages where the kernel has some.
+    pub hugepages: bool,
+    /// What a full pool gives up first.
+    pub eviction: EvictionChoice,
+    /// Which way bytes come.
+    pub transport: TransportChoice,
+    /// Data connections to each peer.
+    pub tcp_connections_per_peer: u32,
+    /// A peer that sends nothing for this long in a transfer is given up.
+    pub stall_bound_ms: u64,
+    /// Deadline of a pull that names none.
+    pub pull_timeout_ms: u64,
+    /// Publish what was pulled, so that others can read it here.
+    pub replicate: bool,
+    /// Listen beyond this host although nothing is encrypted and nobody is asked who they are.
+    pub insecure: bool,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self {
+            node: host_name(),
+            coordinators: vec!["http://127.0.0.1:7400".to_owned()],
+            listen_peer: loopback(7401),
+            listen_data: loopback(7402),
+            advertise_host: None,
+            socket: None,
+            labels: BTreeMap::new(),
+            pool_bytes: ByteSize(1 << 30),
+            hugepages: false,
+            eviction: EvictionChoice::default(),
+            transport: TransportChoice::default(),
+            tcp_connections_per_peer: 4,
+            stall_bound_ms: 2_000,
+            pull_timeout_ms: 10_000,
+            replicate: true,
+            insecure: false,
+        }
+    }
+}
+
+/// Why a configuration was refused. Nothing was bound or created.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number outside its bounds.
+    #[error("{key} = {value}: allowed are {min} to {max}")]
+    OutOfRange {
+        /// Which setting.
+        key: &'static str,
+        /// As given.
+        value: u64,
+        /// Smallest allowed.
+        min: u64,
+        /// Largest allowed.
+        max: u64,
+    },
+    /// A name or label that cannot be one.
+    #[error("{key}: {source}")]
+    Name {
+        /// Which setting.
+        key: &'static str,
+        /// What is wrong with it.
+        source: IdError,
+    },
+    /// No coordinator, or too many.
+    #[error("coordinators names {count}: allowed are 1 to {MAX_COORDINATORS}")]
+    CoordinatorCount {
+        /// How many there are.
+        count: usize,
+    },
+    /// A coordinator that is no `http://host:port`.
+    #[error("coordinators: {value:?} is no http://host:port (TLS is not there yet)")]
+    CoordinatorAddress {
+        /// As given.
+        value: String,
+    },
+    /// A socket path longer than the system takes.
+    #[error(
+        "socket: {path} is {len} bytes long; at most {max} are allowed: choose a shorter path",
+        path = path.display()
+    )]
+    SocketTooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A socket path other processes cannot find.
+    #[error("socket: {path} is not absolute; other processes are told it", path = path.display())]
+    SocketRelative {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Listening on all addresses tells peers none.
+    #[error(
+        "{key} = {value} is all addresses of this host: set advertise_host to the one other nodes reach it by"
+    )]
+    AdvertiseMissing {
+        /// Which setting.
+        key: &'static str,
+        /// As given.
+        value: SocketAddr,
+    },
+    /// An advertised address nobody can connect to.
+    #[error("advertise_host = {value}: other nodes cannot connect to it")]
+    AdvertiseUnusable {
+        /// As given.
+        value: IpAddr,
+    },
+    /// Listening beyond this host without saying so.
+    #[error(
+        "{key} = {value} can be reached from other hosts, and there is no TLS yet: set insecure = true (--insecure) where the network is trusted"
+    )]
+    Insecure {
+        /// Which setting.
+        key: &'static str,
+        /// As given.
+        value: SocketAddr,
+    },
+    /// Two listeners on one port.
+    #[error("listen_peer and listen_data are both {value}: give them different ports")]
+    SamePort {
+        /// As given.
+        value: SocketAddr,
+    },
+}
+
+impl AgentConfig {
+    /// Checks every setting.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the setting, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        NodeId::new(&self.node).map_err(|source| ConfigError::Name {
+            key: "node",
+            source,
+        })?;
+        Labels::new(self.labels.clone()).map_err(|source| ConfigError::Name {
+            key: "labels",
+            source,
+        })?;
+        self.check_numbers()?;
+        self.check_coordinators()?;
+        self.check_listeners()?;
+        self.check_socket()
+    }
+
+    /// The unix socket of the local API.
+    #[must_use]
+    pub fn socket_path(&self) -> PathBuf {
+        self.socket
+            .clone()
+            .unwrap_or_else(|| default_socket_path(&self.node))
+    }
+
+    /// The unix socket descriptors are handed over by, beside the local API's.
+    #[must_use]
+    pub fn descriptor_socket_path(&self) -> PathBuf {
+        let mut path = self.socket_path().into_os_string();
+        path.push(DESCRIPTOR_SUFFIX);
+        path.into()
+    }
+
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        for (key, value, (min, max)) in [
+            ("pool_bytes", self.pool_bytes.0, POOL_BYTES),
+            (
+                "tcp_connections_per_peer",
+                u64::from(self.tcp_connections_per_peer),
+                TCP_CONNECTIONS_PER_PEER,
+            ),
+            ("stall_bound_ms", self.stall_bound_ms, STALL_BOUND_MS),
+            ("pull_timeout_ms", self.pull_timeout_ms, PULL_TIMEOUT_MS),
+        ] {
+            if !(min..=max).contains(&value) {
+                return Err(ConfigError::OutOfRange {
+                    key,
+                    value,
+                    min,
+                    max,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_coordinators(&self) -> Result<(), ConfigError> {
+        let count = self.coordinators.len();
+        if !(1..=MAX_COORDINATORS).contains(&count) {
+            return Err(ConfigError::CoordinatorCount { count });
+        }
+        match self.coordinators.iter().find(|url| !is_http(url)) {
+            Some(value) => Err(ConfigError::CoordinatorAddress {
+                value: value.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_listeners(&self) -> Result<(), ConfigError> {
+        if let Some(value) = self.advertise_host
+            && (value.is_unspecified() || value.is_multicast())
+        {
+            return Err(ConfigError::AdvertiseUnusable { value });
+        }
+        for (key, value) in [
+            ("listen_peer", self.listen_peer),
+            ("listen_data", self.listen_data),
+        ] {
+            if !self.insecure && !value.ip().is_loopback() {
+                return Err(ConfigError::Insecure { key, value });
+            }
+            if value.ip().is_unspecified() && self.advertise_host.is_none() {
+                return Err(ConfigError::AdvertiseMissing { key, value });
+            }
+        }
+        if self.listen_peer == self.listen_data && self.listen_peer.port() != 0 {
+            return Err(ConfigError::SamePort {
+                value: self.listen_peer,
+            });
+        }
+        Ok(())
+    }
+
+    fn check_socket(&self) -> Result<(), ConfigError> {
+        let path = self.descriptor_socket_path();
+        let len = path.as_os_str().len();
+        if len > MAX_SOCKET_PATH {
+            return Err(ConfigError::SocketTooLong {
+                path: self.socket_path(),
+                len: len - DESCRIPTOR_SUFFIX.len(),
+                max: MAX_SOCKET_PATH - DESCRIPTOR_SUFFIX.len(),
+            });
+        }
+        if !path.is_absolute() {
+            return Err(ConfigError::SocketRelative {
+                path: self.socket_path(),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Where a node's local API is, where nobody says otherwise: `$XDG_RUNTIME_DIR/kvferry/<node>.sock`,
+/// or `/tmp/kvferry-<uid>/<node>.sock` where there is no such directory.
+#[must_use]
+pub fn default_socket_path(node: &str) -> PathBuf {
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let uid = rustix::process::getuid().as_raw();
+    socket_path_in(runtime.as_deref(), uid, node)
+}
+
+fn socket_path_in(runtime: Option<&Path>, uid: u32, node: &str) -> PathBuf {
+    let directory = match runtime {
+        Some(runtime) if runtime.is_absolute() => runtime.join("kvferry"),
+        _ => PathBuf::from(format!("/tmp/kvferry-{uid}")),
+    };
+    directory.join(format!("{node}.sock"))
+}
+
+/// The host's name, as the kernel has it.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+fn is_http(url: &str) -> bool {
+    url.parse::<Uri>().is_ok_and(|uri| {
+        uri.scheme_str() == Some("http")
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.port_u16().is_some_and(|port| port != 0)
+            && matches!(uri.path(), "" | "/")
+    })
+}
+
+#[cfg(test)]
+mod tests;
