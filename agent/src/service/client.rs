@@ -1,12 +1,16 @@
 //! Who is at the other end of a local connection, and that it went away.
 //!
-//! An engine's reservations and pins belong to its connection. The connection's stream carries a
-//! guard; when the stream is dropped, whatever the reason, the guard reports it.
+//! An engine's reservations and pins belong to its connection. The connection's stream and every call
+//! that came over it share a handle; when the last of them is gone, whatever the reason, the handle
+//! reports it. So nothing is released while a call that uses it still runs.
 
 use std::{
     io,
     pin::Pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -15,56 +19,82 @@ use tokio::{
     net::UnixStream,
     sync::mpsc,
 };
-use tonic::transport::server::Connected;
+use tonic::{Request, Status, transport::server::Connected};
 
-/// One connection of one engine process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientId(pub u64);
+use crate::region::ClientId;
 
-/// Gives each connection its id.
-#[derive(Debug, Default)]
-pub(super) struct ClientIds(AtomicU64);
+/// Gives each connection its id and hears of its end.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    next: AtomicU64,
+    /// Unbounded because a drop cannot wait; it holds at most one entry per connection.
+    gone: mpsc::UnboundedSender<ClientId>,
+}
 
-impl ClientIds {
-    pub(super) fn next(&self) -> ClientId {
-        ClientId(self.0.fetch_add(1, Ordering::Relaxed) + 1)
+impl Clients {
+    /// The other end gives each client that has gone, once.
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<ClientId>) {
+        let (gone, receiver) = mpsc::unbounded_channel();
+        let clients = Self {
+            next: AtomicU64::new(1),
+            gone,
+        };
+        (clients, receiver)
+    }
+
+    /// A new connection.
+    pub(crate) fn admit(&self, stream: UnixStream) -> ClientStream {
+        let handle = ClientHandle(Arc::new(Guard {
+            client: ClientId(self.next.fetch_add(1, Ordering::Relaxed)),
+            gone: self.gone.clone(),
+        }));
+        ClientStream { stream, handle }
     }
 }
 
-/// A local connection that reports its end.
-pub(super) struct ClientStream {
-    stream: UnixStream,
+/// Keeps a client's belongings while it lives. Handlers hold it until their call has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientHandle(Arc<Guard>);
+
+#[derive(Debug)]
+struct Guard {
     client: ClientId,
     gone: mpsc::UnboundedSender<ClientId>,
 }
 
-impl ClientStream {
-    /// `gone` is unbounded because a drop cannot wait; it holds at most one entry per connection.
-    pub(super) fn new(
-        stream: UnixStream,
-        client: ClientId,
-        gone: mpsc::UnboundedSender<ClientId>,
-    ) -> Self {
-        Self {
-            stream,
-            client,
-            gone,
-        }
-    }
-}
-
-impl Drop for ClientStream {
+impl Drop for Guard {
     fn drop(&mut self) {
         // Nobody listens any more only when the agent stops.
         let _ = self.gone.send(self.client);
     }
 }
 
-/// Handlers find the [`ClientId`] in their request's extensions.
+impl ClientHandle {
+    /// The client a request came from.
+    #[allow(clippy::result_large_err)] // tonic's signature
+    pub(crate) fn of<M>(request: &Request<M>) -> Result<Self, Status> {
+        request
+            .extensions()
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Status::internal("the call came over no local connection"))
+    }
+
+    pub(crate) fn id(&self) -> ClientId {
+        self.0.client
+    }
+}
+
+/// A local connection that reports its end.
+pub(crate) struct ClientStream {
+    stream: UnixStream,
+    handle: ClientHandle,
+}
+
 impl Connected for ClientStream {
-    type ConnectInfo = ClientId;
-    fn connect_info(&self) -> ClientId {
-        self.client
+    type ConnectInfo = ClientHandle;
+    fn connect_info(&self) -> ClientHandle {
+        self.handle.clone()
     }
 }
 

@@ -11,6 +11,7 @@
 //! ```
 
 mod delta;
+mod inventory;
 mod log;
 mod machine;
 mod task;
@@ -18,6 +19,7 @@ mod task;
 mod tests;
 
 pub use delta::{Delta, SlotState};
+pub use inventory::inventory_messages;
 pub use log::{ChangeLog, LogEntry};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
 pub use task::{Identity, InventorySource, SessionStatus, SessionTask};
