@@ -248,3 +248,68 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kvferry_proto::{Reason, reason_of};
+    use tokio_stream::StreamExt;
+
+    use super::*;
+    use crate::directory::Bounds;
+
+    fn hub() -> Hub {
+        Hub::new(HubConfig {
+            directory: DirectoryConfig {
+                epoch: 1,
+                hide_after: Duration::from_secs(3),
+                purge_after: Duration::from_secs(30),
+                bounds: Bounds::default(),
+            },
+            heartbeat_interval_ms: 1_000,
+            hide_after_ms: 3_000,
+            max_sessions: 1,
+        })
+    }
+
+    fn say(hub: &Hub, session: SessionId, messages: usize) {
+        let ack = |seq: u64| Effect::Ack { session, seq };
+        hub.update(|_| ((), (1..=messages as u64).map(ack).collect()));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_does_not_read_is_cut_off() {
+        let hub = hub();
+        let (session, mut outbound) = hub.open().unwrap();
+        say(&hub, session.id, QUEUE);
+        assert_eq!(hub.sessions(), 1);
+        say(&hub, session.id, 1);
+        assert_eq!(hub.sessions(), 0, "its place is free at once");
+        session.stop.notified().await;
+        let status = outbound.next().await.unwrap().unwrap_err();
+        assert_eq!(reason_of(&status), Some(Reason::BoundReached));
+        assert!(outbound.next().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_good_end_sends_what_is_queued_first() {
+        let hub = hub();
+        let (session, mut outbound) = hub.open().unwrap();
+        say(&hub, session.id, 3);
+        hub.end(session.id, None);
+        drop(session);
+        let mut heard = 0;
+        while let Some(message) = outbound.next().await {
+            message.unwrap();
+            heard += 1;
+        }
+        assert_eq!(heard, 3);
+    }
+
+    #[test]
+    fn no_session_is_opened_while_closing() {
+        let hub = hub();
+        hub.close();
+        let status = hub.open().map(drop).unwrap_err();
+        assert_eq!(reason_of(&status), Some(Reason::ShuttingDown));
+    }
+}
