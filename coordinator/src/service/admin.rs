@@ -23,7 +23,11 @@ pub(super) fn create_namespace(
 
 pub(super) fn list_namespaces(hub: &Hub) -> pb::ListNamespacesResponse {
     pb::ListNamespacesResponse {
-        namespaces: hub.read().namespaces().map(namespace).collect(),
+        namespaces: hub
+            .read()
+            .namespaces()
+            .map(|info| namespace(&info))
+            .collect(),
     }
 }
 
@@ -33,7 +37,7 @@ pub(super) fn describe_namespace(
 ) -> Result<pb::NamespaceInfo, Status> {
     let name = NamespaceName::new(&request.name).map_err(InvalidMessage::from)?;
     let info = hub.read().namespace(&name);
-    info.map(namespace)
+    info.map(|info| namespace(&info))
         .map_err(|error| status::namespace_unknown(&error))
 }
 
@@ -83,7 +87,7 @@ pub(super) fn drain_node(
     info.map(node).map_err(|error| status::node_unknown(&error))
 }
 
-fn namespace(info: NamespaceInfo) -> pb::NamespaceInfo {
+fn namespace(info: &NamespaceInfo) -> pb::NamespaceInfo {
     pb::NamespaceInfo {
         spec: Some((&info.spec).into()),
         fingerprint: info.spec.layout.fingerprint().to_string(),

@@ -27,12 +27,12 @@ pub(super) struct Node {
     pub(super) hidden: bool,
     pub(super) draining: bool,
     pub(super) applied: u64,
-    sync: Sync,
-    regions: BTreeMap<u32, Standing>,
+    pub(super) sync: Sync,
+    pub(super) regions: BTreeMap<u32, Standing>,
 }
 
 #[derive(Debug, Clone)]
-enum Sync {
+pub(super) enum Sync {
     Live,
     Awaiting,
     Receiving {
@@ -42,7 +42,7 @@ enum Sync {
 }
 
 #[derive(Debug, Clone)]
-enum Standing {
+pub(super) enum Standing {
     Accepted(Region),
     Refused,
     Deleted,
@@ -128,7 +128,7 @@ impl Model {
         self.nodes.values().filter_map(|node| node.session)
     }
 
-    fn speaker(&self, session: u64) -> Option<usize> {
+    pub(super) fn speaker(&self, session: u64) -> Option<usize> {
         let mut nodes = self.nodes.iter();
         nodes
             .find(|(_, node)| node.session == Some(session))
@@ -138,6 +138,12 @@ impl Model {
     pub(super) fn expected(&self, session: u64) -> u64 {
         let node = self.speaker(session).map(|node| &self.nodes[&node]);
         node.map_or(1, |node| node.applied + 1)
+    }
+
+    /// Near the one that is known; never zero.
+    pub(super) fn incarnation(&self, node: usize, skew: i64) -> u64 {
+        let known = self.nodes.get(&node).map_or(5, |node| node.incarnation);
+        known.saturating_add_signed(skew).max(1)
     }
 
     pub(super) fn hidden(&self, node: usize) -> bool {
