@@ -13,7 +13,7 @@ pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::Locate
     };
     let namespace = NamespaceName::new(&request.namespace).map_err(InvalidMessage::from)?;
     let hashes = request.hashes.ok_or(InvalidMessage::Missing("hashes"))?;
-    let hashes = parse::hashes(hashes).map_err(InvalidMessage::from)?;
+    let hashes = parse::hashes(hashes).map_err(status::message)?;
     let prefer = Labels::new(request.prefer_labels).map_err(InvalidMessage::from)?;
     let exclude = match request.exclude_node.as_str() {
         "" => None,

@@ -1,6 +1,6 @@
 //! What each refusal looks like to a caller: one place.
 
-use kvferry_proto::{InvalidMessage, Reason, refusal};
+use kvferry_proto::{HashError, InvalidMessage, Reason, refusal};
 use tonic::{Code, Status};
 
 use crate::directory::{
@@ -149,13 +149,11 @@ pub(super) fn inbound(status: Status) -> Status {
 }
 
 /// What cannot be parsed. Too much in one message is a bound; the rest is nonsense.
-pub(super) fn message(error: InvalidMessage) -> Status {
-    match error {
-        InvalidMessage::OutOfBounds { .. } => refusal(
-            Code::ResourceExhausted,
-            Reason::BoundReached,
-            format!("{error}; split it"),
-        ),
-        other => other.into(),
-    }
+pub(super) fn message(error: impl Into<InvalidMessage>) -> Status {
+    let text = match error.into() {
+        error @ InvalidMessage::OutOfBounds { .. } => format!("{error}; split it"),
+        error @ InvalidMessage::Hash(HashError::TooMany { .. }) => error.to_string(),
+        other => return other.into(),
+    };
+    refusal(Code::ResourceExhausted, Reason::BoundReached, text)
 }

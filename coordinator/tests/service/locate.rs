@@ -51,7 +51,7 @@ async fn a_question_that_cannot_be_answered_is_no_miss() {
     let ragged = running.client.locate(ask(8, 9)).await;
     assert_refused(ragged, Code::InvalidArgument, Reason::InvalidArgument);
     let many = running.client.locate(ask(8, 8 * 65_537)).await;
-    assert_refused(many, Code::InvalidArgument, Reason::BoundReached);
+    assert_refused(many, Code::ResourceExhausted, Reason::BoundReached);
     let wide = pb::LocateRequest {
         max_candidates: 16,
         ..ask(8, 8 * 65_536)

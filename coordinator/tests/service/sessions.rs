@@ -106,8 +106,8 @@ async fn a_restarted_coordinator_asks_for_everything() {
 async fn the_silent_are_hidden_then_purged() {
     let mut running = start_with(CoordinatorConfig {
         heartbeat_interval_ms: 50,
-        hide_after_ms: 300,
-        purge_after_ms: 2_000,
+        hide_after_ms: 1_000,
+        purge_after_ms: 3_000,
         ..config()
     })
     .await;

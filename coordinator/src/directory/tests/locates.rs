@@ -221,3 +221,32 @@ fn what_cannot_be_answered_is_an_error_and_no_miss() {
         })
     );
 }
+
+#[test]
+fn an_owner_table_that_outgrows_a_message_is_an_error() {
+    const PLANES: u64 = 1_024;
+    let mut directory = directory();
+    let mut wide = declaration(1, "t/m", 1);
+    wide.namespace.layout = Layout::new("u8", 16, PLANES as u32, 1).unwrap();
+    let plane = |base| kvferry_proto::Plane {
+        base,
+        stride: 1,
+        len: 1,
+    };
+    wide.geometry = Geometry::new(1, (0..PLANES).map(plane).collect()).unwrap();
+    // Each takes some 37 kB to name; every node holds a block of its own.
+    for n in 1..=60u64 {
+        directory.handle(at(0), hello(n, &format!("n{n}"), 1));
+        let first = Delta {
+            seq: 1,
+            regions_added: vec![wide.clone()],
+            changes: vec![change(1, &[], &[(0, n, 2)])],
+            ..Delta::default()
+        };
+        directory.handle(at(0), delta(n, first));
+    }
+    let hashes: Vec<u64> = (1..=60).collect();
+    let question = |hashes| ask(&directory, &Ask { hashes, ..ASK });
+    assert_eq!(question(&hashes), Err(LocateError::TooManyOwners));
+    assert_eq!(question(&hashes[..40]).unwrap().owners.len(), 40);
+}
