@@ -8,7 +8,7 @@ use super::{
     BoundReached, CloseCause, Delta, Directory, Effect, ProtocolError, RegionDeclaration,
     RegionRefusal, SealedSlots, SessionId,
     bounds::MAX_REFUSED_PER_NODE,
-    node::{Node, Standing, Sync},
+    node::{Node, Standing, SyncState},
 };
 
 /// What slots and hashes of a region must look like.
@@ -31,7 +31,7 @@ impl Directory {
         let Some(node) = self.nodes.get_mut(handle) else {
             return Ok(Vec::new());
         };
-        if !matches!(node.sync, Sync::Live) {
+        if !matches!(node.sync, SyncState::Live) {
             // The inventory that is due will contain it.
             return Ok(Vec::new());
         }
@@ -43,7 +43,7 @@ impl Directory {
             }]);
         }
         if delta.seq > expected {
-            node.sync = Sync::Awaiting;
+            node.sync = SyncState::Awaiting;
             return Ok(vec![Effect::ResyncRequest {
                 session,
                 expected,

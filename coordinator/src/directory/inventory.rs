@@ -10,7 +10,7 @@ use kvferry_proto::RegionId;
 use super::{
     CloseCause, Directory, Effect, InventoryPart, ProtocolError, RegionDeclaration, SessionId,
     changes::{check_added, check_declared_once},
-    node::{Standing, Sync},
+    node::{Standing, SyncState},
 };
 
 /// An inventory that is coming in.
@@ -73,15 +73,17 @@ impl Directory {
         };
         match &node.sync {
             _ if part.first => {}
-            Sync::Receiving(receiving) if receiving.seq == part.seq => {}
-            Sync::Receiving(receiving) => {
+            SyncState::Receiving(receiving) if receiving.seq == part.seq => {}
+            SyncState::Receiving(receiving) => {
                 return Err(ProtocolError::InventorySeq {
                     got: part.seq,
                     want: receiving.seq,
                 }
                 .into());
             }
-            Sync::Live | Sync::Awaiting => return Err(ProtocolError::InventoryNotStarted.into()),
+            SyncState::Live | SyncState::Awaiting => {
+                return Err(ProtocolError::InventoryNotStarted.into());
+            }
         }
         let declared = check_declared_once(&part.regions)?;
         for (id, declaration) in &declared {
@@ -118,7 +120,7 @@ impl Directory {
 
     fn start_inventory(&mut self, handle: u32, seq: u64) {
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.sync = Sync::Receiving(Receiving {
+            node.sync = SyncState::Receiving(Receiving {
                 seq,
                 named: BTreeMap::new(),
             });
@@ -140,7 +142,7 @@ impl Directory {
             self.declare(handle, session, declaration, effects);
         }
         if let Some(node) = self.nodes.get_mut(handle)
-            && let Sync::Receiving(receiving) = &mut node.sync
+            && let SyncState::Receiving(receiving) = &mut node.sync
         {
             receiving.named.entry(declaration.region).or_default();
         }
@@ -150,7 +152,7 @@ impl Directory {
         let Some(node) = self.nodes.get_mut(handle) else {
             return;
         };
-        let (Some(Standing::Accepted(at)), Sync::Receiving(receiving)) =
+        let (Some(Standing::Accepted(at)), SyncState::Receiving(receiving)) =
             (node.regions.get(&region).copied(), &mut node.sync)
         else {
             return;
@@ -162,9 +164,9 @@ impl Directory {
 
     fn finish_inventory(&mut self, handle: u32, session: SessionId, seq: u64) -> Effect {
         if let Some(node) = self.nodes.get_mut(handle) {
-            let sync = std::mem::replace(&mut node.sync, Sync::Live);
+            let sync = std::mem::replace(&mut node.sync, SyncState::Live);
             node.applied = seq;
-            if let Sync::Receiving(Receiving { named, .. }) = sync {
+            if let SyncState::Receiving(Receiving { named, .. }) = sync {
                 let catalog = &mut self.catalog;
                 node.regions.retain(|id, standing| {
                     match (*standing, named.get(id)) {

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use super::{
     BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
-    node::{Node, Sync},
+    node::{Node, SyncState},
 };
 
 impl Directory {
@@ -68,7 +68,7 @@ impl Directory {
             hidden: false,
             draining,
             applied: 0,
-            sync: Sync::Live,
+            sync: SyncState::Live,
             regions: BTreeMap::new(),
         };
         let welcome = welcome(self.config.epoch, &mut node, session, hello);
@@ -220,10 +220,10 @@ fn welcome(epoch: u64, node: &mut Node, session: SessionId, hello: Hello) -> Eff
     let expect_delta = node.expected();
     // What the agent can send again must meet what is here, and nothing may be known in part.
     let resync = hello.coordinator_epoch != epoch
-        || !matches!(node.sync, Sync::Live)
+        || !matches!(node.sync, SyncState::Live)
         || !(hello.oldest_delta..=hello.next_delta).contains(&expect_delta);
     if resync {
-        node.sync = Sync::Awaiting;
+        node.sync = SyncState::Awaiting;
     }
     Effect::Welcome {
         session,

@@ -21,13 +21,13 @@ pub(super) struct Node {
     pub(super) draining: bool,
     /// The last delta applied.
     pub(super) applied: u64,
-    pub(super) sync: Sync,
+    pub(super) sync: SyncState,
     pub(super) regions: BTreeMap<RegionId, Standing>,
 }
 
 /// Does what we hold of a node equal what it said?
 #[derive(Debug)]
-pub(super) enum Sync {
+pub(super) enum SyncState {
     /// Yes, up to the last delta applied.
     Live,
     /// An inventory is due; deltas are ignored until it is complete.

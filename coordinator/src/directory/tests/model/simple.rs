@@ -27,12 +27,12 @@ pub(super) struct Node {
     pub(super) hidden: bool,
     pub(super) draining: bool,
     pub(super) applied: u64,
-    pub(super) sync: Sync,
+    pub(super) sync: SyncState,
     pub(super) regions: BTreeMap<u32, Standing>,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Sync {
+pub(super) enum SyncState {
     Live,
     Awaiting,
     Receiving {
@@ -204,16 +204,16 @@ impl Model {
             hidden: false,
             draining,
             applied: 0,
-            sync: Sync::Live,
+            sync: SyncState::Live,
             regions: BTreeMap::new(),
         });
         node.session = Some(session);
         node.last_seen = now;
         node.hidden = false;
-        let in_step = matches!(node.sync, Sync::Live);
+        let in_step = matches!(node.sync, SyncState::Live);
         let resync = !knows_us || !in_step || !can_send.contains(&(node.applied + 1));
         if resync {
-            node.sync = Sync::Awaiting;
+            node.sync = SyncState::Awaiting;
         }
         Some(resync)
     }
@@ -293,11 +293,11 @@ impl Model {
     ) -> Result<(), Wrong> {
         let node = self.node(index);
         let seq = (node.applied + 1).saturating_add_signed(skew);
-        if !matches!(node.sync, Sync::Live) || seq <= node.applied {
+        if !matches!(node.sync, SyncState::Live) || seq <= node.applied {
             return Ok(());
         }
         if seq > node.applied + 1 {
-            node.sync = Sync::Awaiting;
+            node.sync = SyncState::Awaiting;
             return Ok(());
         }
         let known: BTreeSet<u32> = node.regions.keys().copied().collect();
@@ -362,7 +362,7 @@ impl Model {
         sealed: &[(u32, Added)],
     ) -> Result<(), Wrong> {
         if first {
-            self.node(index).sync = Sync::Receiving {
+            self.node(index).sync = SyncState::Receiving {
                 seq: part_seq,
                 named: BTreeMap::new(),
             };
@@ -386,7 +386,7 @@ impl Model {
             self.node(index).seal(*region, added, &fresh)?;
         }
         let node = self.node(index);
-        let Sync::Receiving { seq, named } = &mut node.sync else {
+        let SyncState::Receiving { seq, named } = &mut node.sync else {
             return Err(Wrong);
         };
         if *seq != part_seq {
@@ -403,7 +403,7 @@ impl Model {
         }
         if last {
             let named = std::mem::take(named);
-            node.sync = Sync::Live;
+            node.sync = SyncState::Live;
             node.applied = part_seq;
             node.regions.retain(|id, _| named.contains_key(id));
             for (id, slots) in &named {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Added, Change, Declare, SLOTS, Said,
-    simple::{Model, Node, Standing, Sync},
+    simple::{Model, Node, Standing, SyncState},
 };
 
 impl Model {
@@ -28,7 +28,7 @@ impl Model {
                 sealed,
             } => {
                 let (first, seq) = match &node.sync {
-                    Sync::Receiving { seq, .. } if !first => (false, *seq),
+                    SyncState::Receiving { seq, .. } if !first => (false, *seq),
                     _ => (true, seq),
                 };
                 let regions = self.tame_regions(node, regions);
