@@ -43,6 +43,12 @@ impl Delta {
         self.regions_removed.len() + self.regions_added.len() + self.slots.len()
     }
 
+    /// How many regions it adds or removes.
+    #[must_use]
+    pub fn regions(&self) -> usize {
+        self.regions_removed.len() + self.regions_added.len()
+    }
+
     /// Folds one more change in.
     pub fn fold(&mut self, change: Change) {
         match change {

@@ -10,6 +10,8 @@ use crate::region::{Change, ChangeSink};
 
 /// Most things one delta says: about 200 KB of message, applied in well under a millisecond.
 const MAX_DELTA_LEN: usize = 4096;
+/// Most regions one delta adds or removes: with 1,024 planes each, well within a message.
+const MAX_DELTA_REGIONS: usize = 64;
 /// Deltas kept for coordinators that come back: with full deltas over a million slots, which is
 /// about where a full inventory is cheaper than the history.
 const MAX_DELTAS: usize = 256;
@@ -129,7 +131,7 @@ impl ChangeSink for ChangeLog {
     fn record(&self, change: Change) {
         let mut inner = self.inner.lock();
         inner.open.fold(change);
-        if inner.open.len() >= MAX_DELTA_LEN {
+        if inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS {
             inner.close();
         }
         drop(inner);

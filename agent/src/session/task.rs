@@ -17,7 +17,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
-    Status, Streaming,
+    Code, Status, Streaming,
     transport::{Channel, Endpoint},
 };
 use tracing::{debug, error, info, warn};
@@ -428,7 +428,8 @@ impl Inbound {
 }
 
 fn lost(status: &Status) -> Arrived {
-    if reason_of(status) == Some(Reason::Fenced) {
+    // An older stream of ours that was replaced by a newer one is aborted; that is no takeover.
+    if reason_of(status) == Some(Reason::Fenced) && status.code() != Code::Aborted {
         Arrived::Fenced(status.message().to_owned())
     } else {
         Arrived::Lost(describe(status))
