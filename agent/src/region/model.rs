@@ -221,7 +221,7 @@ impl Model {
                     self.pins.remove(at);
                 }
             }
-            Operation::Evict(hashes) => self.evict(hashes),
+            Operation::Evict(hashes) => self.evict(hashes.as_deref()),
             Operation::Find(number) => {
                 let found = self.rig.store.find(&name(), &hash(number));
                 let may = self.find(number);
@@ -431,8 +431,8 @@ impl Model {
         });
     }
 
-    fn evict(&mut self, numbers: Option<Vec<u64>>) {
-        let wanted = |cell: Cell| match (cell, &numbers) {
+    fn evict(&mut self, numbers: Option<&[u64]>) {
+        let wanted = |cell: Cell| match (cell, numbers) {
             (Cell::Sealed(hash, ..), Some(numbers)) => numbers.contains(&hash),
             (Cell::Sealed(..), None) => true,
             _ => false,
@@ -441,13 +441,16 @@ impl Model {
         let (pinned, gone): (Vec<_>, Vec<_>) = places
             .into_iter()
             .partition(|place| self.is_pinned(self.cells[place]));
-        let mut hashes: Vec<_> = numbers.iter().flatten().copied().map(hash).collect();
+        let mut hashes: Vec<_> = numbers
+            .unwrap_or_default()
+            .iter()
+            .copied()
+            .map(hash)
+            .collect();
         // Named twice, a pinned block is kept twice.
         hashes.sort();
         hashes.dedup();
-        let what = numbers
-            .as_ref()
-            .map_or(EvictWhat::All, |_| EvictWhat::Blocks(&hashes));
+        let what = numbers.map_or(EvictWhat::All, |_| EvictWhat::Blocks(&hashes));
         let got = self.rig.store.evict(self.now(), &name(), what).unwrap();
         assert_eq!(got.evicted, gone.len() as u64);
         assert_eq!(got.kept_pinned, pinned.len() as u64);

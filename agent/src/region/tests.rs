@@ -336,6 +336,30 @@ fn a_pool_keeps_one_copy_and_an_engine_as_many_as_it_likes() {
 }
 
 #[test]
+fn copies_of_one_block_are_bounded() {
+    let rig = Rig::new();
+    let count = MAX_COPIES_PER_BLOCK as u32 + 2;
+    let (geometry, memory) = engine_memory(count);
+    let engine = rig
+        .store
+        .import(spec(ChecksumPolicy::Off), geometry, memory)
+        .unwrap();
+    let all = slots(0..count);
+    rig.store
+        .reserve_slots(NOW, ALICE, engine.id, &all)
+        .unwrap();
+    let hashes = vec![hash(1); all.len()];
+    let outcomes = rig.seal(ALICE, &engine, &all, &hashes).unwrap();
+    let duplicates = outcomes.iter().filter(|outcome| outcome.duplicate);
+    assert_eq!(duplicates.count(), 2);
+    assert_eq!(
+        rig.store.unregister(engine.id),
+        Ok(MAX_COPIES_PER_BLOCK as u64)
+    );
+    assert!(!rig.has(1));
+}
+
+#[test]
 fn checksums_follow_the_policy_and_cover_all_planes() {
     let rig = Rig::with(
         EvictionKind::Prefix,
