@@ -116,16 +116,11 @@ impl Store {
         if !state.regions.contains_key(&region) {
             return Err(SealError::UnknownRegion { region });
         }
-        // Slots reserved anew in between may hold half of something else.
-        for ((&slot, now), then) in seal
-            .slots
-            .iter()
-            .zip(state.tickets(seal)?)
-            .zip(&checked.tickets)
-        {
-            if now != *then {
-                return Err(SealError::SlotNotReserved { region, slot });
-            }
+        // A slot that was given up and reserved anew in between may hold half of something else.
+        let tickets = state.tickets(seal)?;
+        let mut compared = seal.slots.iter().zip(tickets.iter().zip(&checked.tickets));
+        if let Some((&slot, _)) = compared.find(|(_, (ticket, then))| ticket != then) {
+            return Err(SealError::SlotNotReserved { region, slot });
         }
         let mut parent = match &seal.chain {
             Chain::Unknown | Chain::From(None) => None,
@@ -226,18 +221,14 @@ fn check_columns(seal: &Seal<'_>) -> Result<(), SealError> {
 
 /// One per slot; None where the policy does not cover the block.
 fn checksums(region: &Region, seal: &Seal<'_>) -> Result<Vec<Option<Checksum>>, SealError> {
-    let computed = || {
-        let policy = region.namespace.checksum;
-        let pairs = seal.slots.iter().zip(seal.hashes);
-        pairs.map(move |(slot, hash)| match policy.covers(hash.as_bytes()) {
-            true => checksum(region, *slot).map(Some),
-            false => Ok(None),
-        })
-    };
-    match seal.checksums {
-        Checksums::Given(given) => Ok(given.to_vec()),
-        Checksums::Compute => computed().collect(),
+    if let Checksums::Given(given) = seal.checksums {
+        return Ok(given.to_vec());
     }
+    let covers = |hash: &BlockHash| region.namespace.checksum.covers(hash.as_bytes());
+    let pairs = seal.slots.iter().zip(seal.hashes);
+    pairs
+        .map(|(slot, hash)| covers(hash).then(|| checksum(region, *slot)).transpose())
+        .collect()
 }
 
 fn checksum(region: &Region, slot: Slot) -> Result<Checksum, SealError> {

@@ -107,18 +107,14 @@ impl SlotTable {
         self.free.as_mut()?.pop()
     }
 
-    /// Moves a slot to another state. A free slot of a pool must come from [`SlotTable::take_free`].
+    /// Moves a slot to another state. Its block, if any, is not pinned: pinned blocks go with their
+    /// region only. A free slot of a pool must come from [`SlotTable::take_free`].
     pub(super) fn set(&mut self, slot: Slot, state: SlotState) {
         let Some(entry) = self.entries.get_mut(slot.0 as usize) else {
             return;
         };
         *count_of(&mut self.counts, &entry.state) -= 1;
         *count_of(&mut self.counts, &state) += 1;
-        if entry.pins > 0 {
-            // Whoever removes a pinned block takes its pins with it.
-            entry.pins = 0;
-            self.counts.pinned -= 1;
-        }
         entry.state = state;
         if state == SlotState::Free
             && let Some(free) = &mut self.free
