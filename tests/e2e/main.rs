@@ -10,3 +10,4 @@ mod engine_death;
 mod faults;
 mod publish_and_pull;
 mod shell;
+mod two_hosts;
