@@ -1,74 +1,23 @@
 //! The store's rules together: random operations against a model that knows no data structures.
 
+mod check;
+mod operation;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
 use kvferry_proto::{ChecksumPolicy, RegionId, Slot};
+use operation::{Operation, operations};
 use proptest::prelude::*;
 
 use super::{
     eviction::EvictionKind,
-    fixture::{
-        ALICE, BOB, ENGINE_SLOTS, POOL_SLOTS, PULL, Rig, as_replayed, engine_memory, hash, name,
-        pool_of, spec,
-    },
-    slots::SlotState,
+    fixture::{ENGINE_SLOTS, POOL_SLOTS, Rig, engine_memory, hash, name, pool_of, spec},
     words::Place,
     *,
 };
-
-/// Few hashes, so that copies and chains are common.
-const HASHES: u64 = 9;
-
-#[derive(Debug, Clone)]
-enum Operation {
-    ReservePool(Holder, u32),
-    ReserveSlots(Holder, Vec<u32>),
-    /// The first so many slots the holder has in the region, and perhaps one more that it may not have.
-    Seal(Holder, bool, Vec<u64>, Option<u32>, Option<Option<u64>>),
-    Abort(Holder, bool, usize, Option<u32>),
-    Quarantine(Holder, bool, usize),
-    Unquarantine(bool, u32),
-    Pin(ClientId, Vec<u64>, u64),
-    /// A pin that was made, by its number, perhaps by somebody else.
-    Release(ClientId, usize),
-    Evict(Option<Vec<u64>>),
-    Find(u64),
-    Pass(u64),
-    Death(Holder),
-    Unregister(bool),
-}
-
-fn operations() -> impl Strategy<Value = Vec<Operation>> {
-    let holder = || prop::sample::select(vec![ALICE, BOB, PULL]);
-    let client = || prop::sample::select(vec![ClientId(1), ClientId(2)]);
-    let slot = || 0..ENGINE_SLOTS + 1;
-    let hashes = |most| prop::collection::vec(0..HASHES, 1..most);
-    let rarely_slot = || prop::option::weighted(0.1, 0..POOL_SLOTS + 1);
-    let chain = || prop::option::weighted(0.8, prop::option::of(0..HASHES));
-    let pool = || prop::bool::weighted(0.7);
-    let operation = prop_oneof![
-        8 => (holder(), 1..5u32).prop_map(|(h, n)| Operation::ReservePool(h, n)),
-        6 => (holder(), prop::collection::vec(slot(), 1..3))
-            .prop_map(|(h, s)| Operation::ReserveSlots(h, s)),
-        14 => (holder(), pool(), hashes(5), rarely_slot(), chain())
-            .prop_map(|(h, p, n, s, c)| Operation::Seal(h, p, n, s, c)),
-        2 => (holder(), pool(), 0..3usize, rarely_slot())
-            .prop_map(|(h, p, n, s)| Operation::Abort(h, p, n, s)),
-        1 => (holder(), pool(), 0..3usize).prop_map(|(h, p, n)| Operation::Quarantine(h, p, n)),
-        2 => (pool(), 0..POOL_SLOTS).prop_map(|(p, s)| Operation::Unquarantine(p, s)),
-        4 => (client(), hashes(4), 1..40u64).prop_map(|(c, h, t)| Operation::Pin(c, h, t)),
-        2 => (client(), 0..6usize).prop_map(|(c, n)| Operation::Release(c, n)),
-        2 => prop::option::weighted(0.9, hashes(3)).prop_map(Operation::Evict),
-        2 => (0..HASHES).prop_map(Operation::Find),
-        2 => (1..20u64).prop_map(Operation::Pass),
-        1 => holder().prop_map(Operation::Death),
-        1 => pool().prop_map(Operation::Unregister),
-    ];
-    prop::collection::vec(operation, 1..60)
-}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Cell {
@@ -474,72 +423,6 @@ impl Model {
             self.rig.engine = self.rig.store.import(spec, geometry, memory).unwrap();
         }
         self.enter(pool);
-    }
-
-    fn check(&self) {
-        let (inventory, ()) = self.rig.store.inventory(|| ());
-        let replayed = self.rig.log.replayed();
-        assert_eq!(as_replayed(&inventory), replayed);
-        for (place, cell) in &self.cells {
-            let block = replayed[&place.region].get(&place.slot);
-            let region = self.rig.store.region(place.region).unwrap();
-            let word = self.rig.generation(&region, place.slot);
-            match cell {
-                Cell::Sealed(number, ..) => {
-                    let block = block.unwrap();
-                    assert_eq!(block.hash, hash(*number));
-                    assert_eq!(block.generation, word);
-                    assert!(word.is_sealed());
-                }
-                _ => assert!(block.is_none() && !word.is_sealed()),
-            }
-        }
-        self.check_stats();
-        self.check_reservations();
-    }
-
-    fn check_stats(&self) {
-        let stats = self.rig.store.stats();
-        assert_eq!(stats.pins, self.pins.len() as u64);
-        for region in stats.regions {
-            let pool = region.region.pool;
-            let count = |is: &dyn Fn(Cell) -> bool| self.places(pool, is).len() as u32;
-            assert_eq!(region.free, count(&|cell| cell == Cell::Free));
-            assert_eq!(
-                region.reserved,
-                count(&|cell| matches!(cell, Cell::Reserved(_)))
-            );
-            assert_eq!(
-                region.sealed,
-                count(&|cell| matches!(cell, Cell::Sealed(..)))
-            );
-            assert_eq!(region.quarantined, count(&|cell| cell == Cell::Quarantined));
-            assert_eq!(region.pinned, count(&|cell| self.is_pinned(cell)));
-            let all = region.free + region.reserved + region.sealed + region.quarantined;
-            assert_eq!(all, region.region.geometry.slots());
-        }
-    }
-
-    /// The books by holder and the slots say the same, and no slot has two holders.
-    fn check_reservations(&self) {
-        let state = self.rig.store.state.lock();
-        let mut by_holder = BTreeMap::new();
-        for (holder, places) in &state.reserved {
-            assert!(!places.is_empty());
-            for place in places {
-                assert_eq!(by_holder.insert(*place, *holder), None, "two holders");
-            }
-        }
-        for (place, cell) in &self.cells {
-            let expected = match cell {
-                Cell::Reserved(holder) => Some(holder),
-                _ => None,
-            };
-            assert_eq!(by_holder.remove(place).as_ref(), expected);
-            let slot = state.regions[&place.region].slots.get(place.slot).unwrap();
-            assert_eq!(matches!(slot, SlotState::Reserved(_)), expected.is_some());
-        }
-        assert!(by_holder.is_empty());
     }
 }
 
