@@ -221,6 +221,7 @@ impl Rig {
             chain,
             checksums: Checksums::Compute,
             pin: None,
+            private: false,
         };
         self.store.seal(Duration::ZERO, &seal)
     }

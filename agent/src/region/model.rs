@@ -313,6 +313,7 @@ impl Model {
             chain: chain.map_or(Chain::Unknown, |parent| Chain::From(parent.map(hash))),
             checksums: Checksums::Compute,
             pin: None,
+            private: false,
         };
         let got = self.rig.store.seal(self.now(), &seal);
         assert_eq!(got.is_ok(), all, "{got:?}");

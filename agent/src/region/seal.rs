@@ -50,6 +50,8 @@ pub struct Seal<'a> {
     /// A pin the blocks join in the same step, so that none can be evicted before it is pinned. The
     /// outcome says whether they did: not where the pin has ended or its client's bound is reached.
     pub pin: Option<PinId>,
+    /// Not to be published: held and found here, but no change is recorded and no inventory has it.
+    pub private: bool,
 }
 
 /// What became of one slot.
@@ -134,9 +136,15 @@ impl Store {
                 Some(held) => {
                     state.give_up(place, seal.holder, SlotState::Free);
                     state.touch(held.place());
+                    if !seal.private {
+                        state.publish(held.place(), &*self.sink);
+                    }
                     Some(held)
                 }
-                None => state.seal(place, seal.holder, *hash, parent, *checksum, &*self.sink),
+                None => {
+                    let sink = (!seal.private).then_some(&*self.sink);
+                    state.seal(place, seal.holder, *hash, parent, *checksum, sink)
+                }
             };
             // The slot was found reserved under this very lock, so it is sealed now.
             let Some(held) = held else {

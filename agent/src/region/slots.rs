@@ -18,6 +18,8 @@ pub(super) struct Block {
     pub(super) hash: BlockHash,
     pub(super) generation: Generation,
     pub(super) checksum: Option<Checksum>,
+    /// Others were told of it.
+    pub(super) published: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +122,17 @@ impl SlotTable {
             && let Some(free) = &mut self.free
         {
             free.push(slot);
+        }
+    }
+
+    /// Others are told of the slot's block from now on; the block, where they were not before.
+    pub(super) fn publish(&mut self, slot: Slot) -> Option<Block> {
+        match &mut self.entries.get_mut(slot.0 as usize)?.state {
+            SlotState::Sealed(block) if !block.published => {
+                block.published = true;
+                Some(*block)
+            }
+            _ => None,
         }
     }
 

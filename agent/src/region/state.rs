@@ -80,7 +80,8 @@ impl State {
         }
     }
 
-    /// Reserved -> Sealed: the generation even, then the books, then the change.
+    /// Reserved -> Sealed: the generation even, then the books, then the change, where somebody is to
+    /// hear of it.
     pub(super) fn seal(
         &mut self,
         place: Place,
@@ -88,7 +89,7 @@ impl State {
         hash: BlockHash,
         parent: Option<&BlockHash>,
         checksum: Option<Checksum>,
-        sink: &dyn ChangeSink,
+        sink: Option<&dyn ChangeSink>,
     ) -> Option<Held> {
         self.forget_reservation(place, holder);
         let region = self.regions.get_mut(&place.region)?;
@@ -98,6 +99,7 @@ impl State {
             hash,
             generation,
             checksum,
+            published: sink.is_some(),
         };
         region.slots.set(place.slot, SlotState::Sealed(block));
         if let Some(policy) = &mut region.policy {
@@ -105,14 +107,30 @@ impl State {
             policy.inserted(place.slot, parent.map(|parent| parent.slot));
         }
         namespace.insert(hash, place);
-        sink.record(Change::Sealed {
-            region: place.region,
-            slot: place.slot,
-            hash,
-            generation,
-            checksum,
-        });
+        if let Some(sink) = sink {
+            sink.record(Change::Sealed {
+                region: place.region,
+                slot: place.slot,
+                hash,
+                generation,
+                checksum,
+            });
+        }
         self.held(place)
+    }
+
+    /// Tells others of a block that was private so far.
+    pub(super) fn publish(&mut self, place: Place, sink: &dyn ChangeSink) {
+        let region = self.regions.get_mut(&place.region);
+        if let Some(block) = region.and_then(|region| region.slots.publish(place.slot)) {
+            sink.record(Change::Sealed {
+                region: place.region,
+                slot: place.slot,
+                hash: block.hash,
+                generation: block.generation,
+                checksum: block.checksum,
+            });
+        }
     }
 
     /// Sealed -> Free: the generation odd, then the books, then the change, then the slot is free.
@@ -130,10 +148,12 @@ impl State {
         if let Some(policy) = &mut region.policy {
             policy.removed(place.slot);
         }
-        sink.record(Change::Removed {
-            region: place.region,
-            slot: place.slot,
-        });
+        if block.published {
+            sink.record(Change::Removed {
+                region: place.region,
+                slot: place.slot,
+            });
+        }
         region.slots.set(place.slot, SlotState::Free);
     }
 

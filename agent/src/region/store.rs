@@ -169,6 +169,7 @@ impl Store {
                 blocks: region
                     .slots
                     .sealed_from(Slot(0))
+                    .filter(|(_, block)| block.published)
                     .map(|(slot, block)| InventoryBlock {
                         slot,
                         hash: block.hash,

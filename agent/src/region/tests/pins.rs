@@ -68,6 +68,7 @@ fn blocks_of_a_pull_join_one_pin() {
         chain: Chain::Unknown,
         checksums: Checksums::Given(&[Checksum::from_wire(7)]),
         pin: Some(pin),
+        private: false,
     };
     let outcome = rig.store.seal(NOW, &seal).unwrap()[0];
     assert!(outcome.pinned && outcome.held.checksum == Checksum::from_wire(7));

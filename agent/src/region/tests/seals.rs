@@ -2,7 +2,9 @@
 
 use kvferry_proto::{BlockHash, Checksum, ChecksumPolicy, Generation, Slot};
 
-use super::super::fixture::{ALICE, BLOCK_BYTES, BOB, PULL, Rig, engine_memory, hash, name, spec};
+use super::super::fixture::{
+    ALICE, BLOCK_BYTES, BOB, PULL, Rig, as_replayed, engine_memory, hash, name, spec,
+};
 use super::{NOW, slots};
 use crate::region::eviction::EvictionKind;
 use crate::region::{
@@ -155,6 +157,7 @@ fn a_reservation_lost_while_checksums_are_computed_seals_nothing() {
         chain: Chain::Unknown,
         checksums: Checksums::Compute,
         pin: None,
+        private: false,
     };
     let checked = rig.store.check_seal(&seal).unwrap();
     rig.store.abort(ALICE, rig.pool.id, &got).unwrap();
@@ -165,4 +168,38 @@ fn a_reservation_lost_while_checksums_are_computed_seals_nothing() {
         Err(SealError::SlotNotReserved { .. })
     ));
     assert!(!rig.has(1));
+}
+
+#[test]
+fn a_private_block_is_found_here_and_told_to_nobody_until_it_is_sealed_again_for_all() {
+    let rig = Rig::new();
+    let before = rig.log.changes();
+    let private = |number, private| {
+        let got = [rig.store.reserve_one(NOW, ALICE, rig.pool.id).unwrap()];
+        let seal = Seal {
+            holder: ALICE,
+            region: rig.pool.id,
+            slots: &got,
+            hashes: &[hash(number)],
+            chain: Chain::Unknown,
+            checksums: Checksums::Compute,
+            pin: None,
+            private,
+        };
+        rig.store.seal(NOW, &seal).unwrap()[0]
+    };
+    private(1, true);
+    private(2, true);
+    assert!(rig.has(1) && rig.has(2));
+    assert_eq!(rig.log.changes(), before);
+    let published = private(2, false);
+    assert!(published.duplicate);
+    assert_eq!(rig.log.changes(), before + 1);
+    // Gone again: of the private one nobody hears that either.
+    let gone = rig.store.evict(NOW, &name(), EvictWhat::All).unwrap();
+    assert_eq!((gone.evicted, rig.log.changes()), (2, before + 2));
+    assert_eq!(
+        as_replayed(&rig.store.inventory(|| ()).0),
+        rig.log.replayed()
+    );
 }

@@ -155,6 +155,7 @@ impl Writer<'_> {
                         chain: parent,
                         checksums: Checksums::Compute,
                         pin: None,
+                        private: false,
                     },
                 )
             })

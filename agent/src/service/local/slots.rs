@@ -71,6 +71,7 @@ impl LocalApi {
                         chain,
                         checksums: Checksums::Compute,
                         pin: None,
+                        private: false,
                     },
                 )
                 .or_status()
