@@ -242,10 +242,13 @@ impl PullEngine {
     /// blocks it holds too. Nearer sources are not relieved by farther ones unless they have no link
     /// yet: a slow path would only hold up the end. True when something moved.
     fn steal(&mut self) -> bool {
+        let active = self.sources.values().filter(|s| s.is_active()).count();
+        let full = active >= self.config.max_sources.max(1);
         let thieves: Vec<_> = self
             .sources
             .iter()
             .filter(|(_, source)| source.queue.is_empty() && !source.troubled)
+            .filter(|(_, source)| source.is_active() || !full)
             .filter_map(|(&key, source)| Some((key, self.room(source)?, source.rank())))
             .collect();
         for (thief, room, rank) in thieves {
