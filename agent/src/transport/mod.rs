@@ -19,6 +19,8 @@
 //! A transport promises nothing else: not that bytes are the right ones. The pull engine validates.
 
 mod pending;
+mod spans;
+pub mod tcp;
 
 use std::{future::Future, ops::Range, pin::Pin, sync::Arc};
 
