@@ -18,7 +18,11 @@
 //!
 //! A transport promises nothing else: not that bytes are the right ones. The pull engine validates.
 
+mod operation;
 mod pending;
+mod random;
+pub mod shm;
+pub mod sim;
 mod spans;
 pub mod tcp;
 

@@ -1,4 +1,4 @@
-//! Spans: finding what they name at an owner, and walking two differently cut lists side by side.
+//! Spans: finding what they name at an owner, and joining neighbours.
 
 use std::{ops::Range, sync::Arc};
 
@@ -102,75 +102,6 @@ pub(super) fn coalesce_local(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     merged
 }
 
-/// A piece that is contiguous on both sides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pair {
-    /// Which remote span.
-    pub(super) span: usize,
-    /// Where in that span's part of its region.
-    pub(super) remote: Range<u64>,
-    /// Where it goes.
-    pub(super) local: Range<u64>,
-}
-
-/// Walks remote spans and local ranges of equal total length, in pieces of at most `limit` bytes.
-#[derive(Debug)]
-pub(super) struct Pairs {
-    remote: Vec<RemoteSpan>,
-    local: Vec<Range<u64>>,
-    span: usize,
-    within_span: u64,
-    range: usize,
-    within_range: u64,
-}
-
-impl Pairs {
-    pub(super) fn new(remote: &[RemoteSpan], local: Vec<Range<u64>>) -> Self {
-        Self {
-            remote: coalesce_remote(remote),
-            local: coalesce_local(local),
-            span: 0,
-            within_span: 0,
-            range: 0,
-            within_range: 0,
-        }
-    }
-
-    /// The spans that pieces point to by index.
-    pub(super) fn spans(&self) -> &[RemoteSpan] {
-        &self.remote
-    }
-
-    /// The next piece; None at the end of either list.
-    pub(super) fn next_pair(&mut self, limit: u64) -> Option<Pair> {
-        let span = self.remote.get(self.span)?;
-        let range = self.local.get(self.range)?;
-        let (span_left, range_left) = (
-            span.len - self.within_span,
-            range.end - range.start - self.within_range,
-        );
-        let len = span_left.min(range_left).min(limit);
-        let (from, to) = (
-            span.offset.saturating_add(self.within_span),
-            range.start + self.within_range,
-        );
-        let pair = Pair {
-            span: self.span,
-            remote: from..from.saturating_add(len),
-            local: to..to + len,
-        };
-        self.within_span += len;
-        self.within_range += len;
-        if self.within_span == span.len {
-            (self.span, self.within_span) = (self.span + 1, 0);
-        }
-        if len == range_left {
-            (self.range, self.within_range) = (self.range + 1, 0);
-        }
-        Some(pair)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,25 +133,6 @@ mod tests {
         assert_eq!(
             coalesce_local(vec![0..4, 4..4, 4..9, 10..11]),
             [0..9, 10..11]
-        );
-    }
-
-    #[test]
-    #[allow(clippy::single_range_in_vec_init)]
-    fn pieces_are_contiguous_on_both_sides_and_bounded() {
-        let mut pairs = Pairs::new(&[span(0, 10), span(20, 5)], vec![100..103, 200..212]);
-        let mut seen = Vec::new();
-        while let Some(pair) = pairs.next_pair(6) {
-            seen.push((pair.span, pair.remote, pair.local));
-        }
-        assert_eq!(
-            seen,
-            [
-                (0, 0..3, 100..103),
-                (0, 3..9, 200..206),
-                (0, 9..10, 206..207),
-                (1, 20..25, 207..212)
-            ]
         );
     }
 

@@ -22,11 +22,10 @@ use tokio::{
 
 use super::{
     frame::{ClientHello, SERVER_HELLO_BYTES, ServerHello, Welcome, encode_request},
-    operation::Operation,
     reader::Reader,
     socket,
 };
-use crate::transport::{ConnectError, PeerTarget, ReadError};
+use crate::transport::{ConnectError, PeerTarget, ReadError, operation::Operation};
 
 /// Most reads that wait on one connection, given up ones included. A peer this far behind does not
 /// keep up; its connection is as good as lost.

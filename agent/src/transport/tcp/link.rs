@@ -9,19 +9,19 @@ use std::{
     time::Duration,
 };
 
-use kvferry_memory::{AccessError, PieceMut};
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     connection::Connection,
     frame::{MAX_SPANS, ServerHello},
-    operation::Operation,
     transport::TcpConfig,
 };
 use crate::transport::{
     Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
-    TransportKind, spans::coalesce_remote,
+    TransportKind,
+    operation::{Operation, check_request},
+    spans::coalesce_remote,
 };
 
 /// Keeps 100 Gb/s full over a round trip of 2.5 ms.
@@ -111,7 +111,7 @@ impl Link for TcpLink {
     }
 
     fn read(&self, request: ReadRequest) -> PendingRead {
-        let bytes = match check(&request, &self.0.capabilities) {
+        let bytes = match check_request(&request, &self.0.capabilities) {
             Ok(bytes) => bytes,
             Err(error) => return PendingRead::settled(Err(error)),
         };
@@ -146,16 +146,6 @@ impl Drop for TcpLink {
         for connection in self.0.connections.lock().drain(..) {
             connection.close("the link was dropped");
         }
-    }
-}
-
-/// What can be known to be wrong before anything is sent.
-fn check(request: &ReadRequest, capabilities: &Capabilities) -> Result<u64, ReadError> {
-    let bytes = request.check(capabilities)?;
-    match PieceMut::new(&request.local.memory, 0, 0) {
-        Ok(_) => Ok(bytes),
-        Err(AccessError::ReadOnly) => Err(ReadError::Local(AccessError::ReadOnly)),
-        Err(error) => Err(ReadError::Local(error)),
     }
 }
 

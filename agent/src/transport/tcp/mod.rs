@@ -6,7 +6,6 @@
 mod connection;
 mod frame;
 mod link;
-mod operation;
 mod reader;
 mod response;
 mod server;

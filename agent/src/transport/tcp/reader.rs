@@ -8,9 +8,8 @@ use tokio::io::Interest;
 use super::{
     connection::Connection,
     frame::{FrameError, RESPONSE_HEAD_BYTES, ResponseHead},
-    operation::Operation,
 };
-use crate::transport::{ReadError, spans::SpanFault};
+use crate::transport::{ReadError, operation::Operation, spans::SpanFault};
 
 /// Bytes received behind a payload in the same call: the next heads, and small payloads (512 generation
 /// words) whole, which are then copied once.

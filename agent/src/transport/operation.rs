@@ -12,22 +12,23 @@ use std::{
 use kvferry_memory::{AccessError, HostMemory, MAX_PIECES, PieceMut, copy_ranges};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::transport::{
-    CancelRead, Completion, LocalSpans, PendingRead, ReadError, spans::coalesce_local,
+use super::{
+    CancelRead, Capabilities, Completion, LocalSpans, PendingRead, ReadError, ReadRequest,
+    spans::coalesce_local,
 };
 
 /// Where a read's bytes go and who waits for them. Whoever takes it out settles the read: the lock is
 /// held around every write to the local spans, so from then on there is none.
-pub(super) struct Operation {
+pub(in crate::transport) struct Operation {
     target: Mutex<Option<Target>>,
     /// The caller gave it up and its payload is still to come.
     abandoned: AtomicBool,
     /// Payload bytes in all.
-    pub(super) bytes: u64,
+    pub(in crate::transport) bytes: u64,
 }
 
 /// The local spans that are still to be filled.
-pub(super) struct Target {
+pub(in crate::transport) struct Target {
     memory: Arc<HostMemory>,
     ranges: Vec<Range<u64>>,
     next: usize,
@@ -36,36 +37,51 @@ pub(super) struct Target {
 
 impl Operation {
     /// A read of `bytes` bytes, which `local` has room for.
-    pub(super) fn new(local: LocalSpans, bytes: u64) -> (Arc<Self>, PendingRead) {
+    pub(in crate::transport) fn new(local: LocalSpans, bytes: u64) -> (Arc<Self>, PendingRead) {
+        Self::with_cancel(local, bytes, |operation| operation)
+    }
+
+    /// As [`Operation::new`], where a cancel must do more: `cancel` is given the operation, whose own
+    /// cancel it must call.
+    pub(in crate::transport) fn with_cancel(
+        local: LocalSpans,
+        bytes: u64,
+        cancel: impl FnOnce(Arc<Self>) -> Arc<dyn CancelRead>,
+    ) -> (Arc<Self>, PendingRead) {
         let operation = Arc::new(Self {
             target: Mutex::new(None),
             abandoned: AtomicBool::new(false),
             bytes,
         });
-        let (pending, completion) = PendingRead::new(Arc::clone(&operation) as Arc<dyn CancelRead>);
-        *operation.target.lock() = Some(Target {
+        let pending = operation.arm(local, cancel(Arc::clone(&operation)));
+        (operation, pending)
+    }
+
+    fn arm(&self, local: LocalSpans, cancel: Arc<dyn CancelRead>) -> PendingRead {
+        let (pending, completion) = PendingRead::new(cancel);
+        *self.target.lock() = Some(Target {
             memory: local.memory,
             ranges: coalesce_local(local.ranges),
             next: 0,
             completion,
         });
-        (operation, pending)
+        pending
     }
 
     /// The right to write to the local spans, while the guard is held; None once settled.
-    pub(super) fn target(&self) -> MutexGuard<'_, Option<Target>> {
+    pub(in crate::transport) fn target(&self) -> MutexGuard<'_, Option<Target>> {
         self.target.lock()
     }
 
     /// Settles it, unless that has happened.
-    pub(super) fn settle(&self, result: Result<(), ReadError>) {
+    pub(in crate::transport) fn settle(&self, result: Result<(), ReadError>) {
         let target = self.target.lock().take();
         if let Some(target) = target {
             target.completion.settle(result);
         }
     }
 
-    pub(super) fn is_abandoned(&self) -> bool {
+    pub(in crate::transport) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
 }
@@ -82,7 +98,7 @@ impl CancelRead for Operation {
 
 impl Target {
     /// Pieces for up to `limit` bytes that come next, and how many bytes they hold.
-    pub(super) fn pieces(&self, limit: u64) -> io::Result<(Vec<PieceMut<'_>>, u64)> {
+    pub(in crate::transport) fn pieces(&self, limit: u64) -> io::Result<(Vec<PieceMut<'_>>, u64)> {
         let rest = &self.ranges[self.next..];
         // One is left for the caller's own.
         let most = MAX_PIECES - 1;
@@ -102,7 +118,7 @@ impl Target {
     }
 
     /// That many bytes have been put where [`Target::pieces`] said.
-    pub(super) fn advance(&mut self, mut bytes: u64) {
+    pub(in crate::transport) fn advance(&mut self, mut bytes: u64) {
         while bytes > 0
             && let Some(range) = self.ranges.get_mut(self.next)
         {
@@ -116,7 +132,11 @@ impl Target {
     }
 
     /// Copies bytes that were received elsewhere.
-    pub(super) fn fill(&mut self, from: &HostMemory, range: Range<u64>) -> Result<(), AccessError> {
+    pub(in crate::transport) fn fill(
+        &mut self,
+        from: &HostMemory,
+        range: Range<u64>,
+    ) -> Result<(), AccessError> {
         let mut left = range.end - range.start;
         let into: Vec<Range<u64>> = self.ranges[self.next..]
             .iter()
@@ -131,4 +151,29 @@ impl Target {
         self.advance(len);
         Ok(())
     }
+
+    /// Copies bytes out of a buffer.
+    pub(in crate::transport) fn fill_bytes(&mut self, mut from: &[u8]) -> Result<(), AccessError> {
+        while !from.is_empty() {
+            let range = self.ranges.get(self.next);
+            let range = range.ok_or(AccessError::LengthMismatch)?;
+            let len = from.len().min((range.end - range.start) as usize);
+            let (now, later) = from.split_at(len);
+            self.memory.write_at(range.start, now)?;
+            self.advance(len as u64);
+            from = later;
+        }
+        Ok(())
+    }
+}
+
+/// What can be known to be wrong with a request before anything is done. Gives its bytes.
+pub(in crate::transport) fn check_request(
+    request: &ReadRequest,
+    capabilities: &Capabilities,
+) -> Result<u64, ReadError> {
+    let bytes = request.check(capabilities)?;
+    // An empty piece is refused only where the memory cannot be written to.
+    PieceMut::new(&request.local.memory, 0, 0).map_err(ReadError::Local)?;
+    Ok(bytes)
 }
