@@ -124,11 +124,11 @@ impl ClientError {
         }
     }
 
-    pub(crate) fn nonsense(call: Call, message: impl ToString) -> Self {
+    pub(crate) fn nonsense(call: Call, message: impl Into<String>) -> Self {
         Self::Nonsense {
             who: call.who,
             what: call.what,
-            message: message.to_string(),
+            message: message.into(),
         }
     }
 }

@@ -201,7 +201,7 @@ impl Arrivals<'_> {
     fn take(&mut self, call: Call, message: pb::GetResponse) -> Result<(), GetError> {
         if let Some(outcome) = message.outcome {
             self.close(call)?;
-            self.begin(call, outcome)?;
+            self.begin(call, &outcome)?;
         }
         if message.data.is_empty() {
             return Ok(());
@@ -226,7 +226,7 @@ impl Arrivals<'_> {
         Ok(())
     }
 
-    fn begin(&mut self, call: Call, outcome: pb::BlockOutcome) -> Result<(), GetError> {
+    fn begin(&mut self, call: Call, outcome: &pb::BlockOutcome) -> Result<(), GetError> {
         if outcome.index as usize != self.next || self.next == self.count {
             let message = format!("block {} where {} is due", outcome.index, self.next);
             return Err(ClientError::nonsense(call, message).into());

@@ -376,7 +376,7 @@ mod tests {
     #[test]
     fn every_shape_is_a_geometry_of_the_layout() {
         let input = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(input.path(), "x").unwrap();
+        fs::write(input.path(), "x").unwrap();
         let workload = Workload::open(input.path(), 1).unwrap();
         for shape in [Shape::LayerFirst, Shape::Contiguous] {
             let geometry = pb::Geometry {
