@@ -15,6 +15,8 @@ mod progress;
 mod settings;
 mod shutdown;
 mod size;
+#[cfg(test)]
+mod testing;
 
 use std::process::ExitCode;
 

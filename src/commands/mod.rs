@@ -7,6 +7,8 @@ pub(crate) mod nodes;
 mod place;
 pub(crate) mod put;
 pub(crate) mod stats;
+#[cfg(test)]
+mod tests;
 pub(crate) mod tool;
 
 // The daemons, until their crates are merged; then: `pub(crate) mod agent; pub(crate) mod coordinator;`.

@@ -5,6 +5,8 @@ mod engine;
 mod phases;
 mod report;
 mod room;
+#[cfg(test)]
+mod tests;
 mod workload;
 
 use std::{
