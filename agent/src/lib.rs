@@ -4,6 +4,15 @@
 //! Usable as a daemon (`kvferry agent`) and as a library.
 
 pub mod config;
+pub mod coordinators;
+mod counters;
+mod daemon;
 pub mod region;
+mod service;
+pub mod session;
 pub mod transfer;
 pub mod transport;
+mod unix_socket;
+
+pub use config::AgentConfig;
+pub use daemon::{Agent, AgentAddresses, ServeError, StartError};

@@ -1,1 +1,12 @@
-//! placeholder
+//! The control plane of kvferry: which node owns which block.
+//!
+//! [`directory`] is a pure machine: `now` is an argument, effects come out. Around it lies a thin
+//! gRPC shell ([`Coordinator`]) that parses messages into events and carries the effects out.
+
+mod config;
+pub mod directory;
+mod server;
+mod service;
+
+pub use config::{ConfigError, CoordinatorConfig};
+pub use server::{Coordinator, ServeError, StartError};

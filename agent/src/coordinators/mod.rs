@@ -1,0 +1,8 @@
+//! The agent as a client of its coordinators.
+
+mod client;
+mod located;
+
+pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
+pub(crate) use client::{describe, endpoint};
+pub use located::{Located, LocatedCandidate, OwnerRegion};

@@ -1,0 +1,435 @@
+//! An agent, put together: what it binds, what it runs, how it stops.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicU64},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tracing::{info, warn};
+
+use crate::{
+    config::{AgentConfig, ConfigError, EvictionChoice, TransportChoice},
+    coordinators::{BadAddress, Coordinators, endpoint},
+    counters::PullCounters,
+    region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
+    service::{Clients, Defaults, LocalApi, PeerApi, Shared},
+    session::{
+        ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
+        inventory_messages,
+    },
+    transfer::TransferConfig,
+    transport::{
+        links::{Links, LinksConfig},
+        shm::{DepositBox, ShmServer, ShmTransport, host_id},
+        tcp::{TcpConfig, TcpLimits, TcpServer, TcpTransport},
+        Transport, TransportKind,
+    },
+    unix_socket::{BoundSocket, SocketError},
+};
+
+/// Everything must have ended this long after the signal; what has not is dropped.
+const DRAIN_BOUND: Duration = Duration::from_secs(5);
+/// How often expired pins are looked for.
+const TICK: Duration = Duration::from_millis(250);
+/// Candidates asked for per block: the first, and two to fail over to.
+const CANDIDATES: u32 = 3;
+/// Local connections that may be open: engines have a handful of processes, tools come and go.
+const MAX_LOCAL_CONNECTIONS: usize = 1024;
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting that cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A name or label that cannot be.
+    #[error(transparent)]
+    Name(#[from] IdError),
+    /// A coordinator's address that cannot be.
+    #[error(transparent)]
+    Coordinator(#[from] BadAddress),
+    /// A TCP port that is not to be had.
+    #[error("cannot listen on {address} ({what}): {source}; stop what listens there, or choose another port")]
+    Listen {
+        /// What was to listen there.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The data port is not to be had.
+    #[error(transparent)]
+    Data(#[from] crate::transport::tcp::BindError),
+    /// A unix socket that is not to be had.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+}
+
+/// Why an agent ended other than by being told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A later incarnation of this node took over.
+    #[error("another agent took over the node name {node}: this one has ended; give each agent a name of its own")]
+    Superseded {
+        /// The name.
+        node: NodeId,
+    },
+}
+
+/// Where an agent is to be found.
+#[derive(Debug, Clone)]
+pub struct AgentAddresses {
+    /// Its node.
+    pub node: NodeId,
+    /// Its lifetime.
+    pub incarnation: Incarnation,
+    /// Its Peer service.
+    pub peer: SocketAddr,
+    /// Its TCP data plane.
+    pub data: SocketAddr,
+    /// Its local API.
+    pub socket: PathBuf,
+    /// Where descriptors are handed over.
+    pub descriptor_socket: PathBuf,
+}
+
+/// An agent that has bound everything and serves nothing yet.
+pub struct Agent {
+    addresses: AgentAddresses,
+    api: LocalApi,
+    identity: Identity,
+    clients: Clients,
+    gone: mpsc::UnboundedReceiver<ClientId>,
+    local: BoundSocket,
+    peer: TcpListener,
+    data: TcpServer,
+    shm: ShmServer,
+    sessions: Vec<SessionTask>,
+}
+
+impl Agent {
+    /// Checks the configuration and binds everything.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing stays bound then.
+    pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
+        config.validate()?;
+        let node = NodeId::new(&config.node)?;
+        let labels = Labels::new(config.labels.clone())?;
+        let incarnation = new_incarnation()?;
+        let catalog = Arc::new(RegionCatalog::new(incarnation));
+
+        let local = BoundSocket::bind(&config.socket_path()).await?;
+        let deposits = Arc::new(DepositBox::default());
+        let shm = ShmServer::bind(
+            &config.descriptor_socket_path(),
+            Arc::clone(&catalog),
+            Arc::clone(&deposits),
+        )
+        .await?;
+        let data = TcpServer::bind(config.listen_data, Arc::clone(&catalog), TcpLimits::default())
+            .await?;
+        let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
+
+        let reachable = |bound: SocketAddr| match config.advertise_host {
+            Some(host) => SocketAddr::new(host, bound.port()),
+            None => bound,
+        };
+        let identity = Identity {
+            node: node.clone(),
+            incarnation,
+            addresses: NodeAddresses {
+                peer: Some(reachable(peer_address)),
+                data: Some(reachable(data.local_addr())),
+                shm: Some(config.descriptor_socket_path().display().to_string()),
+                host_id: host_id(),
+            },
+            labels,
+        };
+        let log = Arc::new(ChangeLog::new());
+        let store = Arc::new(Store::new(
+            catalog,
+            Arc::clone(&log) as _,
+            StoreLimits::default(),
+        ));
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log)?;
+        let api = LocalApi::new(Shared {
+            links: Arc::new(links(&config, &identity)),
+            coordinators: Coordinators::new(&config.coordinators)?,
+            coordinator_addresses: config.coordinators.clone(),
+            sessions: statuses,
+            served: data.counters(),
+            identity: identity.clone(),
+            defaults: defaults(&config),
+            imports: Default::default(),
+            pulls: PullCounters::default(),
+            holders: AtomicU64::new(1),
+            start: Instant::now(),
+            store,
+            log,
+            deposits,
+        });
+        let (clients, gone) = Clients::new();
+        Ok(Self {
+            addresses: AgentAddresses {
+                node,
+                incarnation,
+                peer: peer_address,
+                data: data.local_addr(),
+                socket: config.socket_path(),
+                descriptor_socket: config.descriptor_socket_path(),
+            },
+            api,
+            identity,
+            clients,
+            gone,
+            local,
+            peer,
+            data,
+            shm,
+            sessions,
+        })
+    }
+
+    /// Where it is to be found.
+    #[must_use]
+    pub fn addresses(&self) -> &AgentAddresses {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown` completes, then says goodbye, lets calls end, and closes everything.
+    ///
+    /// # Errors
+    /// [`ServeError`] when it had to end by itself.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let stop = CancellationToken::new();
+        // Readers are told that we go before our memory does.
+        let stop_data = CancellationToken::new();
+        let statuses = self.api.sessions.clone();
+        let mut sessions = JoinSet::new();
+        for session in self.sessions {
+            sessions.spawn(session.run(stop.clone()));
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve_local(self.api.clone(), self.local, self.clients, stop.clone()));
+        tasks.spawn(serve_peers(self.identity.clone(), self.peer, stop.clone()));
+        tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
+        tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
+        tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
+
+        let result = tokio::select! {
+            () = shutdown => Ok(()),
+            () = superseded(statuses) => Err(ServeError::Superseded {
+                node: self.addresses.node.clone(),
+            }),
+        };
+        info!("stopping");
+        stop.cancel();
+        let drained = timeout(DRAIN_BOUND, async {
+            while sessions.join_next().await.is_some() {}
+            stop_data.cancel();
+            while tasks.join_next().await.is_some() {}
+        })
+        .await;
+        if drained.is_err() {
+            warn!("calls were still under way after {} s: dropped", DRAIN_BOUND.as_secs());
+        }
+        result
+    }
+}
+
+/// Microseconds since 1970: a later process has a greater number unless the clock was set back; then
+/// the coordinator refuses it until the old one is forgotten, and says so.
+fn new_incarnation() -> Result<Incarnation, IdError> {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Incarnation::new(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+async fn listen(
+    what: &'static str,
+    address: SocketAddr,
+) -> Result<(TcpListener, SocketAddr), StartError> {
+    let failed = |source| StartError::Listen {
+        what,
+        address,
+        source,
+    };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((listener, bound))
+}
+
+type Sessions = (Vec<SessionTask>, Vec<watch::Receiver<SessionStatus>>);
+
+fn sessions(
+    config: &AgentConfig,
+    identity: &Identity,
+    store: &Arc<Store>,
+    log: &Arc<ChangeLog>,
+) -> Result<Sessions, BadAddress> {
+    let inventory: InventorySource = {
+        let (store, log) = (Arc::clone(store), Arc::clone(log));
+        Arc::new(move || {
+            let (inventory, seq) = store.inventory(|| log.seal_position());
+            (inventory_messages(&inventory, seq), seq)
+        })
+    };
+    let mut tasks = (Vec::new(), Vec::new());
+    for (index, address) in config.coordinators.iter().enumerate() {
+        let (task, status) = SessionTask::new(
+            endpoint(address)?,
+            identity.clone(),
+            Arc::clone(log),
+            Arc::clone(&inventory),
+            SessionConfig {
+                seed: identity.incarnation.get().wrapping_add(index as u64),
+                ..SessionConfig::default()
+            },
+        );
+        tasks.0.push(task);
+        tasks.1.push(status);
+    }
+    Ok(tasks)
+}
+
+fn links(config: &AgentConfig, identity: &Identity) -> Links {
+    let forced = match config.transport {
+        TransportChoice::Auto => None,
+        TransportChoice::Tcp => Some(TransportKind::Tcp),
+        TransportChoice::Shm => Some(TransportKind::Shm),
+    };
+    let transports: Vec<Arc<dyn Transport>> = vec![
+        Arc::new(ShmTransport::new(&identity.addresses.host_id)),
+        Arc::new(TcpTransport::new(TcpConfig {
+            connections: config.tcp_connections_per_peer as usize,
+            ..TcpConfig::default()
+        })),
+    ];
+    Links::new(transports, forced, LinksConfig::default())
+}
+
+fn defaults(config: &AgentConfig) -> Defaults {
+    Defaults {
+        pool_bytes: config.pool_bytes.0,
+        hugepages: config.hugepages,
+        eviction: match config.eviction {
+            EvictionChoice::Prefix => EvictionKind::Prefix,
+            EvictionChoice::Lru => EvictionKind::Lru,
+        },
+        pull_timeout: Duration::from_millis(config.pull_timeout_ms),
+        replicate: config.replicate,
+        max_candidates: CANDIDATES,
+        transfer: TransferConfig {
+            stall_bound: Duration::from_millis(config.stall_bound_ms),
+            ..TransferConfig::default()
+        },
+    }
+}
+
+async fn serve_local(
+    api: LocalApi,
+    socket: BoundSocket,
+    clients: Clients,
+    stop: CancellationToken,
+) {
+    let (sender, incoming) = mpsc::channel(1);
+    let accepting = async {
+        loop {
+            let stream = match socket.accept().await {
+                Ok(stream) => Ok(clients.admit(stream)),
+                Err(error) => Err(error),
+            };
+            let failed = stream.is_err();
+            if sender.send(stream).await.is_err() {
+                return;
+            }
+            if failed {
+                // Out of descriptors, say: time for some to come free.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    };
+    let serving = Server::builder()
+        .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
+        .add_service(api.server())
+        .serve_with_incoming_shutdown(
+            tokio_stream::wrappers::ReceiverStream::new(incoming),
+            stop.cancelled_owned(),
+        );
+    tokio::select! {
+        served = serving => if let Err(error) = served {
+            warn!("the local API ended: {error}");
+        },
+        () = accepting => {}
+    }
+}
+
+async fn serve_peers(identity: Identity, listener: TcpListener, stop: CancellationToken) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter
+        .set_service_status("kvferry.v1.Peer", tonic_health::ServingStatus::Serving)
+        .await;
+    let served = Server::builder()
+        .add_service(PeerApi::server(identity))
+        .add_service(health)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .await;
+    if let Err(error) = served {
+        warn!("the Peer service ended: {error}");
+    }
+}
+
+/// Ends what clients leave behind, and what has expired.
+async fn housekeeping(
+    api: LocalApi,
+    mut gone: mpsc::UnboundedReceiver<ClientId>,
+    stop: CancellationToken,
+) {
+    let mut tick = interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            client = gone.recv() => match client {
+                Some(client) => api.client_gone(client),
+                None => return,
+            },
+            _ = tick.tick() => {
+                api.store.tick(api.now());
+            }
+        }
+    }
+}
+
+/// Completes when a coordinator says that a later incarnation of this node lives.
+async fn superseded(mut statuses: Vec<watch::Receiver<SessionStatus>>) {
+    let mut waits = JoinSet::new();
+    for mut status in statuses.drain(..) {
+        waits.spawn(async move {
+            if status.wait_for(|s| s.superseded).await.is_err() {
+                // Its task has ended without saying so: it was told to stop.
+                std::future::pending::<()>().await;
+            }
+        });
+    }
+    if waits.join_next().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,139 @@
+//! Who is at the other end of a local connection, and that it went away.
+//!
+//! An engine's reservations and pins belong to its connection. The connection's stream and every call
+//! that came over it share a handle; when the last of them is gone, whatever the reason, the handle
+//! reports it. So nothing is released while a call that uses it still runs.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::UnixStream,
+    sync::mpsc,
+};
+use tonic::{Request, Status, transport::server::Connected};
+
+use crate::region::ClientId;
+
+/// Gives each connection its id and hears of its end.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    next: AtomicU64,
+    /// Unbounded because a drop cannot wait; it holds at most one entry per connection.
+    gone: mpsc::UnboundedSender<ClientId>,
+}
+
+impl Clients {
+    /// The other end gives each client that has gone, once.
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<ClientId>) {
+        let (gone, receiver) = mpsc::unbounded_channel();
+        let clients = Self {
+            next: AtomicU64::new(1),
+            gone,
+        };
+        (clients, receiver)
+    }
+
+    /// A new connection.
+    pub(crate) fn admit(&self, stream: UnixStream) -> ClientStream {
+        let handle = ClientHandle(Arc::new(Guard {
+            client: ClientId(self.next.fetch_add(1, Ordering::Relaxed)),
+            gone: self.gone.clone(),
+        }));
+        ClientStream { stream, handle }
+    }
+}
+
+/// Keeps a client's belongings while it lives. Handlers hold it until their call has ended.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientHandle(Arc<Guard>);
+
+#[derive(Debug)]
+struct Guard {
+    client: ClientId,
+    gone: mpsc::UnboundedSender<ClientId>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Nobody listens any more only when the agent stops.
+        let _ = self.gone.send(self.client);
+    }
+}
+
+impl ClientHandle {
+    /// The client a request came from.
+    #[allow(clippy::result_large_err)] // tonic's signature
+    pub(crate) fn of<M>(request: &Request<M>) -> Result<Self, Status> {
+        request
+            .extensions()
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Status::internal("the call came over no local connection"))
+    }
+
+    pub(crate) fn id(&self) -> ClientId {
+        self.0.client
+    }
+}
+
+/// A local connection that reports its end.
+pub(crate) struct ClientStream {
+    stream: UnixStream,
+    handle: ClientHandle,
+}
+
+impl Connected for ClientStream {
+    type ConnectInfo = ClientHandle;
+    fn connect_info(&self) -> ClientHandle {
+        self.handle.clone()
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,56 @@
+//! The agent in numbers.
+
+use kvferry_proto::pb;
+
+use super::LocalApi;
+
+impl LocalApi {
+    pub(super) fn numbers(&self) -> pb::StatsResponse {
+        let store = self.store.stats();
+        let (_, next_delta) = self.log.bounds();
+        let coordinators = self
+            .sessions
+            .iter()
+            .zip(&self.coordinator_addresses)
+            .map(|(session, address)| {
+                let status = session.borrow();
+                pb::CoordinatorLink {
+                    address: address.clone(),
+                    connected: status.connected,
+                    unacknowledged_deltas: (next_delta - 1).saturating_sub(status.acknowledged),
+                    resyncs: status.resyncs,
+                    last_error: status.last_error.clone(),
+                }
+            })
+            .collect();
+        let regions = store
+            .regions
+            .iter()
+            .map(|stats| pb::RegionStats {
+                region: Some(self.describe_region(&stats.region)),
+                free: stats.free,
+                reserved: stats.reserved,
+                sealed: stats.sealed,
+                pinned: stats.pinned,
+                quarantined: stats.quarantined,
+                evictions: stats.evictions,
+            })
+            .collect();
+        let pulls = &self.pulls;
+        pb::StatsResponse {
+            node: self.identity.node.to_string(),
+            incarnation: self.identity.incarnation.get(),
+            regions,
+            coordinators,
+            reservations: store.reservations,
+            pins: store.pins,
+            pulls_in_flight: pulls.begun.get().saturating_sub(pulls.ended.get()),
+            blocks_pulled: pulls.blocks.get(),
+            bytes_pulled: pulls.bytes.get(),
+            blocks_stale: pulls.stale.get(),
+            blocks_failed: pulls.failed.get(),
+            bytes_served: self.served.bytes_sent(),
+            peers_suspect: self.links.suspects() as u64,
+        }
+    }
+}

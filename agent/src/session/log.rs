@@ -1,0 +1,140 @@
+//! The numbered history of what this agent holds, as far back as its bound reaches.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::Delta;
+use crate::region::{Change, ChangeSink};
+
+/// Most things one delta says: about 200 KB of message, applied in well under a millisecond.
+const MAX_DELTA_LEN: usize = 4096;
+/// Most regions one delta adds or removes: with 1,024 planes each, well within a message.
+const MAX_DELTA_REGIONS: usize = 64;
+/// Deltas kept for coordinators that come back: with full deltas over a million slots, which is
+/// about where a full inventory is cheaper than the history.
+const MAX_DELTAS: usize = 256;
+
+/// What a reader of the log finds at its position.
+#[derive(Debug, Clone)]
+pub enum LogEntry {
+    /// The delta of that number.
+    Delta(Arc<Delta>),
+    /// Nothing yet.
+    UpToDate,
+    /// That far back the log does not reach: send an inventory.
+    Forgotten,
+}
+
+/// Every change, batched and numbered from 1, in the order of truth. Shared by all sessions.
+#[derive(Debug)]
+pub struct ChangeLog {
+    inner: Mutex<Inner>,
+    /// Wakes sessions; the value is of no meaning.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Number of `closed[0]`.
+    first: u64,
+    closed: VecDeque<Arc<Delta>>,
+    /// Grows until somebody reads it; then it is closed, so that all readers get the same batches.
+    open: Delta,
+}
+
+impl Inner {
+    /// Number the open batch will have.
+    fn next(&self) -> u64 {
+        self.first + self.closed.len() as u64
+    }
+
+    fn close(&mut self) {
+        if self.open.is_empty() {
+            return;
+        }
+        self.closed
+            .push_back(Arc::new(std::mem::take(&mut self.open)));
+        if self.closed.len() > MAX_DELTAS {
+            self.closed.pop_front();
+            self.first += 1;
+        }
+    }
+}
+
+impl Default for ChangeLog {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ChangeLog {
+    /// An empty log; the first delta will be number 1.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                first: 1,
+                closed: VecDeque::new(),
+                open: Delta::default(),
+            }),
+            changed: watch::Sender::new(0),
+        }
+    }
+
+    /// The delta of that number. Closes the open batch where it is the one asked for.
+    #[must_use]
+    pub fn read(&self, seq: u64) -> LogEntry {
+        let mut inner = self.inner.lock();
+        if seq == inner.next() {
+            inner.close();
+        }
+        if seq < inner.first {
+            return LogEntry::Forgotten;
+        }
+        match inner.closed.get((seq - inner.first) as usize) {
+            Some(delta) => LogEntry::Delta(Arc::clone(delta)),
+            None => LogEntry::UpToDate,
+        }
+    }
+
+    /// The oldest delta there is, and the number the next new one will have.
+    #[must_use]
+    pub fn bounds(&self) -> (u64, u64) {
+        let inner = self.inner.lock();
+        (inner.first, inner.next())
+    }
+
+    /// Is there something in the open batch?
+    #[must_use]
+    pub fn has_open(&self) -> bool {
+        !self.inner.lock().open.is_empty()
+    }
+
+    /// The number of the last delta that has everything recorded so far. Called under the store's
+    /// lock it says which deltas an inventory contains.
+    pub fn seal_position(&self) -> u64 {
+        let mut inner = self.inner.lock();
+        inner.close();
+        inner.next() - 1
+    }
+
+    /// Wakes when something was recorded.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+impl ChangeSink for ChangeLog {
+    fn record(&self, change: Change) {
+        let mut inner = self.inner.lock();
+        inner.open.fold(change);
+        if inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS {
+            inner.close();
+        }
+        drop(inner);
+        self.changed.send_modify(|count| *count += 1);
+    }
+}

@@ -1,0 +1,455 @@
+//! Carries out what the [`SessionMachine`](super::SessionMachine) decides: one task per coordinator.
+
+use std::{sync::Arc, time::Duration};
+
+use kvferry_proto::{
+    Incarnation, Labels, MAX_MESSAGE_BYTES, NodeAddresses, NodeId, Reason,
+    pb::{
+        self, agent_message::Message, coordinator_client::CoordinatorClient,
+        coordinator_message::Message as Answer,
+    },
+    reason_of,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine};
+use crate::coordinators::describe;
+
+/// Messages between the machine and the wire; beyond it the coordinator is slow and we wait.
+const OUTBOUND_MESSAGES: usize = 64;
+/// A coordinator that takes no message for this long is as good as gone.
+const SEND_BOUND: Duration = Duration::from_secs(10);
+/// Opening a channel takes no longer.
+const CONNECT_BOUND: Duration = Duration::from_secs(5);
+/// A goodbye must be on its way by then; a coordinator that misses it hides the node a little later.
+const GOODBYE_BOUND: Duration = Duration::from_secs(1);
+
+/// What this agent says of itself in every hello.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The node it speaks for.
+    pub node: NodeId,
+    /// Its lifetime.
+    pub incarnation: Incarnation,
+    /// Where it can be reached.
+    pub addresses: NodeAddresses,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// Where a session stands, for people and for those who wait for an acknowledgement.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionStatus {
+    /// Established, and not in the middle of an inventory.
+    pub connected: bool,
+    /// The last delta the coordinator confirmed.
+    pub acknowledged: u64,
+    /// Inventories sent.
+    pub resyncs: u64,
+    /// The last thing that went wrong; empty while connected.
+    pub last_error: String,
+    /// A later incarnation of this node took over: this agent must stop.
+    pub superseded: bool,
+}
+
+/// A full inventory as messages, and the delta number it is based on.
+pub type InventorySource = Arc<dyn Fn() -> (Vec<pb::Inventory>, u64) + Send + Sync>;
+
+/// One session's shell.
+pub struct SessionTask {
+    endpoint: Endpoint,
+    address: String,
+    identity: Identity,
+    log: Arc<ChangeLog>,
+    inventory: InventorySource,
+    machine: SessionMachine,
+    status: watch::Sender<SessionStatus>,
+    start: Instant,
+    outbound: Option<mpsc::Sender<pb::AgentMessage>>,
+    inbound: Inbound,
+}
+
+/// What may arrive from the coordinator's side.
+enum Inbound {
+    Nothing,
+    Opening(tokio::task::JoinHandle<Result<Channel, tonic::transport::Error>>),
+    Calling(tokio::task::JoinHandle<Result<Streaming<pb::CoordinatorMessage>, Status>>),
+    Open(Box<Streaming<pb::CoordinatorMessage>>),
+}
+
+/// What did arrive.
+enum Arrived {
+    Channel(Channel),
+    Stream(Box<Streaming<pb::CoordinatorMessage>>),
+    Answer(Answer),
+    /// The channel was refused, or the stream ended; with what was said of it.
+    Lost(String),
+    /// The coordinator refuses this incarnation.
+    Fenced(String),
+}
+
+impl SessionTask {
+    /// Prepares a session; nothing happens until [`SessionTask::run`].
+    #[must_use]
+    pub fn new(
+        endpoint: Endpoint,
+        identity: Identity,
+        log: Arc<ChangeLog>,
+        inventory: InventorySource,
+        config: SessionConfig,
+    ) -> (Self, watch::Receiver<SessionStatus>) {
+        let (status, receiver) = watch::channel(SessionStatus::default());
+        let task = Self {
+            address: endpoint.uri().to_string(),
+            endpoint,
+            identity,
+            log,
+            inventory,
+            machine: SessionMachine::new(config),
+            status,
+            start: Instant::now(),
+            outbound: None,
+            inbound: Inbound::Nothing,
+        };
+        (task, receiver)
+    }
+
+    /// Keeps the coordinator in step until told to stop, then says goodbye.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut changed = self.log.subscribe();
+        self.tick();
+        loop {
+            while let Some(command) = self.machine.poll_command() {
+                if self.execute(command).await.is_break() {
+                    return;
+                }
+            }
+            self.publish_status();
+            let timeout = self.machine.poll_timeout().map(|at| self.start + at);
+            tokio::select! {
+                () = stop.cancelled() => {
+                    self.handle(Event::Stop);
+                    self.drain().await;
+                    return;
+                }
+                changed = changed.changed() => {
+                    // The log lives as long as this task, so this is always news.
+                    if changed.is_ok() {
+                        self.tick();
+                    }
+                }
+                () = at(timeout) => self.tick(),
+                arrived = self.inbound.next() => self.arrived(arrived),
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = self.now();
+        self.machine.handle(now, event);
+    }
+
+    fn tick(&mut self) {
+        let (_, next) = self.log.bounds();
+        // A delta that is still open counts: asking for it closes it.
+        let next_delta = next + u64::from(self.log.has_open());
+        self.handle(Event::Tick { next_delta });
+    }
+
+    async fn execute(&mut self, command: Command) -> std::ops::ControlFlow<()> {
+        use std::ops::ControlFlow::{Break, Continue};
+        match command {
+            Command::Connect => {
+                let endpoint = self.endpoint.clone();
+                self.inbound = Inbound::Opening(tokio::spawn(async move {
+                    endpoint.connect_timeout(CONNECT_BOUND).connect().await
+                }));
+            }
+            Command::SendHello { epoch } => {
+                let hello = self.hello(epoch);
+                self.send(Message::Hello(hello)).await;
+            }
+            Command::SendDelta(seq) => match self.log.read(seq) {
+                LogEntry::Delta(delta) => self.send(Message::Delta(delta.to_message(seq))).await,
+                LogEntry::Forgotten => self.handle(Event::DeltaForgotten),
+                // The machine only asks for what the log has said it has.
+                LogEntry::UpToDate => debug!(seq, "a delta that is not there was asked for"),
+            },
+            Command::SendInventory => self.send_inventory().await,
+            Command::SendHeartbeat(number) => {
+                self.send(Message::Heartbeat(pb::Heartbeat { number }))
+                    .await;
+            }
+            Command::SendGoodbye => {
+                self.send(Message::Goodbye(pb::Goodbye {})).await;
+            }
+            Command::Disconnect => self.disconnect(),
+            Command::GiveUp => {
+                error!(
+                    node = %self.identity.node,
+                    incarnation = %self.identity.incarnation,
+                    coordinator = %self.address,
+                    "another agent took over this node's name: this one must not speak for it any more"
+                );
+                self.status.send_modify(|status| status.superseded = true);
+                self.disconnect();
+                self.publish_status();
+                return Break(());
+            }
+        }
+        Continue(())
+    }
+
+    fn hello(&self, epoch: u64) -> pb::Hello {
+        let (oldest_delta, next_delta) = self.log.bounds();
+        pb::Hello {
+            node: self.identity.node.to_string(),
+            incarnation: self.identity.incarnation.get(),
+            addresses: Some((&self.identity.addresses).into()),
+            labels: self
+                .identity
+                .labels
+                .iter()
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
+            coordinator_epoch: epoch,
+            oldest_delta,
+            next_delta,
+        }
+    }
+
+    async fn send_inventory(&mut self) {
+        let (parts, seq) = (self.inventory)();
+        info!(
+            coordinator = %self.address,
+            parts = parts.len(),
+            seq,
+            "sending a full inventory"
+        );
+        for part in parts {
+            self.send(Message::Inventory(part)).await;
+            if self.outbound.is_none() {
+                return;
+            }
+        }
+        self.handle(Event::InventorySent(seq));
+    }
+
+    async fn send(&mut self, message: Message) {
+        let Some(outbound) = &self.outbound else {
+            return;
+        };
+        let message = pb::AgentMessage {
+            message: Some(message),
+        };
+        match timeout(SEND_BOUND, outbound.send(message)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => self.lost("the stream ended"),
+            Err(_) => self.lost(&format!(
+                "it took no message for {} s",
+                SEND_BOUND.as_secs()
+            )),
+        }
+    }
+
+    fn arrived(&mut self, arrived: Arrived) {
+        match arrived {
+            Arrived::Channel(channel) => {
+                let (sender, receiver) = mpsc::channel(OUTBOUND_MESSAGES);
+                self.outbound = Some(sender);
+                let mut client = CoordinatorClient::new(channel)
+                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    .max_encoding_message_size(MAX_MESSAGE_BYTES);
+                // The server may answer only after it has read the hello, so we must not wait.
+                self.inbound = Inbound::Calling(tokio::spawn(async move {
+                    let stream = client.session(ReceiverStream::new(receiver)).await?;
+                    Ok(stream.into_inner())
+                }));
+                self.handle(Event::Connected);
+            }
+            Arrived::Stream(stream) => self.inbound = Inbound::Open(stream),
+            Arrived::Answer(answer) => self.answered(answer),
+            Arrived::Lost(detail) => self.lost(&detail),
+            Arrived::Fenced(detail) => {
+                self.note(&detail);
+                self.disconnect();
+                self.handle(Event::Fenced);
+            }
+        }
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        let event = match answer {
+            Answer::Welcome(welcome) => {
+                info!(coordinator = %self.address, resync = welcome.resync, "session established");
+                self.status.send_modify(|status| status.last_error.clear());
+                Event::Welcomed {
+                    epoch: welcome.epoch,
+                    heartbeat: Duration::from_millis(welcome.heartbeat_interval_ms.into()),
+                    expect_delta: (!welcome.resync).then_some(welcome.expect_delta),
+                }
+            }
+            Answer::Ack(ack) => Event::Acknowledged(ack.seq),
+            Answer::Resync(request) => {
+                warn!(
+                    coordinator = %self.address,
+                    expected = request.expected_seq,
+                    got = request.got_seq,
+                    "the coordinator saw a gap"
+                );
+                Event::ResyncRequested
+            }
+            Answer::HeartbeatAck(_) => Event::HeartbeatAnswered,
+            Answer::RegionRefused(refused) => {
+                error!(
+                    coordinator = %self.address,
+                    region = refused.region,
+                    "the coordinator refuses a region, nobody will find its blocks: {}",
+                    refused.message
+                );
+                self.status
+                    .send_modify(|status| status.last_error = refused.message);
+                return;
+            }
+            Answer::Closing(_) => {
+                info!(coordinator = %self.address, "the coordinator goes away");
+                Event::Closing
+            }
+        };
+        self.handle(event);
+    }
+
+    fn lost(&mut self, detail: &str) {
+        self.note(detail);
+        self.disconnect();
+        self.handle(Event::Disconnected);
+    }
+
+    /// Logs a trouble once, not at every attempt.
+    fn note(&self, detail: &str) {
+        if self.status.borrow().last_error != detail {
+            warn!(coordinator = %self.address, "session lost: {detail}");
+            self.status
+                .send_modify(|status| detail.clone_into(&mut status.last_error));
+        }
+    }
+
+    fn disconnect(&mut self) {
+        self.outbound = None;
+        self.inbound.abort();
+    }
+
+    /// Lets a goodbye reach the wire: the coordinator ends the stream when it has read it.
+    async fn drain(&mut self) {
+        while let Some(command) = self.machine.poll_command() {
+            if self.execute(command).await.is_break() {
+                return;
+            }
+        }
+        self.outbound = None;
+        let until = Instant::now() + GOODBYE_BOUND;
+        while !matches!(self.inbound, Inbound::Nothing) {
+            match timeout_at(until, self.inbound.next()).await {
+                Ok(Arrived::Stream(stream)) => self.inbound = Inbound::Open(stream),
+                Ok(Arrived::Answer(_)) => {}
+                Ok(Arrived::Channel(_) | Arrived::Lost(_) | Arrived::Fenced(_)) => break,
+                Err(_) => {
+                    debug!(coordinator = %self.address, "no answer to the goodbye");
+                    break;
+                }
+            }
+        }
+        self.inbound.abort();
+    }
+
+    fn publish_status(&self) {
+        let (connected, acknowledged, resyncs) = (
+            self.machine.is_live(),
+            self.machine.acknowledged(),
+            self.machine.resyncs(),
+        );
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            status.connected = connected;
+            status.acknowledged = acknowledged;
+            status.resyncs = resyncs;
+            *status != before
+        });
+    }
+}
+
+impl Inbound {
+    async fn next(&mut self) -> Arrived {
+        match self {
+            Self::Nothing => std::future::pending().await,
+            Self::Opening(opening) => match opening.await {
+                Ok(Ok(channel)) => Arrived::Channel(channel),
+                Ok(Err(error)) => Arrived::Lost(causes(&error)),
+                Err(error) => Arrived::Lost(error.to_string()),
+            },
+            Self::Calling(calling) => match calling.await {
+                Ok(Ok(stream)) => Arrived::Stream(Box::new(stream)),
+                Ok(Err(status)) => lost(&status),
+                Err(error) => Arrived::Lost(error.to_string()),
+            },
+            Self::Open(stream) => match stream.message().await {
+                Ok(Some(pb::CoordinatorMessage {
+                    message: Some(answer),
+                })) => Arrived::Answer(answer),
+                // A message of a kind we do not know yet: a newer coordinator.
+                Ok(Some(_)) => Arrived::Answer(Answer::HeartbeatAck(pb::HeartbeatAck::default())),
+                Ok(None) => Arrived::Lost("the coordinator ended the stream".to_owned()),
+                Err(status) => lost(&status),
+            },
+        }
+    }
+
+    fn abort(&mut self) {
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Opening(task) => task.abort(),
+            Self::Calling(task) => task.abort(),
+            Self::Nothing | Self::Open(_) => {}
+        }
+    }
+}
+
+fn lost(status: &Status) -> Arrived {
+    // An older stream of ours that was replaced by a newer one is aborted; that is no takeover.
+    if reason_of(status) == Some(Reason::Fenced) && status.code() != Code::Aborted {
+        Arrived::Fenced(status.message().to_owned())
+    } else {
+        Arrived::Lost(describe(status))
+    }
+}
+
+/// An error with everything beneath it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,313 @@
+//! The session's rules, one test each, by exact commands.
+
+use std::{sync::Arc, time::Duration};
+
+use kvferry_memory::{GenerationTable, HostMemory};
+use kvferry_proto::{
+    BlockHash, ChecksumPolicy, Generation, Geometry, HashLen, Layout, NamespaceName, NamespaceSpec,
+    RegionId, Slot,
+};
+
+use super::{ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine};
+use crate::region::{Change, ChangeSink, Region};
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn commands(machine: &mut SessionMachine) -> Vec<Command> {
+    std::iter::from_fn(|| machine.poll_command()).collect()
+}
+
+fn tick(next_delta: u64) -> Event {
+    Event::Tick { next_delta }
+}
+
+fn welcome(epoch: u64, expect_delta: Option<u64>) -> Event {
+    Event::Welcomed {
+        epoch,
+        heartbeat: ms(1000),
+        expect_delta,
+    }
+}
+
+/// A machine that was just welcomed and asked for deltas from 1.
+fn live() -> SessionMachine {
+    let mut machine = SessionMachine::new(SessionConfig::default());
+    machine.handle(ms(0), tick(1));
+    machine.handle(ms(0), Event::Connected);
+    machine.handle(ms(0), welcome(7, Some(1)));
+    assert_eq!(
+        commands(&mut machine),
+        [Command::Connect, Command::SendHello { epoch: 0 }]
+    );
+    machine
+}
+
+#[test]
+fn deltas_follow_each_other_within_a_window() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(4));
+    assert_eq!(
+        commands(&mut machine),
+        [1, 2, 3].map(Command::SendDelta).to_vec()
+    );
+    machine.handle(ms(1), tick(4));
+    assert_eq!(commands(&mut machine), []);
+    machine.handle(ms(2), tick(1000));
+    assert_eq!(commands(&mut machine).len(), 61);
+    machine.handle(ms(3), Event::Acknowledged(2));
+    assert_eq!(
+        commands(&mut machine),
+        [65, 66].map(Command::SendDelta).to_vec()
+    );
+    assert_eq!(machine.acknowledged(), 2);
+}
+
+#[test]
+fn a_coordinator_that_expects_a_later_delta_gets_just_that() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(10));
+    commands(&mut machine);
+    machine.handle(ms(2), Event::Disconnected);
+    machine.handle(ms(500), tick(10));
+    machine.handle(ms(500), Event::Connected);
+    machine.handle(ms(500), welcome(7, Some(8)));
+    assert_eq!(
+        commands(&mut machine),
+        [
+            Command::Connect,
+            Command::SendHello { epoch: 7 },
+            Command::SendDelta(8),
+            Command::SendDelta(9),
+        ]
+    );
+    assert_eq!(machine.acknowledged(), 7);
+}
+
+#[test]
+fn a_restarted_coordinator_gets_an_inventory_and_what_came_after() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(5));
+    machine.handle(ms(1), Event::Acknowledged(4));
+    commands(&mut machine);
+    machine.handle(ms(2), Event::Disconnected);
+    machine.handle(ms(500), tick(5));
+    machine.handle(ms(500), Event::Connected);
+    machine.handle(ms(500), welcome(8, None));
+    assert_eq!(machine.acknowledged(), 0);
+    assert!(!machine.is_live());
+    machine.handle(ms(501), tick(7));
+    assert_eq!(
+        commands(&mut machine),
+        [
+            Command::Connect,
+            Command::SendHello { epoch: 7 },
+            Command::SendInventory
+        ]
+    );
+    machine.handle(ms(502), Event::InventorySent(5));
+    assert_eq!(commands(&mut machine), [Command::SendDelta(6)]);
+    machine.handle(ms(503), Event::Acknowledged(6));
+    assert_eq!(machine.acknowledged(), 6);
+}
+
+#[test]
+fn a_gap_leads_to_one_inventory() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(3));
+    machine.handle(ms(1), Event::ResyncRequested);
+    machine.handle(ms(1), Event::ResyncRequested);
+    // Deltas that were still to be sent are in the inventory.
+    assert_eq!(commands(&mut machine), [Command::SendInventory]);
+    assert_eq!(machine.resyncs(), 1);
+    machine.handle(ms(2), Event::InventorySent(2));
+    assert_eq!(commands(&mut machine), []);
+    machine.handle(ms(3), Event::DeltaForgotten);
+    assert_eq!(commands(&mut machine), [Command::SendInventory]);
+}
+
+#[test]
+fn acknowledgements_of_what_was_never_sent_count_for_nothing() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(3));
+    machine.handle(ms(1), Event::Acknowledged(u64::MAX));
+    assert_eq!(machine.acknowledged(), 2);
+}
+
+#[test]
+fn heartbeats_are_sent_and_silence_ends_the_session() {
+    let mut machine = live();
+    assert_eq!(machine.poll_timeout(), Some(ms(1000)));
+    machine.handle(ms(1000), tick(1));
+    assert_eq!(commands(&mut machine), [Command::SendHeartbeat(1)]);
+    machine.handle(ms(1001), Event::HeartbeatAnswered);
+    for now in [2000, 3000, 4000, 5000] {
+        machine.handle(ms(now), tick(1));
+    }
+    assert_eq!(commands(&mut machine).len(), 4);
+    machine.handle(ms(5001), tick(1));
+    assert_eq!(commands(&mut machine), [Command::Disconnect]);
+    // Late words of the old stream change nothing.
+    machine.handle(ms(5002), Event::HeartbeatAnswered);
+    machine.handle(ms(5002), welcome(7, Some(1)));
+    machine.handle(ms(5002), Event::Disconnected);
+    assert_eq!(commands(&mut machine), []);
+}
+
+#[test]
+fn pauses_grow_with_failures_and_are_bounded() {
+    let mut machine = SessionMachine::new(SessionConfig::default());
+    let mut now = ms(0);
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        machine.handle(now, tick(1));
+        assert_eq!(commands(&mut machine), [Command::Connect]);
+        machine.handle(now, Event::Disconnected);
+        let until = machine.poll_timeout().unwrap();
+        pauses.push(until - now);
+        now = until;
+    }
+    assert!(pauses[0] >= ms(50) && pauses[0] <= ms(100), "{pauses:?}");
+    assert!(pauses[11] >= ms(2500) && pauses[11] <= ms(5000));
+}
+
+#[test]
+fn a_hello_without_answer_is_tried_again() {
+    let mut machine = SessionMachine::new(SessionConfig::default());
+    machine.handle(ms(0), tick(1));
+    machine.handle(ms(0), Event::Connected);
+    machine.handle(ms(4999), tick(1));
+    commands(&mut machine);
+    machine.handle(ms(5000), tick(1));
+    assert_eq!(commands(&mut machine), [Command::Disconnect]);
+    assert!(machine.poll_timeout().unwrap() > ms(5000));
+}
+
+#[test]
+fn who_was_fenced_after_a_welcome_gives_up_and_who_was_not_keeps_asking() {
+    let mut old = live();
+    old.handle(ms(1), Event::Fenced);
+    assert_eq!(commands(&mut old), [Command::GiveUp]);
+    assert_eq!(old.poll_timeout(), None);
+
+    let mut new = SessionMachine::new(SessionConfig::default());
+    new.handle(ms(0), tick(1));
+    new.handle(ms(0), Event::Connected);
+    commands(&mut new);
+    new.handle(ms(1), Event::Fenced);
+    assert_eq!(commands(&mut new), [Command::Disconnect]);
+    assert!(new.poll_timeout().is_some());
+}
+
+#[test]
+fn stopping_says_goodbye_once() {
+    let mut machine = live();
+    machine.handle(ms(1), Event::Stop);
+    machine.handle(ms(1), Event::Stop);
+    assert_eq!(commands(&mut machine), [Command::SendGoodbye]);
+}
+
+// ---- the log ------------------------------------------------------------------------------------
+
+fn region(id: u32) -> Arc<Region> {
+    let spec = NamespaceSpec {
+        name: NamespaceName::new("n").unwrap(),
+        layout: Layout::new("u8", 1, 1, 8).unwrap(),
+        hash_len: HashLen::new(8).unwrap(),
+        checksum: ChecksumPolicy::Off,
+    };
+    Arc::new(Region {
+        id: RegionId(id),
+        namespace: Arc::new(spec),
+        geometry: Geometry::contiguous(4, 8).unwrap(),
+        memory: Arc::new(HostMemory::anonymous(32).unwrap()),
+        generations: Arc::new(GenerationTable::new(4).unwrap()),
+        pool: true,
+    })
+}
+
+fn sealed(region: u32, slot: u32, hash: u8, generation: u64) -> Change {
+    Change::Sealed {
+        region: RegionId(region),
+        slot: Slot(slot),
+        hash: BlockHash::new(&[hash; 8]).unwrap(),
+        generation: Generation(generation),
+        checksum: None,
+    }
+}
+
+fn removed(region: u32, slot: u32) -> Change {
+    Change::Removed {
+        region: RegionId(region),
+        slot: Slot(slot),
+    }
+}
+
+fn read(log: &ChangeLog, seq: u64) -> kvferry_proto::pb::Delta {
+    match log.read(seq) {
+        LogEntry::Delta(delta) => delta.to_message(seq),
+        other => panic!("{other:?} at {seq}"),
+    }
+}
+
+#[test]
+fn a_batch_says_the_last_state_of_each_slot() {
+    let log = ChangeLog::new();
+    log.record(Change::RegionAdded(region(1)));
+    log.record(sealed(1, 0, 1, 2));
+    log.record(removed(1, 0));
+    log.record(sealed(1, 0, 2, 4));
+    log.record(sealed(1, 1, 3, 2));
+    log.record(removed(1, 1));
+    let delta = read(&log, 1);
+    assert_eq!(delta.regions_added.len(), 1);
+    assert_eq!(delta.changes.len(), 1);
+    let change = &delta.changes[0];
+    assert_eq!(change.removed_slots, [1]);
+    let added = change.added.as_ref().unwrap();
+    assert_eq!(
+        (&added.slots[..], &added.generations[..]),
+        (&[0][..], &[4][..])
+    );
+    assert!(added.checksums.is_empty());
+}
+
+#[test]
+fn a_region_that_came_and_went_is_not_spoken_of() {
+    let log = ChangeLog::new();
+    log.record(Change::RegionAdded(region(1)));
+    log.record(sealed(1, 0, 1, 2));
+    log.record(Change::RegionRemoved(RegionId(1)));
+    assert!(
+        matches!(log.read(1), LogEntry::Delta(delta) if delta.is_empty())
+            || matches!(log.read(1), LogEntry::UpToDate)
+    );
+    log.record(Change::RegionRemoved(RegionId(9)));
+    assert_eq!(read(&log, 1).regions_removed, [9]);
+}
+
+#[test]
+fn what_was_read_once_is_read_the_same_again() {
+    let log = ChangeLog::new();
+    log.record(sealed(1, 0, 1, 2));
+    let first = read(&log, 1);
+    log.record(sealed(1, 1, 2, 2));
+    assert_eq!(read(&log, 1), first);
+    assert_eq!(read(&log, 2).seq, 2);
+    assert!(matches!(log.read(3), LogEntry::UpToDate));
+    assert_eq!(log.bounds(), (1, 3));
+    assert_eq!(log.seal_position(), 2);
+}
+
+#[test]
+fn the_log_forgets_from_its_start() {
+    let log = ChangeLog::new();
+    for round in 0..300 {
+        log.record(sealed(1, 0, 1, round * 2 + 2));
+        log.seal_position();
+    }
+    assert_eq!(log.bounds(), (45, 301));
+    assert!(matches!(log.read(44), LogEntry::Forgotten));
+    assert_eq!(read(&log, 45).seq, 45);
+}

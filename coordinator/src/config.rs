@@ -1,0 +1,179 @@
+//! What a coordinator can be told, and which values make sense.
+
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use serde::Deserialize;
+
+use crate::directory::Bounds;
+
+/// Configuration of a coordinator. Names carry units; every key has a default.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CoordinatorConfig {
+    /// Where to listen for agents and tools.
+    pub listen: SocketAddr,
+    /// Allows to listen beyond loopback although nothing is encrypted or authenticated yet.
+    pub insecure: bool,
+    /// How often agents are told to send a sign of life, in milliseconds.
+    pub heartbeat_interval_ms: u32,
+    /// A node silent for this long is not offered to readers, in milliseconds.
+    pub hide_after_ms: u32,
+    /// A node silent for this long is forgotten, in milliseconds.
+    pub purge_after_ms: u32,
+    /// Most namespaces.
+    pub max_namespaces: u32,
+    /// Most nodes, hidden ones included.
+    pub max_nodes: u32,
+    /// Most regions of one node.
+    pub max_regions_per_node: u32,
+    /// Most slots of all regions together; bounds blocks and memory (about 100 bytes a sealed slot).
+    pub max_slots: u64,
+    /// Most sessions at a time, those that have not said hello included.
+    pub max_sessions: u32,
+}
+
+impl Default for CoordinatorConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            insecure: false,
+            heartbeat_interval_ms: 1_000,
+            // Three heartbeats: one may be late and one lost.
+            hide_after_ms: 3_000,
+            // A restart of an agent on the same host, or a short network cut, costs no resync.
+            purge_after_ms: 30_000,
+            max_namespaces: Bounds::DEFAULT_NAMESPACES,
+            max_nodes: Bounds::DEFAULT_NODES,
+            max_regions_per_node: Bounds::DEFAULT_REGIONS_PER_NODE,
+            max_slots: Bounds::DEFAULT_SLOTS,
+            // Every node twice: a session that is being replaced still counts.
+            max_sessions: 2 * Bounds::DEFAULT_NODES,
+        }
+    }
+}
+
+/// A value that makes no sense. Nothing was bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// A number outside its range.
+    #[error("{key} = {value}: must be {min} to {max}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// The least that is allowed.
+        min: u64,
+        /// The most that is allowed.
+        max: u64,
+    },
+    /// The world could reach a server that asks nobody who they are.
+    #[error(
+        "listen = \"{listen}\": only loopback addresses are allowed, because there is no TLS yet; \
+         set insecure = true where the network itself keeps strangers out"
+    )]
+    NotLoopback {
+        /// The address.
+        listen: SocketAddr,
+    },
+}
+
+impl CoordinatorConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first key that is wrong, its value, and what is allowed.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !self.insecure && !self.listen.ip().is_loopback() {
+            return Err(ConfigError::NotLoopback {
+                listen: self.listen,
+            });
+        }
+        let (heartbeat, hide) = (self.heartbeat_interval_ms, self.hide_after_ms);
+        // Faster heartbeats are load without use; slower ones hide nothing in time.
+        check("heartbeat_interval_ms", heartbeat, 10..=60_000)?;
+        // One heartbeat may always be lost.
+        check("hide_after_ms", hide, heartbeat * 2..=600_000)?;
+        check("purge_after_ms", self.purge_after_ms, hide..=86_400_000)?;
+        check("max_namespaces", self.max_namespaces, 1..=1 << 20)?;
+        check("max_nodes", self.max_nodes, 1..=1 << 16)?;
+        // A message declares at most 256 regions, a node at most 256 of those messages.
+        let regions = self.max_regions_per_node;
+        check("max_regions_per_node", regions, 1..=1 << 16)?;
+        check("max_slots", self.max_slots, 1..=1 << 40)?;
+        check("max_sessions", self.max_sessions, 1..=1 << 17)
+    }
+
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            namespaces: self.max_namespaces,
+            nodes: self.max_nodes,
+            regions_per_node: self.max_regions_per_node,
+            slots: self.max_slots,
+        }
+    }
+
+    pub(crate) fn hide_after(&self) -> Duration {
+        Duration::from_millis(self.hide_after_ms.into())
+    }
+
+    pub(crate) fn purge_after(&self) -> Duration {
+        Duration::from_millis(self.purge_after_ms.into())
+    }
+}
+
+fn check<N: Into<u64> + Copy>(
+    key: &'static str,
+    value: N,
+    range: RangeInclusive<N>,
+) -> Result<(), ConfigError> {
+    let (value, min, max) = (value.into(), (*range.start()).into(), (*range.end()).into());
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::OutOfRange {
+        key,
+        value,
+        min,
+        max,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_keys_are_known() {
+        CoordinatorConfig::default().validate().unwrap();
+        let config: CoordinatorConfig =
+            toml::from_str("listen = \"127.0.0.1:0\"\nhide_after_ms = 5000").unwrap();
+        assert_eq!(config.hide_after_ms, 5_000);
+        assert!(toml::from_str::<CoordinatorConfig>("hide_after = 5").is_err());
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_its_range() {
+        let config = CoordinatorConfig {
+            hide_after_ms: 1_500,
+            ..CoordinatorConfig::default()
+        };
+        let error = config.validate().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "hide_after_ms = 1500: must be 2000 to 600000"
+        );
+    }
+
+    #[test]
+    fn beyond_loopback_must_be_asked_for() {
+        let mut config = CoordinatorConfig {
+            listen: SocketAddr::from(([0, 0, 0, 0], 7400)),
+            ..CoordinatorConfig::default()
+        };
+        let error = config.validate().unwrap_err();
+        assert!(matches!(error, ConfigError::NotLoopback { .. }));
+        config.insecure = true;
+        assert_eq!(config.validate(), Ok(()));
+    }
+}

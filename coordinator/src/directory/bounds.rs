@@ -1,0 +1,101 @@
+//! How much a directory takes in.
+
+/// The bounds of one directory. Every one can be configured; the defaults say their reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Namespaces, empty ones included.
+    pub namespaces: u32,
+    /// Nodes, hidden ones included.
+    pub nodes: u32,
+    /// Regions a node may have in namespaces.
+    pub regions_per_node: u32,
+    /// Slots of all regions together. A block needs a slot, so this bounds blocks and memory, and
+    /// it is checked where a region is declared: no delta can then meet a full directory half-way.
+    pub slots: u64,
+}
+
+impl Bounds {
+    /// A tenant x model x layout each: more than a cluster of a thousand nodes serves.
+    pub const DEFAULT_NAMESPACES: u32 = 4_096;
+    /// A tick and a node list walk all nodes; at this number that takes well under a millisecond.
+    pub const DEFAULT_NODES: u32 = 4_096;
+    /// An engine has a region per GPU and pool: 8 GPUs with 32 pools each.
+    pub const DEFAULT_REGIONS_PER_NODE: u32 = 256;
+    /// At about 100 bytes per sealed slot with a 32-byte hash, 13 GB when all are sealed.
+    pub const DEFAULT_SLOTS: u64 = 1 << 27;
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            namespaces: Self::DEFAULT_NAMESPACES,
+            nodes: Self::DEFAULT_NODES,
+            regions_per_node: Self::DEFAULT_REGIONS_PER_NODE,
+            slots: Self::DEFAULT_SLOTS,
+        }
+    }
+}
+
+/// Refused regions remembered per node, so that what is said about them can be skipped: an id and
+/// a reason each. A node that declares more regions in vain than this is out of order.
+pub(super) const MAX_REFUSED_PER_NODE: usize = 4_096;
+
+/// Most candidates Locate gives for one block: more than a reader can try before its deadline.
+pub const MAX_CANDIDATES: usize = 16;
+/// Candidates given where the request doesn't say: the owner, and two to fall back on.
+pub const DEFAULT_CANDIDATES: usize = 3;
+/// Most candidates of one answer, `hashes x max_candidates`: each takes at most 25 bytes, so that
+/// the columns stay under 6.5 MiB of a message of 8.
+pub const MAX_CANDIDATES_PER_ANSWER: usize = 1 << 18;
+/// Most bytes the table of owners takes in an answer: what the columns leave of a message.
+pub(super) const MAX_OWNER_TABLE_BYTES: usize = 3 << 19;
+
+/// A bound was met. Nothing was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the bound of {limit} {what} is reached: {remedy}")]
+pub struct BoundReached {
+    /// Of what there are too many.
+    pub what: &'static str,
+    /// The bound.
+    pub limit: u64,
+    /// What the caller or operator can do.
+    pub remedy: &'static str,
+}
+
+impl BoundReached {
+    pub(super) fn namespaces(bounds: &Bounds) -> Self {
+        Self {
+            what: "namespaces",
+            limit: bounds.namespaces.into(),
+            remedy: "delete some, or raise the coordinator's max_namespaces",
+        }
+    }
+    pub(super) fn nodes(bounds: &Bounds) -> Self {
+        Self {
+            what: "nodes",
+            limit: bounds.nodes.into(),
+            remedy: "raise the coordinator's max_nodes",
+        }
+    }
+    pub(super) fn regions(bounds: &Bounds) -> Self {
+        Self {
+            what: "regions per node",
+            limit: bounds.regions_per_node.into(),
+            remedy: "remove some, or raise the coordinator's max_regions_per_node",
+        }
+    }
+    pub(super) fn refused_regions() -> Self {
+        Self {
+            what: "refused regions per node",
+            limit: MAX_REFUSED_PER_NODE as u64,
+            remedy: "remove the regions that were refused before declaring more",
+        }
+    }
+    pub(super) fn slots(bounds: &Bounds) -> Self {
+        Self {
+            what: "slots in all regions together",
+            limit: bounds.slots,
+            remedy: "remove regions, or raise the coordinator's max_slots",
+        }
+    }
+}

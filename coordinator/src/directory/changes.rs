@@ -1,0 +1,247 @@
+//! Deltas: checked whole, then applied whole.
+
+use std::collections::BTreeMap;
+
+use kvferry_proto::{Generation, HashLen, PackedHashes, RegionId};
+
+use super::{
+    BoundReached, CloseCause, Delta, Directory, Effect, ProtocolError, RegionDeclaration,
+    RegionRefusal, SealedSlots, SessionId,
+    bounds::MAX_REFUSED_PER_NODE,
+    node::{Node, Standing, SyncState},
+};
+
+/// What slots and hashes of a region must look like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    slots: u32,
+    hash_len: HashLen,
+}
+
+/// The declarations of one message, by id.
+pub(super) type Declared<'a> = BTreeMap<RegionId, &'a RegionDeclaration>;
+
+impl Directory {
+    pub(super) fn delta(
+        &mut self,
+        handle: u32,
+        session: SessionId,
+        delta: &Delta,
+    ) -> Result<Vec<Effect>, CloseCause> {
+        let Some(node) = self.nodes.get_mut(handle) else {
+            return Ok(Vec::new());
+        };
+        if !matches!(node.sync, SyncState::Live) {
+            // The inventory that is due will contain it.
+            return Ok(Vec::new());
+        }
+        let expected = node.expected();
+        if delta.seq < expected {
+            return Ok(vec![Effect::Ack {
+                session,
+                seq: node.applied,
+            }]);
+        }
+        if delta.seq > expected {
+            node.sync = SyncState::Awaiting;
+            return Ok(vec![Effect::ResyncRequest {
+                session,
+                expected,
+                got: delta.seq,
+            }]);
+        }
+        self.check_delta(handle, delta)?;
+        Ok(self.apply_delta(handle, session, delta))
+    }
+
+    /// Everything that can be wrong with a delta, before anything of it is applied.
+    fn check_delta(&self, handle: u32, delta: &Delta) -> Result<(), CloseCause> {
+        let Some(node) = self.nodes.get(handle) else {
+            return Ok(());
+        };
+        let declared = check_declared_once(&delta.regions_added)?;
+        if let Some(id) = declared.keys().find(|id| node.regions.contains_key(id)) {
+            return Err(ProtocolError::RegionDeclaredTwice { region: *id }.into());
+        }
+        self.check_refused_bound(node, delta.regions_added.len())?;
+        for change in &delta.changes {
+            if delta.regions_removed.contains(&change.region) {
+                return Err(ProtocolError::RegionUnknown {
+                    region: change.region,
+                }
+                .into());
+            }
+            if let Some(shape) = self.shape(node, &declared, change.region)? {
+                check_slots(change.region, shape, &change.removed_slots)?;
+                check_added(change.region, shape, &change.added)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn apply_delta(&mut self, handle: u32, session: SessionId, delta: &Delta) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for region in &delta.regions_removed {
+            self.remove_region(handle, *region);
+        }
+        for declaration in &delta.regions_added {
+            self.declare(handle, session, declaration, &mut effects);
+        }
+        let Some(node) = self.nodes.get_mut(handle) else {
+            return effects;
+        };
+        for change in &delta.changes {
+            if let Some(Standing::Accepted(region)) = node.regions.get(&change.region) {
+                let removed = change.removed_slots.iter().copied();
+                self.catalog.clear(*region, removed);
+                self.catalog.seal(*region, &change.added);
+            }
+        }
+        node.applied = delta.seq;
+        effects.push(Effect::Ack {
+            session,
+            seq: delta.seq,
+        });
+        effects
+    }
+
+    /// Tolerates a region that is not there: that is the state it asks for.
+    fn remove_region(&mut self, handle: u32, region: RegionId) {
+        if let Some(node) = self.nodes.get_mut(handle)
+            && let Some(Standing::Accepted(region)) = node.regions.remove(&region)
+        {
+            self.catalog.remove(region);
+        }
+    }
+
+    /// Declares a region that does not stand accepted yet. A refusal is told and remembered.
+    pub(super) fn declare(
+        &mut self,
+        handle: u32,
+        session: SessionId,
+        declaration: &RegionDeclaration,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(node) = self.nodes.get_mut(handle) else {
+            return;
+        };
+        let id = declaration.region;
+        let outcome = if node.regions.get(&id) == Some(&Standing::Deleted) {
+            Err(RegionRefusal::NamespaceDeleted {
+                namespace: declaration.namespace.name.clone(),
+            })
+        } else if node.accepted().count() >= self.config.bounds.regions_per_node as usize {
+            Err(BoundReached::regions(&self.config.bounds).into())
+        } else {
+            self.catalog.declare(handle, declaration)
+        };
+        let standing = match outcome {
+            Ok(region) => Standing::Accepted(region),
+            Err(refusal) => {
+                let standing = match refusal {
+                    RegionRefusal::NamespaceDeleted { .. } => Standing::Deleted,
+                    _ => Standing::Refused,
+                };
+                effects.push(Effect::RegionRefused {
+                    session,
+                    region: id,
+                    refusal,
+                });
+                standing
+            }
+        };
+        node.regions.insert(id, standing);
+    }
+
+    /// What the region's slots must look like; None where they are ignored.
+    pub(super) fn shape(
+        &self,
+        node: &Node,
+        declared: &Declared<'_>,
+        region: RegionId,
+    ) -> Result<Option<Shape>, ProtocolError> {
+        if let Some(declaration) = declared.get(&region) {
+            return Ok(Some(Shape {
+                slots: declaration.geometry.slots(),
+                hash_len: declaration.namespace.hash_len,
+            }));
+        }
+        match node.regions.get(&region) {
+            None => Err(ProtocolError::RegionUnknown { region }),
+            Some(Standing::Refused | Standing::Deleted) => Ok(None),
+            Some(Standing::Accepted(handle)) => Ok(self.catalog.region(*handle).map(|r| Shape {
+                slots: r.slots.slots(),
+                hash_len: r.slots.hash_len(),
+            })),
+        }
+    }
+
+    /// Each of `more` declarations may be refused, and refusals are remembered.
+    pub(super) fn check_refused_bound(&self, node: &Node, more: usize) -> Result<(), BoundReached> {
+        if more > 0 && node.refused() + more > MAX_REFUSED_PER_NODE {
+            return Err(BoundReached::refused_regions());
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn check_declared_once(
+    declarations: &[RegionDeclaration],
+) -> Result<Declared<'_>, ProtocolError> {
+    let mut declared = Declared::new();
+    for declaration in declarations {
+        let region = declaration.region;
+        if declared.insert(region, declaration).is_some() {
+            return Err(ProtocolError::RegionDeclaredTwice { region });
+        }
+    }
+    Ok(declared)
+}
+
+fn check_slots(region: RegionId, shape: Shape, slots: &[u32]) -> Result<(), ProtocolError> {
+    match slots.iter().find(|slot| **slot >= shape.slots) {
+        Some(&slot) => Err(ProtocolError::SlotOutOfRegion {
+            region,
+            slot,
+            slots: shape.slots,
+        }),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn check_added(
+    region: RegionId,
+    shape: Shape,
+    added: &SealedSlots,
+) -> Result<(), ProtocolError> {
+    let hashes = added.hashes.as_ref().map_or(0, PackedHashes::len);
+    let (slots, generations) = (added.slots.len(), added.generations.len());
+    let checksums = added.checksums.len();
+    if hashes != slots || generations != slots || (checksums != 0 && checksums != slots) {
+        return Err(ProtocolError::Ragged {
+            region,
+            hashes,
+            slots,
+            generations,
+            checksums,
+        });
+    }
+    let got = added.hashes.as_ref().map(PackedHashes::hash_len);
+    if let Some(got) = got.filter(|got| *got != shape.hash_len) {
+        return Err(ProtocolError::HashLength {
+            region,
+            got: got.get(),
+            want: shape.hash_len.get(),
+        });
+    }
+    check_slots(region, shape, &added.slots)?;
+    let mut sealed = added.slots.iter().zip(&added.generations);
+    match sealed.find(|(_, generation)| !Generation(**generation).is_sealed()) {
+        Some((&slot, &generation)) => Err(ProtocolError::NotSealed {
+            region,
+            slot,
+            generation,
+        }),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,233 @@
+//! Who speaks for a node, and whether it still does.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use super::{
+    BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
+    node::{Node, SyncState},
+};
+
+impl Directory {
+    pub(super) fn hello(&mut self, now: Duration, session: SessionId, hello: Hello) -> Vec<Effect> {
+        if let Some(handle) = self.end_session(session) {
+            // Nothing of the message is applied, and a session that breaks the protocol ends.
+            self.touch(now, handle, &mut Vec::new());
+            return vec![close(session, ProtocolError::SecondHello)];
+        }
+        let Some(&handle) = self.names.get(&hello.node) else {
+            return self.admit(now, session, hello, false);
+        };
+        let Some(node) = self.nodes.get(handle) else {
+            return Vec::new();
+        };
+        let (known, draining) = (node.incarnation, node.draining);
+        if hello.incarnation < known {
+            let cause = CloseCause::OldIncarnation {
+                node: hello.node,
+                known,
+                got: hello.incarnation,
+            };
+            return vec![close(session, cause)];
+        }
+        if hello.incarnation == known {
+            return self.reconnect(now, session, handle, hello);
+        }
+        let mut effects = Vec::new();
+        if let Some(old) = node.session {
+            let cause = CloseCause::Fenced {
+                node: hello.node.clone(),
+                incarnation: known,
+                by: hello.incarnation,
+            };
+            effects.push(close(old, cause));
+        }
+        effects.extend(self.remove_node(handle, RemovalCause::Fenced));
+        effects.extend(self.admit(now, session, hello, draining));
+        effects
+    }
+
+    /// A node that is not known, or not in this incarnation.
+    fn admit(
+        &mut self,
+        now: Duration,
+        session: SessionId,
+        hello: Hello,
+        draining: bool,
+    ) -> Vec<Effect> {
+        if self.nodes.len() >= self.config.bounds.nodes as usize {
+            return vec![close(session, BoundReached::nodes(&self.config.bounds))];
+        }
+        let name = hello.node.clone();
+        let mut node = Node {
+            name: hello.node.clone(),
+            incarnation: hello.incarnation,
+            addresses: Arc::default(),
+            labels: hello.labels.clone(),
+            session: None,
+            last_seen: now,
+            hidden: false,
+            draining,
+            applied: 0,
+            sync: SyncState::Live,
+            regions: BTreeMap::new(),
+        };
+        let welcome = welcome(self.config.epoch, &mut node, session, hello);
+        let handle = self.nodes.insert(node);
+        self.names.insert(name, handle);
+        self.sessions.insert(session, handle);
+        vec![welcome]
+    }
+
+    /// The same incarnation on a new stream: the newer stream goes on, what was said stays.
+    fn reconnect(
+        &mut self,
+        now: Duration,
+        session: SessionId,
+        handle: u32,
+        hello: Hello,
+    ) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        self.touch(now, handle, &mut effects);
+        let Some(node) = self.nodes.get_mut(handle) else {
+            return effects;
+        };
+        if let Some(old) = node.session.take() {
+            self.sessions.remove(&old);
+            let cause = CloseCause::Replaced {
+                node: node.name.clone(),
+                incarnation: node.incarnation,
+            };
+            effects.push(close(old, cause));
+        }
+        effects.push(welcome(self.config.epoch, node, session, hello));
+        self.sessions.insert(session, handle);
+        effects
+    }
+
+    /// Any message of an open session: a sign of life, then what it says.
+    pub(super) fn message(
+        &mut self,
+        now: Duration,
+        session: SessionId,
+        apply: impl FnOnce(&mut Self, u32) -> Result<Vec<Effect>, CloseCause>,
+    ) -> Vec<Effect> {
+        let Some(&handle) = self.sessions.get(&session) else {
+            return Vec::new();
+        };
+        let mut effects = Vec::new();
+        self.touch(now, handle, &mut effects);
+        match apply(self, handle) {
+            Ok(more) => effects.extend(more),
+            Err(cause) => {
+                self.end_session(session);
+                effects.push(close(session, cause));
+            }
+        }
+        effects
+    }
+
+    pub(super) fn goodbye(&mut self, session: SessionId) -> Vec<Effect> {
+        let Some(handle) = self.end_session(session) else {
+            return Vec::new();
+        };
+        let mut effects = vec![close(session, CloseCause::Goodbye)];
+        effects.extend(self.remove_node(handle, RemovalCause::Goodbye));
+        effects
+    }
+
+    /// Forgets a session; the node stays, for it may come back on another stream.
+    pub(super) fn end_session(&mut self, session: SessionId) -> Option<u32> {
+        let handle = self.sessions.remove(&session)?;
+        if let Some(node) = self.nodes.get_mut(handle) {
+            node.session = None;
+        }
+        Some(handle)
+    }
+
+    pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let mut purge = Vec::new();
+        for handle in self.names.values() {
+            let Some(node) = self.nodes.get_mut(*handle) else {
+                continue;
+            };
+            let silent = now.saturating_sub(node.last_seen);
+            if silent >= self.config.purge_after {
+                purge.push((*handle, silent));
+            } else if silent >= self.config.hide_after && !node.hidden {
+                node.hidden = true;
+                effects.push(Effect::NodeHidden {
+                    node: node.name.clone(),
+                });
+            }
+        }
+        for (handle, silent) in purge {
+            if let Some(node) = self.nodes.get(handle)
+                && let Some(session) = node.session
+            {
+                let cause = CloseCause::Silent {
+                    node: node.name.clone(),
+                    silent_ms: u64::try_from(silent.as_millis()).unwrap_or(u64::MAX),
+                };
+                effects.push(close(session, cause));
+            }
+            effects.extend(self.remove_node(handle, RemovalCause::Silent));
+        }
+        effects
+    }
+
+    fn touch(&mut self, now: Duration, handle: u32, effects: &mut Vec<Effect>) {
+        if let Some(node) = self.nodes.get_mut(handle) {
+            node.last_seen = now;
+            if node.hidden {
+                node.hidden = false;
+                effects.push(Effect::NodeShown {
+                    node: node.name.clone(),
+                });
+            }
+        }
+    }
+
+    fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
+        let node = self.nodes.remove(handle)?;
+        self.names.remove(&node.name);
+        if let Some(session) = node.session {
+            self.sessions.remove(&session);
+        }
+        for (_, region) in node.accepted() {
+            self.catalog.remove(region);
+        }
+        Some(Effect::NodeRemoved {
+            node: node.name,
+            incarnation: node.incarnation,
+            cause,
+        })
+    }
+}
+
+fn close(session: SessionId, cause: impl Into<CloseCause>) -> Effect {
+    Effect::Close {
+        session,
+        cause: cause.into(),
+    }
+}
+
+/// Binds the session to the node and settles where to go on from.
+fn welcome(epoch: u64, node: &mut Node, session: SessionId, hello: Hello) -> Effect {
+    node.session = Some(session);
+    node.addresses = Arc::new(hello.addresses);
+    node.labels = hello.labels;
+    let expect_delta = node.expected();
+    // What the agent can send again must meet what is here, and nothing may be known in part.
+    let resync = hello.coordinator_epoch != epoch
+        || !matches!(node.sync, SyncState::Live)
+        || !(hello.oldest_delta..=hello.next_delta).contains(&expect_delta);
+    if resync {
+        node.sync = SyncState::Awaiting;
+    }
+    Effect::Welcome {
+        session,
+        expect_delta,
+        resync,
+    }
+}

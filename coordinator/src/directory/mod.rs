@@ -1,0 +1,250 @@
+//! Which node owns which block: a pure machine. Events and the time go in, effects come out;
+//! queries read. No IO, no clock, no randomness that shows.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `event`, `effect` | what goes in, what comes out |
+//! | `liveness` | hello, fencing, heartbeats, silence, goodbye |
+//! | `changes`, `inventory` | what a node says it holds |
+//! | `catalog` | namespaces, regions and index, kept in step |
+//! | `index`, `slots` | hash -> owners, and slot -> hash and generation |
+//! | `locate` | who is offered to a reader, in which order |
+
+mod bounds;
+mod catalog;
+mod changes;
+mod effect;
+mod event;
+mod index;
+mod inventory;
+mod liveness;
+mod locate;
+mod namespace;
+mod node;
+mod region;
+mod slab;
+mod slots;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use kvferry_proto::{NamespaceName, NamespaceSpec, NodeId};
+
+pub use bounds::{
+    BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
+};
+pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
+pub use event::{
+    Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
+};
+pub use locate::{LocateError, LocateMode, LocateQuery, Located, LocatedOwner};
+pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
+pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+
+use catalog::Catalog;
+use node::{Node, Standing};
+use slab::Slab;
+
+/// What a directory needs to know from the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectoryConfig {
+    /// This lifetime of the coordinator. Not zero.
+    pub epoch: u64,
+    /// A node silent for this long is not offered to readers.
+    pub hide_after: Duration,
+    /// A node silent for this long is forgotten.
+    pub purge_after: Duration,
+    /// How much is taken in.
+    pub bounds: Bounds,
+}
+
+/// Which node owns which block.
+///
+/// The shell calls [`handle`](Self::handle) with every message of a session, in order, and with a
+/// [`Event::Tick`] now and then; `now` is the time since any fixed start and never goes back. A
+/// message of a session that was closed, fenced or replaced changes nothing.
+#[derive(Debug)]
+pub struct Directory {
+    config: DirectoryConfig,
+    catalog: Catalog,
+    nodes: Slab<Node>,
+    names: BTreeMap<NodeId, u32>,
+    /// Open sessions that said hello.
+    sessions: HashMap<SessionId, u32>,
+}
+
+impl Directory {
+    /// An empty one.
+    #[must_use]
+    pub fn new(config: DirectoryConfig) -> Self {
+        Self {
+            config,
+            catalog: Catalog::new(config.bounds),
+            nodes: Slab::new(),
+            names: BTreeMap::new(),
+            sessions: HashMap::new(),
+        }
+    }
+
+    /// This lifetime of the coordinator.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.config.epoch
+    }
+
+    /// Takes in what happened and says what is to be done.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Hello { session, hello } => self.hello(now, session, hello),
+            Event::Delta { session, delta } => self.message(now, session, |directory, node| {
+                directory.delta(node, session, &delta)
+            }),
+            Event::Heartbeat { session, number } => self.message(now, session, |_, _| {
+                Ok(vec![Effect::HeartbeatAck { session, number }])
+            }),
+            Event::Inventory { session, part } => self.message(now, session, |directory, node| {
+                directory.inventory(node, session, &part)
+            }),
+            Event::Goodbye { session } => self.goodbye(session),
+            Event::SessionEnded { session } => {
+                self.end_session(session);
+                Vec::new()
+            }
+            Event::Tick => self.tick(now),
+        }
+    }
+
+    /// Creates a namespace; false when it was there with the same spec.
+    ///
+    /// # Errors
+    /// [`CreateNamespaceError`] when it is there with another spec, or there is no room.
+    pub fn create_namespace(&mut self, spec: &NamespaceSpec) -> Result<bool, CreateNamespaceError> {
+        self.catalog.create(spec)
+    }
+
+    /// Every namespace, by name.
+    pub fn namespaces(&self) -> impl Iterator<Item = NamespaceInfo> {
+        self.catalog.namespaces().map(|namespace| namespace.info())
+    }
+
+    /// One namespace.
+    ///
+    /// # Errors
+    /// [`NamespaceUnknown`].
+    pub fn namespace(&self, name: &NamespaceName) -> Result<NamespaceInfo, NamespaceUnknown> {
+        match self.catalog.namespace(name) {
+            Some(namespace) => Ok(namespace.info()),
+            None => Err(NamespaceUnknown { name: name.clone() }),
+        }
+    }
+
+    /// Deletes a namespace and says how many blocks went with it. By force, regions of it are
+    /// refused from then on, and their agents are told.
+    ///
+    /// # Errors
+    /// [`DeleteNamespaceError`] when there is none, or, without force, when nodes hold regions.
+    pub fn delete_namespace(
+        &mut self,
+        name: &NamespaceName,
+        force: bool,
+    ) -> Result<(u64, Vec<Effect>), DeleteNamespaceError> {
+        let info = self.namespace(name)?;
+        if info.regions > 0 && !force {
+            return Err(DeleteNamespaceError::InUse {
+                name: name.clone(),
+                regions: info.regions,
+            });
+        }
+        let (_, regions) = self.catalog.delete(name).unzip();
+        let mut effects = Vec::new();
+        for region in regions.into_iter().flatten() {
+            let Some(node) = self.nodes.get_mut(region.node) else {
+                continue;
+            };
+            node.regions.insert(region.id, Standing::Deleted);
+            if let Some(session) = node.session {
+                effects.push(Effect::RegionRefused {
+                    session,
+                    region: region.id,
+                    refusal: RegionRefusal::NamespaceDeleted {
+                        namespace: name.clone(),
+                    },
+                });
+            }
+        }
+        Ok((info.blocks, effects))
+    }
+
+    /// Every node, by name.
+    pub fn nodes(&self, now: Duration) -> impl Iterator<Item = NodeInfo> {
+        self.names
+            .values()
+            .filter_map(|handle| self.nodes.get(*handle))
+            .map(move |node| self.info(now, node))
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// [`NodeUnknown`].
+    pub fn node(&self, now: Duration, name: &NodeId) -> Result<NodeInfo, NodeUnknown> {
+        self.names
+            .get(name)
+            .and_then(|handle| self.nodes.get(*handle))
+            .map(|node| self.info(now, node))
+            .ok_or_else(|| NodeUnknown { node: name.clone() })
+    }
+
+    /// Has readers sent to a node last of all, or takes that back.
+    ///
+    /// # Errors
+    /// [`NodeUnknown`].
+    pub fn drain_node(&mut self, name: &NodeId, draining: bool) -> Result<(), NodeUnknown> {
+        let handle = self.names.get(name).copied();
+        let node = handle.and_then(|handle| self.nodes.get_mut(handle));
+        match node {
+            Some(node) => {
+                node.draining = draining;
+                Ok(())
+            }
+            None => Err(NodeUnknown { node: name.clone() }),
+        }
+    }
+
+    fn info(&self, now: Duration, node: &Node) -> NodeInfo {
+        let (mut blocks, mut bytes, mut regions) = (0, 0, Vec::new());
+        for (id, handle) in node.accepted() {
+            let Some(region) = self.catalog.region(handle) else {
+                continue;
+            };
+            let Some(namespace) = self.catalog.namespace_of(region) else {
+                continue;
+            };
+            let sealed = region.slots.sealed();
+            blocks += u64::from(sealed);
+            bytes += u64::from(sealed) * namespace.spec.layout.block_bytes();
+            regions.push(NodeRegion {
+                region: id,
+                namespace: namespace.spec.name.clone(),
+                slots: region.slots.slots(),
+                sealed,
+            });
+        }
+        NodeInfo {
+            node: node.name.clone(),
+            incarnation: node.incarnation,
+            state: node.state(),
+            addresses: node.addresses.clone(),
+            labels: node.labels.clone(),
+            blocks,
+            bytes,
+            silent: now.saturating_sub(node.last_seen),
+            applied_delta: node.applied,
+            regions,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A namespace in the directory.
+
+use std::collections::BTreeSet;
+
+use kvferry_proto::{NamespaceName, NamespaceSpec};
+
+use super::{BoundReached, index::Index};
+
+/// What it is, and who owns its blocks.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    pub(super) spec: NamespaceSpec,
+    pub(super) index: Index,
+    /// Handles of the regions that are part of it.
+    pub(super) regions: BTreeSet<u32>,
+    /// Copies of blocks, over all nodes.
+    pub(super) owners: u64,
+}
+
+impl Namespace {
+    pub(super) fn new(spec: NamespaceSpec) -> Self {
+        Self {
+            index: Index::new(spec.hash_len),
+            spec,
+            regions: BTreeSet::new(),
+            owners: 0,
+        }
+    }
+
+    pub(super) fn info(&self) -> NamespaceInfo {
+        NamespaceInfo {
+            spec: self.spec.clone(),
+            blocks: self.index.len() as u64,
+            owners: self.owners,
+            bytes: self.owners * self.spec.layout.block_bytes(),
+            regions: self.regions.len() as u32,
+        }
+    }
+}
+
+/// A namespace, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceInfo {
+    /// What it is.
+    pub spec: NamespaceSpec,
+    /// Distinct blocks with an owner, hidden nodes' included.
+    pub blocks: u64,
+    /// Copies of blocks over all nodes.
+    pub owners: u64,
+    /// Bytes of those copies.
+    pub bytes: u64,
+    /// Regions that are part of it.
+    pub regions: u32,
+}
+
+/// Why a namespace was not created.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CreateNamespaceError {
+    /// It is there with another spec. Use another name.
+    #[error("{0}")]
+    Mismatch(String),
+    /// No room. Delete some first.
+    #[error(transparent)]
+    Bound(#[from] BoundReached),
+}
+
+/// There is no such namespace. Create it, or wait for an agent to declare a region of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "there is no namespace {name}; it is created by `CreateNamespace` or by the first region declared in it"
+)]
+pub struct NamespaceUnknown {
+    /// The name asked for.
+    pub name: NamespaceName,
+}
+
+/// Why a namespace was not deleted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DeleteNamespaceError {
+    /// There is none of that name.
+    #[error(transparent)]
+    Unknown(#[from] NamespaceUnknown),
+    /// Nodes hold regions of it. Remove those first, or force it.
+    #[error("namespace {name} has {regions} regions; remove them first, or delete it by force")]
+    InUse {
+        /// Its name.
+        name: NamespaceName,
+        /// How many regions.
+        regions: u32,
+    },
+}

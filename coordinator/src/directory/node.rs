@@ -1,0 +1,132 @@
+//! A node, and what its session has told so far.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use kvferry_proto::{Incarnation, Labels, NamespaceName, NodeAddresses, NodeId, RegionId};
+
+use super::{SessionId, inventory::Receiving};
+
+/// One incarnation of one node.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: NodeId,
+    pub(super) incarnation: Incarnation,
+    pub(super) addresses: Arc<NodeAddresses>,
+    pub(super) labels: Labels,
+    /// None between streams.
+    pub(super) session: Option<SessionId>,
+    pub(super) last_seen: Duration,
+    pub(super) hidden: bool,
+    /// Said by an operator of the node, not of an incarnation: it outlasts a restart.
+    pub(super) draining: bool,
+    /// The last delta applied.
+    pub(super) applied: u64,
+    pub(super) sync: SyncState,
+    pub(super) regions: BTreeMap<RegionId, Standing>,
+}
+
+/// Does what we hold of a node equal what it said?
+#[derive(Debug)]
+pub(super) enum SyncState {
+    /// Yes, up to the last delta applied.
+    Live,
+    /// An inventory is due; deltas are ignored until it is complete.
+    Awaiting,
+    /// An inventory is coming in.
+    Receiving(Receiving),
+}
+
+/// How a region the node declared stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Part of its namespace, under this handle of the catalog.
+    Accepted(u32),
+    /// Refused; a later inventory may declare it again.
+    Refused,
+    /// Its namespace was deleted by force: refused while this incarnation lives.
+    Deleted,
+}
+
+impl Node {
+    pub(super) fn state(&self) -> NodeState {
+        match (self.hidden, self.draining) {
+            (true, _) => NodeState::Hidden,
+            (false, true) => NodeState::Draining,
+            (false, false) => NodeState::Live,
+        }
+    }
+
+    pub(super) fn expected(&self) -> u64 {
+        self.applied.saturating_add(1)
+    }
+
+    pub(super) fn accepted(&self) -> impl Iterator<Item = (RegionId, u32)> {
+        self.regions
+            .iter()
+            .filter_map(|(id, standing)| match standing {
+                Standing::Accepted(handle) => Some((*id, *handle)),
+                Standing::Refused | Standing::Deleted => None,
+            })
+    }
+
+    pub(super) fn refused(&self) -> usize {
+        self.regions.len() - self.accepted().count()
+    }
+}
+
+/// How readers are sent to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeState {
+    /// As any other.
+    Live,
+    /// Not at all: it missed its heartbeats.
+    Hidden,
+    /// Last of all.
+    Draining,
+}
+
+/// A node, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// Its name.
+    pub node: NodeId,
+    /// Its lifetime.
+    pub incarnation: Incarnation,
+    /// How readers are sent to it.
+    pub state: NodeState,
+    /// Where they reach it.
+    pub addresses: Arc<NodeAddresses>,
+    /// What they may prefer.
+    pub labels: Labels,
+    /// Sealed slots over all its regions.
+    pub blocks: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Since its last message.
+    pub silent: Duration,
+    /// The last delta applied.
+    pub applied_delta: u64,
+    /// Regions that are part of a namespace, in order of their ids.
+    pub regions: Vec<NodeRegion>,
+}
+
+/// A region of a node, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeRegion {
+    /// The node's number for it.
+    pub region: RegionId,
+    /// What its blocks are.
+    pub namespace: NamespaceName,
+    /// How many it has room for.
+    pub slots: u32,
+    /// How many are sealed.
+    pub sealed: u32,
+}
+
+/// There is no such node. It may never have come, or was purged.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there is no node {node}; it may have said goodbye or been purged")]
+pub struct NodeUnknown {
+    /// The name asked for.
+    pub node: NodeId,
+}

@@ -1,0 +1,458 @@
+//! The directory against a model that is plain maps and no cleverness: after every operation both
+//! answer every question alike.
+
+mod simple;
+mod tame;
+
+use std::collections::BTreeSet;
+
+use proptest::{collection::vec, option, prelude::*};
+
+use self::simple::{Model, Place};
+use super::*;
+
+const NODES: [&str; 3] = ["a", "b", "c"];
+const NAMESPACES: [&str; 2] = ["t/m", "t/n"];
+const SLOTS: u32 = 4;
+const HASHES: u64 = 6;
+const LIMITS: Bounds = Bounds {
+    namespaces: 2,
+    nodes: 2,
+    regions_per_node: 2,
+    slots: 5 * SLOTS as u64,
+};
+
+/// Slots sealed as (slot, hash, generation).
+type Added = Vec<(u32, u64, u64)>;
+
+#[derive(Debug, Clone)]
+struct Declare {
+    region: u32,
+    namespace: usize,
+    /// Two namespaces of one name and different variants mismatch.
+    variant: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Change {
+    region: u32,
+    removed: Vec<u32>,
+    added: Added,
+}
+
+#[derive(Debug, Clone)]
+enum Said {
+    /// `skew` from the expected number.
+    Delta {
+        skew: i64,
+        removed: Vec<u32>,
+        added: Vec<Declare>,
+        changes: Vec<Change>,
+    },
+    Inventory {
+        seq: u64,
+        first: bool,
+        last: bool,
+        regions: Vec<Declare>,
+        sealed: Vec<(u32, Added)>,
+    },
+    Heartbeat,
+    Goodbye,
+    Ended,
+    /// A second one.
+    Hello,
+}
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Hello {
+        node: usize,
+        /// From the one that is known.
+        incarnation_skew: i64,
+        knows_us: bool,
+        oldest: u64,
+        next: u64,
+    },
+    /// `back` sessions before the newest: what old streams say changes nothing. What is not wild
+    /// is bent into something a correct agent could say.
+    Say {
+        back: u64,
+        wild: bool,
+        said: Said,
+    },
+    Tick {
+        advance_ms: u64,
+    },
+    Create {
+        namespace: usize,
+        variant: u32,
+    },
+    Delete {
+        namespace: usize,
+        force: bool,
+    },
+    Drain {
+        node: usize,
+        draining: bool,
+    },
+}
+
+fn declare() -> impl Strategy<Value = Declare> {
+    (1..5u32, 0..2usize, prop_oneof![9 => Just(0), 1 => Just(1)]).prop_map(
+        |(region, namespace, variant)| Declare {
+            region,
+            namespace,
+            variant,
+        },
+    )
+}
+
+/// Now and then a slot that isn't there, or one that isn't sealed.
+fn added() -> impl Strategy<Value = Added> {
+    let slot = prop_oneof![60 => 0..SLOTS, 1 => Just(SLOTS)];
+    let generation = prop_oneof![60 => (1..9u64).prop_map(|n| n * 2), 1 => Just(3)];
+    vec((slot, 0..HASHES, generation), 0..5)
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let region = prop_oneof![8 => 1..3u32, 1 => 3..5u32];
+    (region, vec(0..SLOTS, 0..2), added()).prop_map(|(region, removed, added)| Change {
+        region,
+        removed,
+        added,
+    })
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let skew = prop_oneof![12 => Just(0i64), 1 => -2..0i64, 1 => 1..3i64];
+    let delta = (
+        skew,
+        vec(1..5u32, 0..2),
+        vec(declare(), 0..2),
+        vec(change(), 0..3),
+    )
+        .prop_map(|(skew, removed, added, changes)| Said::Delta {
+            skew,
+            removed,
+            added,
+            changes,
+        });
+    let seq = prop_oneof![9 => Just(3u64), 1 => 0..6u64];
+    let sealed = vec((1..4u32, added()), 0..3);
+    let regions = vec(declare(), 0..3);
+    let inventory = (
+        seq,
+        prop::bool::weighted(0.6),
+        any::<bool>(),
+        regions,
+        sealed,
+    )
+        .prop_map(|(seq, first, last, regions, sealed)| Said::Inventory {
+            seq,
+            first,
+            last,
+            regions,
+            sealed,
+        });
+    prop_oneof![
+            300 => delta,
+            200 => inventory,
+            20 => Just(Said::Heartbeat),
+    4 => Just(Said::Goodbye), 4 => Just(Said::Ended), 2 => Just(Said::Hello),
+        ]
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let hello = (
+        prop_oneof![5 => 0..2usize, 1 => Just(2)],
+        prop_oneof![10 => Just(0i64), 1 => Just(1), 1 => Just(-1)],
+        prop::bool::weighted(0.8),
+        prop_oneof![5 => Just(1u64), 1 => 0..6u64],
+        option::weighted(0.1, 1..6u64),
+    );
+    let hello =
+        hello.prop_map(
+            |(node, incarnation_skew, knows_us, oldest, next)| Operation::Hello {
+                node,
+                incarnation_skew,
+                knows_us,
+                oldest,
+                next: next.unwrap_or(1_000),
+            },
+        );
+    let variant = prop_oneof![4 => Just(0u32), 1 => Just(1)];
+    prop_oneof![
+        5 => hello,
+        40 => (0..2u64, prop::bool::weighted(0.04), said()).prop_map(|(back, wild, said)| Operation::Say { back, wild, said }),
+        3 => (0..4_000u64).prop_map(|advance_ms| Operation::Tick { advance_ms }),
+        1 => Just(Operation::Tick { advance_ms: 20_000 }),
+        1 => (0..2usize, variant).prop_map(|(namespace, variant)| Operation::Create { namespace, variant }),
+        1 => (0..2usize, any::<bool>()).prop_map(|(namespace, force)| Operation::Delete { namespace, force }),
+        1 => (0..NODES.len(), any::<bool>()).prop_map(|(node, draining)| Operation::Drain { node, draining }),
+    ]
+}
+
+fn declared(declare: &Declare) -> RegionDeclaration {
+    let mut declaration = declaration(declare.region, NAMESPACES[declare.namespace], SLOTS);
+    declaration.namespace = variant_spec(declare.namespace, declare.variant);
+    declaration
+}
+
+fn variant_spec(name: usize, variant: u32) -> NamespaceSpec {
+    NamespaceSpec {
+        layout: Layout::new("u8", 16 + variant, 1, BLOCK_BYTES).unwrap(),
+        ..spec(NAMESPACES[name])
+    }
+}
+
+/// The event that says it; `expected` is what the model expects of the session.
+fn event(session: u64, expected: u64, said: &Said) -> Event {
+    let id = SessionId(session);
+    match said {
+        Said::Delta {
+            skew,
+            removed,
+            added,
+            changes,
+        } => delta(
+            session,
+            Delta {
+                seq: expected.saturating_add_signed(*skew),
+                regions_removed: removed.iter().copied().map(RegionId).collect(),
+                regions_added: added.iter().map(declared).collect(),
+                changes: changes
+                    .iter()
+                    .map(|c| super::change(c.region, &c.removed, &c.added))
+                    .collect(),
+            },
+        ),
+        Said::Inventory {
+            seq,
+            first,
+            last,
+            regions,
+            sealed: slots,
+        } => Event::Inventory {
+            session: id,
+            part: InventoryPart {
+                seq: *seq,
+                first: *first,
+                last: *last,
+                regions: regions.iter().map(declared).collect(),
+                sealed: slots
+                    .iter()
+                    .map(|(region, added)| (RegionId(*region), sealed(added)))
+                    .collect(),
+            },
+        },
+        Said::Heartbeat => Event::Heartbeat {
+            session: id,
+            number: 1,
+        },
+        Said::Goodbye => Event::Goodbye { session: id },
+        Said::Ended => Event::SessionEnded { session: id },
+        Said::Hello => hello(session, "a", 9),
+    }
+}
+
+fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
+    let now = model.now;
+    let effects = match operation {
+        Operation::Hello {
+            node,
+            incarnation_skew,
+            knows_us,
+            oldest,
+            next,
+        } => {
+            let session = model.open();
+            let incarnation = model.incarnation(*node, *incarnation_skew);
+            let epoch = if *knows_us { EPOCH } else { 0 };
+            let event = hello_from(session, NODES[*node], incarnation, epoch, *oldest, *next);
+            let resync = model.hello(session, *node, incarnation, *knows_us, *oldest..=*next);
+            let effects = directory.handle(now, event);
+            let told = effects.iter().find_map(|effect| match effect {
+                Effect::Welcome { resync, .. } => Some(*resync),
+                _ => None,
+            });
+            assert_eq!(told, resync);
+            effects
+        }
+        Operation::Say { back, wild, said } => {
+            let session = model.newest.saturating_sub(*back);
+            let said = if *wild {
+                said.clone()
+            } else {
+                model.tame(session, said.clone())
+            };
+            let event = event(session, model.expected(session), &said);
+            model.say(session, &said);
+            directory.handle(now, event)
+        }
+        Operation::Tick { advance_ms } => {
+            model.tick(at(*advance_ms));
+            directory.handle(model.now, Event::Tick)
+        }
+        Operation::Create { namespace, variant } => {
+            let outcome = directory.create_namespace(&variant_spec(*namespace, *variant));
+            assert_eq!(outcome.ok(), model.create(*namespace, *variant));
+            Vec::new()
+        }
+        Operation::Delete {
+            namespace: n,
+            force,
+        } => {
+            let outcome = directory.delete_namespace(&namespace(NAMESPACES[*n]), *force);
+            assert_eq!(outcome.is_ok(), model.delete(*n, *force));
+            Vec::new()
+        }
+        Operation::Drain { node: n, draining } => {
+            let outcome = directory.drain_node(&node(NODES[*n]), *draining);
+            assert_eq!(outcome.is_ok(), model.drain(*n, *draining));
+            Vec::new()
+        }
+    };
+    let closed: BTreeSet<u64> = effects
+        .iter()
+        .filter_map(|effect| match effect {
+            Effect::Close { session, .. } => Some(session.0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(closed, std::mem::take(&mut model.closed));
+}
+
+/// Both answer every question alike.
+fn compare(directory: &Directory, model: &Model) {
+    for (index, name) in NAMESPACES.iter().enumerate() {
+        compare_namespace(directory, model, index, &namespace(name));
+    }
+    let mut slots = 0;
+    for (index, name) in NODES.iter().enumerate() {
+        let info = directory.node(model.now, &node(name)).ok();
+        let Some(known) = model.nodes.get(&index) else {
+            assert_eq!(info, None);
+            continue;
+        };
+        let info = info.expect("the model knows this node");
+        assert_eq!(info.incarnation.get(), known.incarnation);
+        assert_eq!(info.state, known.state());
+        assert_eq!(info.applied_delta, known.applied);
+        assert_eq!(info.silent, model.now - known.last_seen);
+        let regions: Vec<(u32, usize, u32)> = known
+            .accepted()
+            .map(|(id, region)| (id, region.namespace, region.slots.len() as u32))
+            .collect();
+        let told: Vec<(u32, usize, u32)> = info
+            .regions
+            .iter()
+            .map(|r| {
+                let name = r.namespace.as_str();
+                let index = NAMESPACES.iter().position(|n| *n == name).unwrap();
+                (r.region.0, index, r.sealed)
+            })
+            .collect();
+        assert_eq!(told, regions);
+        let blocks: u64 = regions.iter().map(|r| u64::from(r.2)).sum();
+        assert_eq!((info.blocks, info.bytes), (blocks, blocks * BLOCK_BYTES));
+        slots += regions.len() as u64 * u64::from(SLOTS);
+    }
+    assert_eq!(directory.catalog.totals().1, slots);
+    assert_eq!(directory.sessions.len(), model.sessions().count());
+}
+
+fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &NamespaceName) {
+    let hashes: Vec<u64> = (0..HASHES).collect();
+    let hashes = packed(&hashes);
+    let prefer = Labels::default();
+    let query = LocateQuery {
+        namespace: name,
+        hashes: &hashes,
+        mode: LocateMode::Set,
+        max_candidates: MAX_CANDIDATES,
+        host_id: "",
+        prefer: &prefer,
+        exclude: None,
+    };
+    if !model.namespaces.contains_key(&index) {
+        assert!(directory.namespace(name).is_err());
+        assert!(directory.locate(&query).is_err());
+        return;
+    }
+    let all: Vec<Vec<Place>> = (0..HASHES).map(|hash| model.owners(index, hash)).collect();
+    let info = directory.namespace(name).unwrap();
+    assert_eq!(info.spec, variant_spec(index, model.namespaces[&index]));
+    let blocks = all.iter().filter(|owners| !owners.is_empty()).count();
+    assert_eq!(info.blocks, blocks as u64);
+    assert_eq!(info.owners, all.concat().len() as u64);
+    assert_eq!(info.bytes, info.owners * BLOCK_BYTES);
+    assert_eq!(info.regions as usize, model.regions_of(index));
+
+    let offered: Vec<Vec<Place>> = all
+        .into_iter()
+        .map(|owners| {
+            owners
+                .into_iter()
+                .filter(|o| !model.hidden(o.node))
+                .collect()
+        })
+        .collect();
+    let located = directory.locate(&query).unwrap();
+    let told = places(&located);
+    for (told, offered) in told.iter().zip(&offered) {
+        let draining: Vec<bool> = told.iter().map(|p| model.nodes[&p.node].draining).collect();
+        assert!(draining.is_sorted(), "draining nodes come last");
+        let mut told = told.clone();
+        told.sort_unstable();
+        let mut offered = offered.clone();
+        offered.sort_unstable();
+        assert_eq!(told, offered);
+    }
+    let prefix = LocateQuery {
+        mode: LocateMode::Prefix,
+        ..query
+    };
+    let prefix = directory.locate(&prefix).unwrap();
+    let run = offered
+        .iter()
+        .take_while(|owners| !owners.is_empty())
+        .count();
+    assert_eq!(places(&prefix), told[..run]);
+}
+
+fn places(located: &Located) -> Vec<Vec<Place>> {
+    let mut row = 0;
+    let block = |count: &u32| {
+        let rows = row..row + *count as usize;
+        row = rows.end;
+        let place = |row: usize| {
+            let owner = &located.owners[located.owner_index[row] as usize];
+            let name = owner.node.as_str();
+            Place {
+                node: NODES.iter().position(|n| *n == name).unwrap(),
+                incarnation: owner.incarnation.get(),
+                region: owner.region.0,
+                slot: located.slots[row],
+                generation: located.generations[row],
+            }
+        };
+        rows.map(place).collect()
+    };
+    located.counts.iter().map(block).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
+
+    #[test]
+    fn directory_and_model_agree(operations in vec(operation(), 1..80)) {
+        let mut directory = directory_of(LIMITS);
+        let mut model = Model::default();
+        for operation in &operations {
+            run(&mut directory, &mut model, operation);
+            compare(&directory, &model);
+        }
+        directory.handle(model.now + PURGE, Event::Tick);
+        assert_empty(&directory);
+    }
+}

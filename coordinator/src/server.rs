@@ -1,0 +1,211 @@
+//! A coordinator that listens.
+
+use std::{
+    hash::{BuildHasher, RandomState},
+    io,
+    net::{SocketAddr, TcpListener},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use kvferry_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::{self, coordinator_server::CoordinatorServer},
+};
+use tokio::{
+    sync::oneshot,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tonic::transport::{Server, server::TcpIncoming};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    ConfigError, CoordinatorConfig,
+    directory::DirectoryConfig,
+    service::{CoordinatorService, Hub, HubConfig},
+};
+
+/// The name health answers for.
+const SERVICE: &str = "kvferry.v1.Coordinator";
+/// How late a silent node may be hidden: a thirtieth of the default bound.
+const TICK: Duration = Duration::from_millis(100);
+/// How long calls and streams may take to end after shutdown was asked for. An orchestrator's usual
+/// patience is 10 to 30 seconds.
+const DRAIN: Duration = Duration::from_secs(5);
+/// An agent's machine that vanished is noticed within the sum of these two, though heartbeats
+/// usually notice first.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(5);
+/// Calls at a time on one connection: an engine's worth of concurrent look-ups.
+const MAX_STREAMS: u32 = 1_024;
+
+/// Why a coordinator did not start. Nothing is bound.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Fix the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another process listens there. Stop it, or choose another address.
+    #[error(
+        "{listen} is in use: stop the process that listens there, or set another `listen` address"
+    )]
+    AddressInUse {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// The system does not let us listen there.
+    #[error("cannot listen on {listen}: {source}")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Why a coordinator stopped although it was not asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The listener is of no use to the runtime.
+    #[error("cannot use the listener: {0}")]
+    Listener(#[from] io::Error),
+    /// The descriptors compiled in cannot be served. A defect of the build.
+    #[error("cannot serve reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// The server failed.
+    #[error("the server failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+}
+
+/// A coordinator that is bound to its address and not serving yet.
+#[derive(Debug)]
+pub struct Coordinator {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    hub: Arc<Hub>,
+    epoch: u64,
+}
+
+impl Coordinator {
+    /// Checks the configuration and binds the address.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is bound then.
+    pub fn bind(config: &CoordinatorConfig) -> Result<Self, StartError> {
+        config.validate()?;
+        let listen = config.listen;
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => StartError::AddressInUse { listen },
+            _ => StartError::Listen { listen, source },
+        };
+        let listener = TcpListener::bind(listen).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        let epoch = new_epoch();
+        let hub = Hub::new(HubConfig {
+            directory: DirectoryConfig {
+                epoch,
+                hide_after: config.hide_after(),
+                purge_after: config.purge_after(),
+                bounds: config.bounds(),
+            },
+            heartbeat_interval_ms: config.heartbeat_interval_ms,
+            hide_after_ms: config.hide_after_ms,
+            max_sessions: config.max_sessions as usize,
+        });
+        Ok(Self {
+            listener,
+            local_addr,
+            hub: Arc::new(hub),
+            epoch,
+        })
+    }
+
+    /// Where it listens; the port is a real one even where 0 was asked for.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The number of this lifetime: agents that knew another one send a full inventory.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Serves until `shutdown` resolves, then tells sessions, and returns when calls have ended,
+    /// at the latest five seconds later.
+    ///
+    /// # Errors
+    /// [`ServeError`] when it had to stop for another reason.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health
+            .set_service_status(SERVICE, ServingStatus::Serving)
+            .await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        let service = CoordinatorServer::new(CoordinatorService::new(self.hub.clone()))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let mut server = pin!(
+            Server::builder()
+                .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+                .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER))
+                .max_concurrent_streams(MAX_STREAMS)
+                .add_service(health_service)
+                .add_service(reflection)
+                .add_service(service)
+                .serve_with_incoming_shutdown(incoming, async {
+                    // A dropped sender means the same.
+                    stopped.await.ok();
+                })
+        );
+        tokio::select! {
+            outcome = &mut server => return Ok(outcome?),
+            () = tick(&self.hub) => {}
+            () = shutdown => {}
+        }
+        announce(&self.hub, &health).await;
+        stop.send(()).ok();
+        match timeout(DRAIN, server).await {
+            Ok(outcome) => outcome?,
+            Err(_) => tracing::warn!(
+                sessions = self.hub.sessions(),
+                "not everything ended within {DRAIN:?}"
+            ),
+        }
+        Ok(())
+    }
+}
+
+/// Nobody is sent here any more, and agents know why their streams end.
+async fn announce(hub: &Hub, health: &HealthReporter) {
+    for name in [SERVICE, ""] {
+        health
+            .set_service_status(name, ServingStatus::NotServing)
+            .await;
+    }
+    hub.close();
+}
+
+/// Never returns.
+async fn tick(hub: &Hub) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        hub.tick();
+    }
+}
+
+/// From the system's randomness, by way of the keys every process' hash tables get.
+fn new_epoch() -> u64 {
+    RandomState::new().hash_one(std::process::id()).max(1)
+}

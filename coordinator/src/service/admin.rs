@@ -1,0 +1,129 @@
+//! Namespaces and nodes, for operators.
+
+use kvferry_proto::{InvalidMessage, NamespaceName, NamespaceSpec, NodeId, pb};
+use tonic::Status;
+
+use super::{hub::Hub, status};
+use crate::directory::{NamespaceInfo, NodeInfo, NodeState};
+
+pub(super) fn create_namespace(
+    hub: &Hub,
+    request: pb::CreateNamespaceRequest,
+) -> Result<pb::CreateNamespaceResponse, Status> {
+    let spec = request.spec.ok_or(InvalidMessage::Missing("spec"))?;
+    let spec = NamespaceSpec::try_from(spec)?;
+    let created = hub
+        .update(|directory| (directory.create_namespace(&spec), Vec::new()))
+        .map_err(|error| status::create_namespace(&error))?;
+    Ok(pb::CreateNamespaceResponse {
+        created,
+        fingerprint: spec.layout.fingerprint().to_string(),
+    })
+}
+
+pub(super) fn list_namespaces(hub: &Hub) -> pb::ListNamespacesResponse {
+    pb::ListNamespacesResponse {
+        namespaces: hub
+            .read()
+            .namespaces()
+            .map(|info| namespace(&info))
+            .collect(),
+    }
+}
+
+pub(super) fn describe_namespace(
+    hub: &Hub,
+    request: &pb::DescribeNamespaceRequest,
+) -> Result<pb::NamespaceInfo, Status> {
+    let name = NamespaceName::new(&request.name).map_err(InvalidMessage::from)?;
+    let info = hub.read().namespace(&name);
+    info.map(|info| namespace(&info))
+        .map_err(|error| status::namespace_unknown(&error))
+}
+
+pub(super) fn delete_namespace(
+    hub: &Hub,
+    request: &pb::DeleteNamespaceRequest,
+) -> Result<pb::DeleteNamespaceResponse, Status> {
+    let name = NamespaceName::new(&request.name).map_err(InvalidMessage::from)?;
+    let outcome = hub.update(
+        |directory| match directory.delete_namespace(&name, request.force) {
+            Ok((blocks, effects)) => (Ok(blocks), effects),
+            Err(error) => (Err(error), Vec::new()),
+        },
+    );
+    outcome
+        .map(|blocks_removed| pb::DeleteNamespaceResponse { blocks_removed })
+        .map_err(|error| status::delete_namespace(&error))
+}
+
+pub(super) fn list_nodes(hub: &Hub) -> pb::ListNodesResponse {
+    let directory = hub.read();
+    // Read under the lock: no node can have been seen later.
+    pb::ListNodesResponse {
+        nodes: directory.nodes(hub.now()).map(node).collect(),
+    }
+}
+
+pub(super) fn describe_node(
+    hub: &Hub,
+    request: &pb::DescribeNodeRequest,
+) -> Result<pb::NodeInfo, Status> {
+    let name = NodeId::new(&request.node).map_err(InvalidMessage::from)?;
+    let info = hub.read().node(hub.now(), &name);
+    info.map(node).map_err(|error| status::node_unknown(&error))
+}
+
+pub(super) fn drain_node(
+    hub: &Hub,
+    request: &pb::DrainNodeRequest,
+) -> Result<pb::NodeInfo, Status> {
+    let name = NodeId::new(&request.node).map_err(InvalidMessage::from)?;
+    let info = hub.update(|directory| {
+        let drained = directory.drain_node(&name, !request.undo);
+        let info = drained.and_then(|()| directory.node(hub.now(), &name));
+        (info, Vec::new())
+    });
+    info.map(node).map_err(|error| status::node_unknown(&error))
+}
+
+fn namespace(info: &NamespaceInfo) -> pb::NamespaceInfo {
+    pb::NamespaceInfo {
+        spec: Some((&info.spec).into()),
+        fingerprint: info.spec.layout.fingerprint().to_string(),
+        blocks: info.blocks,
+        owners: info.owners,
+        bytes: info.bytes,
+        regions: info.regions,
+    }
+}
+
+fn node(info: NodeInfo) -> pb::NodeInfo {
+    let state = match info.state {
+        NodeState::Live => pb::NodeState::Live,
+        NodeState::Hidden => pb::NodeState::Hidden,
+        NodeState::Draining => pb::NodeState::Draining,
+    };
+    let regions = info.regions.into_iter().map(|region| pb::NodeRegion {
+        region: region.region.0,
+        namespace: region.namespace.to_string(),
+        slots: region.slots,
+        sealed: region.sealed.into(),
+    });
+    pb::NodeInfo {
+        node: info.node.to_string(),
+        incarnation: info.incarnation.get(),
+        state: state.into(),
+        addresses: Some((&*info.addresses).into()),
+        labels: info
+            .labels
+            .iter()
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect(),
+        blocks: info.blocks,
+        bytes: info.bytes,
+        last_seen_ms_ago: u64::try_from(info.silent.as_millis()).unwrap_or(u64::MAX),
+        applied_delta: info.applied_delta,
+        regions: regions.collect(),
+    }
+}

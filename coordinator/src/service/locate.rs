@@ -1,0 +1,61 @@
+//! The hot call.
+
+use kvferry_proto::{InvalidMessage, Labels, NamespaceName, NodeId, pb};
+use tonic::Status;
+
+use super::{hub::Hub, parse, status};
+use crate::directory::{DEFAULT_CANDIDATES, LocateMode, LocateQuery, Located, LocatedOwner};
+
+pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
+    let mode = match request.mode() {
+        pb::LocateMode::Prefix => LocateMode::Prefix,
+        pb::LocateMode::Set | pb::LocateMode::Unspecified => LocateMode::Set,
+    };
+    let namespace = NamespaceName::new(&request.namespace).map_err(InvalidMessage::from)?;
+    let hashes = request.hashes.ok_or(InvalidMessage::Missing("hashes"))?;
+    let hashes = parse::hashes(hashes).map_err(status::message)?;
+    let prefer = Labels::new(request.prefer_labels).map_err(InvalidMessage::from)?;
+    let exclude = match request.exclude_node.as_str() {
+        "" => None,
+        name => Some(NodeId::new(name).map_err(InvalidMessage::from)?),
+    };
+    let query = LocateQuery {
+        namespace: &namespace,
+        hashes: &hashes,
+        mode,
+        max_candidates: match request.max_candidates {
+            0 => DEFAULT_CANDIDATES,
+            wanted => wanted as usize,
+        },
+        host_id: &request.host_id,
+        prefer: &prefer,
+        exclude: exclude.as_ref(),
+    };
+    let located = hub.read().locate(&query);
+    match located {
+        Ok(located) => Ok(response(located)),
+        Err(error) => Err(status::locate(&error)),
+    }
+}
+
+fn response(located: Located) -> pb::LocateResponse {
+    pb::LocateResponse {
+        answered: located.counts.len() as u32,
+        owners: located.owners.iter().map(owner).collect(),
+        candidate_counts: located.counts,
+        owner_index: located.owner_index,
+        slots: located.slots,
+        generations: located.generations,
+        checksums: located.checksums,
+    }
+}
+
+fn owner(owner: &LocatedOwner) -> pb::LocatedRegion {
+    pb::LocatedRegion {
+        node: owner.node.to_string(),
+        incarnation: owner.incarnation.get(),
+        region: owner.region.0,
+        addresses: Some((&*owner.addresses).into()),
+        geometry: Some((&*owner.geometry).into()),
+    }
+}

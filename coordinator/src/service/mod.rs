@@ -1,0 +1,97 @@
+//! The gRPC shell: parses messages into events and queries, carries effects out.
+
+mod admin;
+mod hub;
+mod locate;
+mod outbound;
+mod parse;
+mod session;
+mod status;
+
+use std::sync::Arc;
+
+use kvferry_proto::pb::{self, coordinator_server::Coordinator};
+use tonic::{Request, Response, Status, Streaming};
+
+pub(crate) use hub::{Hub, HubConfig};
+use outbound::Outbound;
+
+/// `kvferry.v1.Coordinator` over one directory.
+#[derive(Debug, Clone)]
+pub(crate) struct CoordinatorService {
+    hub: Arc<Hub>,
+}
+
+impl CoordinatorService {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        Self { hub }
+    }
+}
+
+#[tonic::async_trait]
+impl Coordinator for CoordinatorService {
+    type SessionStream = Outbound;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::AgentMessage>>,
+    ) -> Result<Response<Outbound>, Status> {
+        session::open(&self.hub, request.into_inner()).map(Response::new)
+    }
+
+    async fn locate(
+        &self,
+        request: Request<pb::LocateRequest>,
+    ) -> Result<Response<pb::LocateResponse>, Status> {
+        locate::locate(&self.hub, request.into_inner()).map(Response::new)
+    }
+
+    async fn create_namespace(
+        &self,
+        request: Request<pb::CreateNamespaceRequest>,
+    ) -> Result<Response<pb::CreateNamespaceResponse>, Status> {
+        admin::create_namespace(&self.hub, request.into_inner()).map(Response::new)
+    }
+
+    async fn list_namespaces(
+        &self,
+        _: Request<pb::ListNamespacesRequest>,
+    ) -> Result<Response<pb::ListNamespacesResponse>, Status> {
+        Ok(Response::new(admin::list_namespaces(&self.hub)))
+    }
+
+    async fn describe_namespace(
+        &self,
+        request: Request<pb::DescribeNamespaceRequest>,
+    ) -> Result<Response<pb::NamespaceInfo>, Status> {
+        admin::describe_namespace(&self.hub, &request.into_inner()).map(Response::new)
+    }
+
+    async fn delete_namespace(
+        &self,
+        request: Request<pb::DeleteNamespaceRequest>,
+    ) -> Result<Response<pb::DeleteNamespaceResponse>, Status> {
+        admin::delete_namespace(&self.hub, &request.into_inner()).map(Response::new)
+    }
+
+    async fn list_nodes(
+        &self,
+        _: Request<pb::ListNodesRequest>,
+    ) -> Result<Response<pb::ListNodesResponse>, Status> {
+        Ok(Response::new(admin::list_nodes(&self.hub)))
+    }
+
+    async fn describe_node(
+        &self,
+        request: Request<pb::DescribeNodeRequest>,
+    ) -> Result<Response<pb::NodeInfo>, Status> {
+        admin::describe_node(&self.hub, &request.into_inner()).map(Response::new)
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<pb::DrainNodeRequest>,
+    ) -> Result<Response<pb::NodeInfo>, Status> {
+        admin::drain_node(&self.hub, &request.into_inner()).map(Response::new)
+    }
+}

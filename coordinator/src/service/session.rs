@@ -1,0 +1,125 @@
+//! One task per session: a message in, an event to the directory, until one side ends it.
+
+use std::{sync::Arc, time::Duration};
+
+use kvferry_proto::pb::{self, agent_message::Message, coordinator_message};
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+
+use super::{
+    hub::{Hub, ROOM, Session},
+    outbound::Outbound,
+    parse, status,
+};
+use crate::directory::{Event, SessionId};
+
+/// A stream that does not introduce itself within this time is closed: it holds a session's place.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// An agent that reads nothing for this long, while its queue is nearly full, is cut off.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+
+/// Opens a session and starts its task.
+pub(super) fn open(
+    hub: &Arc<Hub>,
+    inbound: Streaming<pb::AgentMessage>,
+) -> Result<Outbound, Status> {
+    let (session, outbound) = hub.open()?;
+    tokio::spawn(run(hub.clone(), session, inbound));
+    Ok(outbound)
+}
+
+async fn run(hub: Arc<Hub>, mut session: Session, mut inbound: Streaming<pb::AgentMessage>) {
+    let mut closing = session.closing.clone();
+    let stop = session.stop.clone();
+    let error = tokio::select! {
+        outcome = converse(&hub, &mut session, &mut inbound) => outcome.err(),
+        () = stop.notified() => None,
+        _ = closing.wait_for(|closing| *closing) => {
+            say_closing(&session);
+            None
+        }
+    };
+    if let Some(error) = &error {
+        tracing::info!(session = session.id.0, %error, "session ended");
+    }
+    hub.end(session.id, error);
+}
+
+/// Until the agent ends its half of the stream.
+async fn converse(
+    hub: &Hub,
+    session: &mut Session,
+    inbound: &mut Streaming<pb::AgentMessage>,
+) -> Result<(), Status> {
+    let Some(first) = timeout(HELLO_WITHIN, next(inbound))
+        .await
+        .map_err(|_| status::no_hello(HELLO_WITHIN.as_millis()))??
+    else {
+        return Ok(());
+    };
+    let Message::Hello(hello) = first else {
+        return Err(status::hello_first());
+    };
+    hub.handle(Event::Hello {
+        session: session.id,
+        hello: parse::hello(hello)?,
+    });
+    loop {
+        wait_for_room(session).await?;
+        let Some(message) = next(inbound).await? else {
+            return Ok(());
+        };
+        hub.handle(event(session.id, message)?);
+    }
+}
+
+/// The next message that says something.
+async fn next(inbound: &mut Streaming<pb::AgentMessage>) -> Result<Option<Message>, Status> {
+    loop {
+        match inbound.message().await.map_err(status::inbound)? {
+            None => return Ok(None),
+            Some(pb::AgentMessage {
+                message: Some(said),
+            }) => return Ok(Some(said)),
+            // A kind of message this version doesn't know.
+            Some(pb::AgentMessage { message: None }) => {}
+        }
+    }
+}
+
+/// An agent that doesn't read is not listened to either: its queue stays bounded.
+async fn wait_for_room(session: &Session) -> Result<(), Status> {
+    match timeout(READ_WITHIN, session.messages.reserve_many(ROOM)).await {
+        Ok(Ok(_room)) => Ok(()),
+        Ok(Err(_gone)) => Err(Status::cancelled("the agent closed its session")),
+        Err(_) => Err(status::slow_agent()),
+    }
+}
+
+fn event(session: SessionId, message: Message) -> Result<Event, Status> {
+    Ok(match message {
+        Message::Hello(hello) => Event::Hello {
+            session,
+            hello: parse::hello(hello)?,
+        },
+        Message::Delta(delta) => Event::Delta {
+            session,
+            delta: parse::delta(delta).map_err(status::message)?,
+        },
+        Message::Heartbeat(pb::Heartbeat { number }) => Event::Heartbeat { session, number },
+        Message::Inventory(part) => Event::Inventory {
+            session,
+            part: parse::inventory(part).map_err(status::message)?,
+        },
+        Message::Goodbye(pb::Goodbye {}) => Event::Goodbye { session },
+    })
+}
+
+fn say_closing(session: &Session) {
+    let closing = coordinator_message::Message::Closing(pb::Closing {});
+    let message = pb::CoordinatorMessage {
+        message: Some(closing),
+    };
+    // A full queue belongs to an agent that doesn't read; it sees the stream end.
+    session.messages.try_send(message).ok();
+}

@@ -1,0 +1,271 @@
+//! A coordinator and agents as child processes.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use kvferry_proto::pb::{
+    self, LocateRequest, LocateResponse, coordinator_client::CoordinatorClient,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+use tonic::transport::Channel;
+
+use crate::engine::Engine;
+
+/// A process must be ready by then, also on a machine that is busy with something else.
+const START_BOUND: Duration = Duration::from_secs(30);
+/// What must happen "soon" must have happened by then.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// A running `kvferry` process; killed with this value.
+pub struct Process {
+    child: Child,
+    ready: serde_json::Value,
+}
+
+impl Process {
+    /// Starts it and waits for its line of readiness.
+    async fn start(args: &[String]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_kvferry"))
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("the binary starts");
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let mut lines = BufReader::new(stdout).lines();
+        let line = timeout(START_BOUND, lines.next_line())
+            .await
+            .unwrap_or_else(|_| panic!("not ready in time: {args:?}"))
+            .expect("its output can be read")
+            .unwrap_or_else(|| panic!("ended before it was ready: {args:?}"));
+        // Read on, so that it never blocks on a full pipe.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let ready = serde_json::from_str(&line).expect("the first line is JSON");
+        Self { child, ready }
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.ready[key]
+            .as_str()
+            .unwrap_or_else(|| panic!("{key} is in {}", self.ready))
+            .to_owned()
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it still runs");
+        let status = std::process::Command::new("kill")
+            .args([&format!("-{name}"), &pid.to_string()])
+            .status()
+            .expect("kill runs");
+        assert!(status.success());
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(mut self) {
+        self.child.kill().await.expect("it can be killed");
+    }
+
+    /// SIGTERM; gives the exit code.
+    pub async fn terminate(mut self) -> Option<i32> {
+        self.signal("TERM");
+        let status = timeout(START_BOUND, self.child.wait())
+            .await
+            .expect("it ends in time after SIGTERM")
+            .expect("it can be waited for");
+        status.code()
+    }
+}
+
+/// A coordinator and any number of agents.
+pub struct Cluster {
+    pub dir: tempfile::TempDir,
+    coordinator: Option<Process>,
+    pub coordinator_address: SocketAddr,
+    agents: BTreeMap<String, Process>,
+}
+
+/// Short, so that tests of absence need not wait long; long enough for a busy machine.
+const HEARTBEAT: [&str; 6] = [
+    "--heartbeat-interval-ms",
+    "200",
+    "--hide-after-ms",
+    "1500",
+    "--purge-after-ms",
+    "4000",
+];
+
+impl Cluster {
+    /// A coordinator on a port of its own.
+    pub async fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let coordinator = Self::coordinator("127.0.0.1:0").await;
+        let address = coordinator.text("listen").parse().expect("an address");
+        Self {
+            dir,
+            coordinator: Some(coordinator),
+            coordinator_address: address,
+            agents: BTreeMap::new(),
+        }
+    }
+
+    async fn coordinator(listen: &str) -> Process {
+        let args = ["coordinator", "--announce", "--listen", listen]
+            .iter()
+            .chain(&HEARTBEAT)
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
+        Process::start(&args).await
+    }
+
+    pub fn socket(&self, node: &str) -> PathBuf {
+        self.dir.path().join(format!("{node}.sock"))
+    }
+
+    /// Starts an agent and connects an engine to it.
+    pub async fn agent(&mut self, node: &str, more: &[&str]) -> Engine {
+        let socket = self.socket(node);
+        let coordinator = format!("http://{}", self.coordinator_address);
+        let args = [
+            "agent",
+            "--announce",
+            "--node",
+            node,
+            "--coordinator",
+            &coordinator,
+            "--listen-peer",
+            "127.0.0.1:0",
+            "--listen-data",
+            "127.0.0.1:0",
+            "--socket",
+            &socket.display().to_string(),
+        ]
+        .iter()
+        .chain(more)
+        .map(ToString::to_string)
+        .collect::<Vec<_>>();
+        let process = Process::start(&args).await;
+        self.agents.insert(node.to_owned(), process);
+        Engine::connect(&socket).await
+    }
+
+    pub fn agent_data_address(&self, node: &str) -> SocketAddr {
+        self.agents[node].text("data").parse().expect("an address")
+    }
+
+    pub fn agent_process(&self, node: &str) -> &Process {
+        &self.agents[node]
+    }
+
+    /// Takes an agent's process out, to end it in some way.
+    pub fn take_agent(&mut self, node: &str) -> Process {
+        self.agents.remove(node).expect("it was started")
+    }
+
+    pub fn take_coordinator(&mut self) -> Process {
+        self.coordinator.take().expect("it runs")
+    }
+
+    /// Starts a coordinator where the last one was.
+    pub async fn restart_coordinator(&mut self) {
+        let listen = self.coordinator_address.to_string();
+        self.coordinator = Some(Self::coordinator(&listen).await);
+    }
+
+    pub async fn client(&self) -> CoordinatorClient<Channel> {
+        CoordinatorClient::connect(format!("http://{}", self.coordinator_address))
+            .await
+            .expect("the coordinator answers")
+    }
+
+    /// Owners of each hash, by name, in set mode.
+    pub async fn locate(&self, namespace: &str, hashes: &[Vec<u8>]) -> Vec<Vec<String>> {
+        let answer = self
+            .client()
+            .await
+            .locate(LocateRequest {
+                namespace: namespace.to_owned(),
+                hashes: Some(pack(hashes)),
+                mode: pb::LocateMode::Set.into(),
+                max_candidates: 16,
+                ..LocateRequest::default()
+            })
+            .await
+            .expect("locate answers")
+            .into_inner();
+        owners_of(&answer)
+    }
+
+    /// Blocks a node holds as the coordinator sees it; None where it is not known or hidden.
+    pub async fn live_blocks(&self, node: &str) -> Option<u64> {
+        let request = pb::DescribeNodeRequest {
+            node: node.to_owned(),
+        };
+        let info = self.client().await.describe_node(request).await.ok()?;
+        let info = info.into_inner();
+        (info.state() != pb::NodeState::Hidden).then_some(info.blocks)
+    }
+}
+
+fn owners_of(answer: &LocateResponse) -> Vec<Vec<String>> {
+    let mut next = 0;
+    answer
+        .candidate_counts
+        .iter()
+        .map(|count| {
+            let mine = &answer.owner_index[next..next + *count as usize];
+            next += *count as usize;
+            mine.iter()
+                .map(|owner| answer.owners[*owner as usize].node.clone())
+                .collect()
+        })
+        .collect()
+}
+
+pub fn pack(hashes: &[Vec<u8>]) -> pb::PackedHashes {
+    pb::PackedHashes {
+        hash_len: hashes.first().map_or(32, Vec::len) as u32,
+        hashes: hashes.concat().into(),
+    }
+}
+
+/// Waits until `check` holds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    let deadline = Instant::now() + SOON;
+    while !check().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Runs `kvferry` to its end; gives exit code, stdout and stderr.
+pub async fn run(args: &[&str], dir: &Path) -> (i32, String, String) {
+    let output = timeout(
+        Duration::from_secs(120),
+        Command::new(env!("CARGO_BIN_EXE_kvferry"))
+            .args(args)
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output(),
+    )
+    .await
+    .expect("it ends in time")
+    .expect("it starts");
+    (
+        output.status.code().unwrap_or(-1),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
