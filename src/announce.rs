@@ -25,9 +25,9 @@ pub(crate) struct AgentReady {
     /// Its name.
     pub(crate) node: String,
     /// Its gRPC peer service.
-    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) peer: SocketAddr,
     /// Its TCP data plane.
-    pub(crate) data: Option<SocketAddr>,
+    pub(crate) data: SocketAddr,
     /// Its local API.
     pub(crate) socket: PathBuf,
     /// Where it hands descriptors over.

@@ -155,7 +155,7 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_name = "NAME")]
     pub(crate) node: Option<String>,
     /// Coordinators to keep a session with [default: http://127.0.0.1:7400].
-    #[arg(long, value_name = "URL[,URL]")]
+    #[arg(long, alias = "coordinator", value_name = "URL[,URL]")]
     pub(crate) coordinators: Option<String>,
     /// Where other agents' questions arrive [default: 127.0.0.1:7401].
     #[arg(long, value_name = "IP:PORT")]
@@ -212,7 +212,7 @@ pub(crate) struct PutArgs {
     #[arg(long, default_value = "2MiB", value_name = "SIZE")]
     pub(crate) block_bytes: ByteSize,
     /// Memory of the agent's pool, where it has none for the namespace yet [default: the agent's own].
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, alias = "pool", value_name = "SIZE")]
     pub(crate) pool_bytes: Option<ByteSize>,
     /// Where the manifest goes [default: FILE.kvf.json].
     #[arg(long, value_name = "PATH")]
@@ -235,7 +235,7 @@ pub(crate) struct GetArgs {
     #[arg(long, short, value_name = "PATH")]
     pub(crate) output: PathBuf,
     /// Memory of the agent's pool, where it has none for the namespace yet [default: the agent's own].
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, alias = "pool", value_name = "SIZE")]
     pub(crate) pool_bytes: Option<ByteSize>,
     /// Do not publish what was pulled as a replica.
     #[arg(long)]

@@ -1,6 +1,7 @@
 //! How tools reach the coordinator and the agent on this host, each within a bound.
 
 use std::{
+    error::Error,
     future::Future,
     path::{Path, PathBuf},
     time::Duration,
@@ -68,7 +69,8 @@ impl Reach {
 pub(crate) enum ClientError {
     /// Nobody listens at the socket.
     #[error(
-        "no agent answers at {socket}: is `kvferry agent` running? use --socket where it listens elsewhere ({source})",
+        "no agent answers at {socket}: is `kvferry agent` running? use --socket where it listens elsewhere ({})",
+        cause(.source),
         socket = socket.display()
     )]
     NoAgent {
@@ -77,7 +79,8 @@ pub(crate) enum ClientError {
     },
     /// Nobody listens at the address.
     #[error(
-        "no coordinator answers at {url}: is `kvferry coordinator` running? use --coordinator where it listens elsewhere ({source})"
+        "no coordinator answers at {url}: is `kvferry coordinator` running? use --coordinator where it listens elsewhere ({})",
+        cause(.source)
     )]
     NoCoordinator { url: String, source: TransportError },
     /// Not an address.
@@ -131,6 +134,15 @@ impl ClientError {
             message: message.into(),
         }
     }
+}
+
+/// What lies at the bottom of an error: the layers above it only say that there was one.
+fn cause(error: &TransportError) -> &dyn Error {
+    let mut cause: &dyn Error = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    cause
 }
 
 fn hint(reason: Option<Reason>) -> &'static str {

@@ -40,8 +40,6 @@ pub(crate) enum Failure {
     Logging(#[from] LoggingError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    #[error("settings: {0}")]
-    AgentSettings(#[from] kvferry_agent::config::ConfigError),
     #[error("signals cannot be listened for: {0}")]
     Signals(io::Error),
     #[error(transparent)]
@@ -56,17 +54,24 @@ pub(crate) enum Failure {
     Tool(#[from] ToolError),
     #[error(transparent)]
     Demo(#[from] DemoError),
-    // Wired with the daemons:
-    #[error("{0} is not part of this build yet")]
-    NotThereYet(&'static str),
+    #[error("the coordinator did not start: {0}")]
+    CoordinatorStart(#[from] kvferry_coordinator::StartError),
+    #[error("the coordinator ended: {0}")]
+    CoordinatorServe(#[from] kvferry_coordinator::ServeError),
+    #[error("the agent did not start: {0}")]
+    AgentStart(#[from] kvferry_agent::StartError),
+    #[error("the agent ended: {0}")]
+    AgentServe(#[from] kvferry_agent::ServeError),
 }
 
 impl Failure {
     pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Logging(_) | Self::Settings(_) | Self::AgentSettings(_) => USAGE,
-            Self::Put(PutError::Content(_)) => USAGE,
-            Self::Locate(LocateError::Hash(_)) => USAGE,
+            Self::Logging(_) | Self::Settings(_) => USAGE,
+            Self::CoordinatorStart(kvferry_coordinator::StartError::Config(_)) => USAGE,
+            Self::AgentStart(kvferry_agent::StartError::Config(_)) => USAGE,
+            Self::Put(PutError::Content(_) | PutError::Namespace(_) | PutError::Layout(_)) => USAGE,
+            Self::Locate(LocateError::Hash(_)) | Self::Tool(ToolError::Usage(_)) => USAGE,
             Self::Demo(error) if error.is_usage() => USAGE,
             _ => FAILED,
         })

@@ -19,22 +19,22 @@ pub(crate) async fn run(args: AgentArgs) -> Result<Done, Failure> {
         variable: &|name| std::env::var(name).ok(),
         flags: &args.settings,
     })?;
-    config.validate()?;
     let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
-    let (node, socket) = (config.node.clone(), config.socket_path());
-    let descriptor_socket = config.descriptor_socket_path();
     let agent = Agent::start(config).await?;
-    let addresses = agent.addresses();
-    info!(node, ?addresses, socket = %socket.display(), "agent is ready");
+    let at = agent.addresses();
+    info!(
+        node = %at.node, incarnation = %at.incarnation, peer = %at.peer, data = %at.data,
+        socket = %at.socket.display(), "agent is ready"
+    );
     if args.supervised.announce {
         output::json_line(&AgentReady {
             ready: true,
             pid: std::process::id(),
-            node,
-            peer: addresses.peer,
-            data: addresses.data,
-            socket,
-            descriptor_socket,
+            node: at.node.to_string(),
+            peer: at.peer,
+            data: at.data,
+            socket: at.socket.clone(),
+            descriptor_socket: at.descriptor_socket.clone(),
         })?;
     }
     agent.serve(stop).await?;

@@ -19,9 +19,8 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<Done, Failure> {
         variable: &|name| std::env::var(name).ok(),
         flags: &args.settings,
     })?;
-    config.validate()?;
     let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
-    let coordinator = Coordinator::bind(config).await?;
+    let coordinator = Coordinator::bind(&config)?;
     let listen = coordinator.local_addr();
     info!(%listen, "coordinator is ready");
     if args.supervised.announce {

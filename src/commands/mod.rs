@@ -1,5 +1,7 @@
 //! What each word after `kvferry` does.
 
+pub(crate) mod agent;
+pub(crate) mod coordinator;
 pub(crate) mod get;
 pub(crate) mod locate;
 pub(crate) mod namespaces;
@@ -10,10 +12,6 @@ pub(crate) mod stats;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tool;
-
-// The daemons, until their crates are merged; then: `pub(crate) mod agent; pub(crate) mod coordinator;`.
-mod unwired;
-pub(crate) use unwired::{agent, coordinator};
 
 use clap::CommandFactory;
 use clap_complete::Shell;

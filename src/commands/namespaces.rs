@@ -73,7 +73,7 @@ pub(crate) async fn run(args: NamespacesArgs) -> Result<Done, ToolError> {
             describe(&mut coordinator, call, name, args.json).await?;
         }
         NamespacesAction::Create(create) => {
-            let spec = spec(&create)?;
+            let spec = spec(&create).map_err(ToolError::Usage)?;
             let request = pb::CreateNamespaceRequest {
                 spec: Some((&spec).into()),
             };

@@ -9,8 +9,12 @@ use crate::{client::ClientError, output::OutputError};
 pub(crate) enum ToolError {
     #[error(transparent)]
     Client(#[from] ClientError),
-    #[error("what was given is refused: {0}")]
-    Invalid(#[from] InvalidMessage),
+    /// What was given cannot be.
+    #[error("refused: {0}")]
+    Usage(InvalidMessage),
+    /// What was answered cannot be.
+    #[error("the answer makes no sense: {0}")]
+    Answer(#[from] InvalidMessage),
     #[error(transparent)]
     Output(#[from] OutputError),
 }
