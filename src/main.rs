@@ -1,2 +1,57 @@
-//! placeholder
-fn main() {}
+//! `kvferry`: coordinator, agent and tools in one binary.
+
+mod announce;
+mod cli;
+mod client;
+mod commands;
+mod content;
+mod demo;
+mod failure;
+mod files;
+mod logging;
+mod manifest;
+mod output;
+mod progress;
+mod settings;
+mod shutdown;
+mod size;
+#[cfg(test)]
+mod testing;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use failure::{Done, Failure};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli).await {
+        Ok(done) => done.into(),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<Done, Failure> {
+    let usual = match cli.command {
+        Command::Coordinator(_) | Command::Agent(_) => "info",
+        _ => "warn",
+    };
+    logging::start(cli.log.as_deref(), usual, cli.log_json)?;
+    match cli.command {
+        Command::Coordinator(args) => commands::coordinator::run(args).await,
+        Command::Agent(args) => commands::agent::run(args).await,
+        Command::Demo(args) => Ok(demo::run(args).await?),
+        Command::Put(args) => Ok(commands::put::run(args).await?),
+        Command::Get(args) => Ok(commands::get::run(args).await?),
+        Command::Locate(args) => Ok(commands::locate::run(args).await?),
+        Command::Nodes(args) => Ok(commands::nodes::run(args).await?),
+        Command::Namespaces(args) => Ok(commands::namespaces::run(args).await?),
+        Command::Stats(args) => Ok(commands::stats::run(args).await?),
+        Command::Completions { shell } => Ok(commands::completions(shell)?),
+    }
+}

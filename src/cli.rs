@@ -1,0 +1,404 @@
+//! What can be typed after `kvferry`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use kvferry_agent::config::ByteSize;
+use serde::Serialize;
+
+use crate::{client::Reach, demo::DemoArgs};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it failed; the last line says what, to whom, and what to do
+  2  bad usage or a refused setting; nothing was started or changed
+  3  done in part: some blocks were not found or not pulled";
+
+const SETTINGS_HELP: &str = "\
+Settings come from a TOML file, KVFERRY_* variables and flags; flags win over variables, and those
+over the file. A key `stall_bound_ms` of the file is KVFERRY_STALL_BOUND_MS and --stall-bound-ms.";
+
+/// Moves KV-cache blocks between LLM inference nodes.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Cli {
+    /// What is logged to stderr: a level, or a filter such as kvferry_agent=debug.
+    #[arg(long, global = true, env = "KVFERRY_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// Log JSON lines.
+    #[arg(long, global = true)]
+    pub(crate) log_json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the coordinator: it knows which node holds which block.
+    #[command(after_help = SETTINGS_HELP)]
+    Coordinator(CoordinatorArgs),
+    /// Run the agent beside an inference process.
+    #[command(after_help = SETTINGS_HELP)]
+    Agent(AgentArgs),
+    /// Show the main job on this machine: publish, pull over TCP and shared memory, kill an owner.
+    #[command(after_help = "\
+Examples:
+  kvferry demo
+  kvferry demo --bytes 64MiB --json
+  kvferry demo --input model.safetensors --bytes 4GiB")]
+    Demo(DemoArgs),
+    /// Cut a file into blocks, publish them, and write a manifest of their hashes.
+    #[command(after_help = "\
+A block's hash is the SHA-256 of its parent's hash and its bytes: equal files have equal hashes, and
+whoever gets a block can check it.
+
+Example:
+  kvferry put prompt.kv --namespace team/llama-3-8b --wait-ms 5000")]
+    Put(PutArgs),
+    /// Bring a file back from its manifest, from wherever its blocks are.
+    #[command(after_help = "Example:\n  kvferry get prompt.kv.kvf.json -o prompt.kv")]
+    Get(GetArgs),
+    /// Which nodes hold these blocks?
+    #[command(after_help = "\
+Examples:
+  kvferry locate --manifest prompt.kv.kvf.json
+  kvferry locate --namespace team/llama-3-8b dc918a88b139e5afe60b88eda27508d4aee16c10fdc354791efea06206ac0749")]
+    Locate(LocateArgs),
+    /// List, describe and drain nodes.
+    Nodes(NodesArgs),
+    /// List, describe, create and delete namespaces.
+    Namespaces(NamespacesArgs),
+    /// What the agent on this host holds and did.
+    Stats(StatsArgs),
+    /// Print a shell's completions.
+    #[command(after_help = "Example:\n  kvferry completions bash > /etc/bash_completion.d/kvferry")]
+    Completions {
+        /// Which shell's.
+        shell: Shell,
+    },
+}
+
+/// What a supervising process wants of a long-running command.
+#[derive(Debug, Args)]
+pub(crate) struct Supervised {
+    /// Print one JSON line with the bound addresses to stdout once ready.
+    #[arg(long)]
+    pub(crate) announce: bool,
+    /// Stop when stdin closes, so that nothing outlives the process that started it.
+    #[arg(long)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorArgs {
+    /// TOML file with settings [env: KVFERRY_CONFIG=].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: CoordinatorFlags,
+    #[command(flatten)]
+    pub(crate) supervised: Supervised,
+}
+
+/// A field per key of the coordinator's configuration.
+#[derive(Debug, Default, Args, Serialize)]
+pub(crate) struct CoordinatorFlags {
+    /// Where to listen for agents and tools [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<String>,
+    /// Listen beyond this host although nothing is encrypted yet.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) insecure: Option<bool>,
+    /// How often agents give a sign of life.
+    #[arg(long, value_name = "MS")]
+    pub(crate) heartbeat_interval_ms: Option<u32>,
+    /// A node silent for this long is not offered to readers.
+    #[arg(long, value_name = "MS")]
+    pub(crate) hide_after_ms: Option<u32>,
+    /// A node silent for this long is forgotten.
+    #[arg(long, value_name = "MS")]
+    pub(crate) purge_after_ms: Option<u32>,
+    /// Most namespaces.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_namespaces: Option<u32>,
+    /// Most nodes.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_nodes: Option<u32>,
+    /// Most regions of one node.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_regions_per_node: Option<u32>,
+    /// Most slots of all regions together.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_slots: Option<u64>,
+    /// Most sessions at a time.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_sessions: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// TOML file with settings [env: KVFERRY_CONFIG=].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: AgentFlags,
+    #[command(flatten)]
+    pub(crate) supervised: Supervised,
+}
+
+/// A field per key of the agent's configuration.
+#[derive(Debug, Default, Args, Serialize)]
+pub(crate) struct AgentFlags {
+    /// The node's name, unique in the cluster [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node: Option<String>,
+    /// Coordinators to keep a session with [default: http://127.0.0.1:7400].
+    #[arg(long, alias = "coordinator", value_name = "URL[,URL]")]
+    pub(crate) coordinators: Option<String>,
+    /// Where other agents' questions arrive [default: 127.0.0.1:7401].
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen_peer: Option<String>,
+    /// Where other agents' reads arrive [default: 127.0.0.1:7402].
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen_data: Option<String>,
+    /// The address other nodes are told; needed where the agent listens on all addresses.
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise_host: Option<String>,
+    /// The unix socket of the local API [default: $XDG_RUNTIME_DIR/kvferry/NODE.sock].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<String>,
+    /// Labels readers may prefer owners by.
+    #[arg(long, value_name = "KEY=VALUE[,...]")]
+    pub(crate) labels: Option<String>,
+    /// Memory of a pool whose registration does not say how much [default: 1 GiB].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) pool_bytes: Option<ByteSize>,
+    /// Back pools with huge pages.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) hugepages: Option<bool>,
+    /// What a full pool gives up first [default: prefix].
+    #[arg(long, value_parser = ["prefix", "lru"], value_name = "POLICY")]
+    pub(crate) eviction: Option<String>,
+    /// Which way bytes come [default: auto].
+    #[arg(long, value_parser = ["auto", "tcp", "shm"], value_name = "KIND")]
+    pub(crate) transport: Option<String>,
+    /// Data connections to each peer [default: 4].
+    #[arg(long, value_name = "N")]
+    pub(crate) tcp_connections_per_peer: Option<u32>,
+    /// A peer that sends nothing for this long in a transfer is given up [default: 2000].
+    #[arg(long, value_name = "MS")]
+    pub(crate) stall_bound_ms: Option<u64>,
+    /// Deadline of a pull that names none [default: 10000].
+    #[arg(long, value_name = "MS")]
+    pub(crate) pull_timeout_ms: Option<u64>,
+    /// Publish what was pulled [default: true].
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) replicate: Option<bool>,
+    /// Listen beyond this host although nothing is encrypted yet.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) insecure: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PutArgs {
+    /// The file to publish.
+    pub(crate) file: PathBuf,
+    /// The namespace its blocks belong to; created where it does not exist.
+    #[arg(long, short)]
+    pub(crate) namespace: String,
+    /// Bytes of a block in a new namespace; an existing one keeps its own.
+    #[arg(long, default_value = "2MiB", value_name = "SIZE")]
+    pub(crate) block_bytes: ByteSize,
+    /// Memory of the agent's pool, where it has none for the namespace yet [default: the agent's own].
+    #[arg(long, alias = "pool", value_name = "SIZE")]
+    pub(crate) pool_bytes: Option<ByteSize>,
+    /// Where the manifest goes [default: FILE.kvf.json].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Wait at most this long for the coordinator to list the blocks; 0: do not wait.
+    #[arg(long, default_value_t = 5_000, value_name = "MS", value_parser = clap::value_parser!(u32).range(..=60_000))]
+    pub(crate) wait_ms: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// The manifest `put` wrote.
+    pub(crate) manifest: PathBuf,
+    /// Where the file goes. It appears whole or not at all.
+    #[arg(long, short, value_name = "PATH")]
+    pub(crate) output: PathBuf,
+    /// Memory of the agent's pool, where it has none for the namespace yet [default: the agent's own].
+    #[arg(long, alias = "pool", value_name = "SIZE")]
+    pub(crate) pool_bytes: Option<ByteSize>,
+    /// Do not publish what was pulled as a replica.
+    #[arg(long)]
+    pub(crate) no_replica: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LocateArgs {
+    /// Block hashes, in hexadecimal.
+    #[arg(
+        value_name = "HASH",
+        requires = "namespace",
+        conflicts_with = "manifest",
+        required_unless_present = "manifest"
+    )]
+    pub(crate) hashes: Vec<String>,
+    /// The namespace the hashes belong to.
+    #[arg(long, short, conflicts_with = "manifest")]
+    pub(crate) namespace: Option<String>,
+    /// Take namespace and hashes from a manifest.
+    #[arg(long, short, value_name = "PATH")]
+    pub(crate) manifest: Option<PathBuf>,
+    /// Stop at the first block that nobody holds.
+    #[arg(long)]
+    pub(crate) prefix: bool,
+    /// Owners to name per block.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) owners: u32,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodesArgs {
+    #[command(subcommand)]
+    pub(crate) action: Option<NodesAction>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodesAction {
+    /// All nodes (also without a word).
+    List,
+    /// One node, with its regions and labels.
+    Describe {
+        /// Its name.
+        node: String,
+    },
+    /// Offer a node last, and give it no new work.
+    Drain {
+        /// Its name.
+        node: String,
+        /// Take the drain back.
+        #[arg(long)]
+        undo: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NamespacesArgs {
+    #[command(subcommand)]
+    pub(crate) action: Option<NamespacesAction>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NamespacesAction {
+    /// All namespaces (also without a word).
+    List,
+    /// One namespace: its layout, blocks, owners and bytes.
+    Describe {
+        /// Its name.
+        name: String,
+    },
+    /// Create one; the same one again is no error, another layout is.
+    Create(CreateArgs),
+    /// Delete one.
+    Delete {
+        /// Its name.
+        name: String,
+        /// Although nodes still hold blocks of it.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Its name: tenant, model and layout, as you like.
+    pub(crate) name: String,
+    /// Element type, a free name.
+    #[arg(long, default_value = "bf16")]
+    pub(crate) dtype: String,
+    /// Tokens a block stands for.
+    #[arg(long, default_value_t = 16)]
+    pub(crate) tokens_per_block: u32,
+    /// Pieces of a block: layers x (K, V).
+    #[arg(long, default_value_t = 64)]
+    pub(crate) planes: u32,
+    /// Bytes of a piece.
+    #[arg(long, default_value = "32KiB", value_name = "SIZE")]
+    pub(crate) plane_bytes: ByteSize,
+    /// Bytes of a block's hash.
+    #[arg(long, default_value_t = 32)]
+    pub(crate) hash_len: u32,
+    /// Which blocks carry a checksum.
+    #[arg(long, value_parser = ["off", "sampled", "always"], default_value = "off")]
+    pub(crate) checksum: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatsArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) reach: Reach,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn hashes_or_a_manifest_but_not_both() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        assert!(parse("kvferry locate").is_err());
+        assert!(parse("kvferry locate aa").is_err());
+        assert!(parse("kvferry locate -n t/m aa bb").is_ok());
+        assert!(parse("kvferry locate -m a.json").is_ok());
+        assert!(parse("kvferry locate -n t/m -m a.json aa").is_err());
+    }
+
+    #[test]
+    fn switches_can_be_turned_off() {
+        let cli = Cli::try_parse_from(["kvferry", "agent", "--replicate=false", "--insecure"]);
+        let Command::Agent(args) = cli.unwrap().command else {
+            panic!("not an agent");
+        };
+        assert_eq!(args.settings.replicate, Some(false));
+        assert_eq!(args.settings.insecure, Some(true));
+    }
+}

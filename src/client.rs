@@ -1,0 +1,318 @@
+//! How tools reach the coordinator and the agent on this host, each within a bound.
+
+use std::{
+    error::Error,
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use hyper_util::rt::TokioIo;
+use kvferry_agent::config::{default_socket_path, host_name};
+use kvferry_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::{agent_client::AgentClient, coordinator_client::CoordinatorClient},
+    reason_of,
+};
+use tokio::net::UnixStream;
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint, Error as TransportError, Uri},
+};
+
+pub(crate) use kvferry_proto::Reason;
+
+/// How long a connection may take: on one host it is there at once, and across a network a
+/// coordinator that needs longer is of no use.
+const CONNECT_BOUND: Duration = Duration::from_secs(3);
+
+pub(crate) type Coordinator = CoordinatorClient<Channel>;
+pub(crate) type Agent = AgentClient<Channel>;
+
+/// Whom a tool talks to, and how long it waits.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Reach {
+    /// The coordinator.
+    #[arg(
+        long,
+        global = true,
+        env = "KVFERRY_COORDINATOR",
+        default_value = "http://127.0.0.1:7400",
+        value_name = "URL"
+    )]
+    pub(crate) coordinator: String,
+    /// The agent's unix socket [default: $XDG_RUNTIME_DIR/kvferry/HOST.sock].
+    #[arg(long, global = true, env = "KVFERRY_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// How long one call may take.
+    #[arg(long, global = true, default_value_t = 30_000, value_name = "MS",
+          value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    pub(crate) timeout_ms: u32,
+}
+
+impl Reach {
+    /// The agent's socket, by default that of the agent named like this host.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket
+            .clone()
+            .unwrap_or_else(|| default_socket_path(&host_name()))
+    }
+
+    pub(crate) fn bound(&self) -> Duration {
+        Duration::from_millis(u64::from(self.timeout_ms))
+    }
+}
+
+/// Why nothing, or a refusal, came back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Nobody listens at the socket.
+    #[error(
+        "no agent answers at {socket}: is `kvferry agent` running? use --socket where it listens elsewhere ({})",
+        cause(.source),
+        socket = socket.display()
+    )]
+    NoAgent {
+        socket: PathBuf,
+        source: TransportError,
+    },
+    /// Nobody listens at the address.
+    #[error(
+        "no coordinator answers at {url}: is `kvferry coordinator` running? use --coordinator where it listens elsewhere ({})",
+        cause(.source)
+    )]
+    NoCoordinator { url: String, source: TransportError },
+    /// Not an address.
+    #[error("{url:?} is no http://host:port of a coordinator")]
+    BadUrl { url: String },
+    /// It answered, and said no.
+    #[error("{who} refused to {what}: {message}{}", hint(*.reason))]
+    Refused {
+        who: &'static str,
+        what: &'static str,
+        code: Code,
+        reason: Option<Reason>,
+        message: String,
+    },
+    /// The connection was there and broke.
+    #[error("{who} went away while asked to {what}: {message}; try again")]
+    WentAway {
+        who: &'static str,
+        what: &'static str,
+        message: String,
+    },
+    /// It did not answer in time. Whether it did what was asked is not known.
+    #[error("{who} did not {what} within {bound:?}; whether it was done is not known")]
+    TimedOut {
+        who: &'static str,
+        what: &'static str,
+        bound: Duration,
+    },
+    /// It answered something that makes no sense.
+    #[error("{who} answered a request to {what} with nonsense: {message}")]
+    Nonsense {
+        who: &'static str,
+        what: &'static str,
+        message: String,
+    },
+}
+
+impl ClientError {
+    /// Why the call was refused, where the other side said so.
+    pub(crate) fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Refused { reason, .. } => *reason,
+            _ => None,
+        }
+    }
+
+    pub(crate) fn nonsense(call: Call, message: impl Into<String>) -> Self {
+        Self::Nonsense {
+            who: call.who,
+            what: call.what,
+            message: message.into(),
+        }
+    }
+}
+
+/// What lies at the bottom of an error: the layers above it only say that there was one.
+fn cause(error: &TransportError) -> &dyn Error {
+    let mut cause: &dyn Error = error;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    cause
+}
+
+fn hint(reason: Option<Reason>) -> &'static str {
+    match reason {
+        Some(Reason::NamespaceUnknown) => "; `kvferry namespaces` lists those there are",
+        Some(Reason::NodeUnknown) => "; `kvferry nodes` lists those there are",
+        Some(Reason::NamespaceInUse) => "; --force deletes it nevertheless",
+        Some(Reason::PoolFull) => "; a larger pool (--pool-bytes) holds more",
+        Some(Reason::CoordinatorUnreachable) => "; `kvferry stats` shows the agent's coordinators",
+        _ => "",
+    }
+}
+
+/// One call: who is asked to do what. Read as "`who` refused to `what`".
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    who: &'static str,
+    what: &'static str,
+    bound: Duration,
+}
+
+impl Call {
+    pub(crate) fn coordinator(what: &'static str, bound: Duration) -> Self {
+        Self {
+            who: "the coordinator",
+            what,
+            bound,
+        }
+    }
+
+    pub(crate) fn agent(what: &'static str, bound: Duration) -> Self {
+        Self {
+            who: "the agent",
+            what,
+            bound,
+        }
+    }
+
+    /// Waits for the answer, at most as long as the call's bound.
+    pub(crate) async fn answer<T>(
+        self,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, ClientError> {
+        self.within(answer).await.map(Response::into_inner)
+    }
+
+    /// Waits for the next message of a stream, at most as long as the call's bound.
+    pub(crate) async fn within<T>(
+        self,
+        next: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, ClientError> {
+        match tokio::time::timeout(self.bound, next).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(status)) => Err(self.failed(&status)),
+            Err(_) => Err(ClientError::TimedOut {
+                who: self.who,
+                what: self.what,
+                bound: self.bound,
+            }),
+        }
+    }
+
+    fn failed(self, status: &Status) -> ClientError {
+        let (who, what) = (self.who, self.what);
+        let reason = reason_of(status);
+        let message = match status.message() {
+            "" => status.code().to_string(),
+            message => message.to_owned(),
+        };
+        match status.code() {
+            // The connection's own end has no reason; the service's "unavailable" has one.
+            Code::Unavailable | Code::Unknown if reason.is_none() => {
+                ClientError::WentAway { who, what, message }
+            }
+            code => ClientError::Refused {
+                who,
+                what,
+                code,
+                reason,
+                message,
+            },
+        }
+    }
+}
+
+/// Connects to a coordinator.
+pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
+    let bad = || ClientError::BadUrl {
+        url: url.to_owned(),
+    };
+    let uri: Uri = url.parse().map_err(|_| bad())?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none() {
+        return Err(bad());
+    }
+    let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
+    let channel = endpoint
+        .connect()
+        .await
+        .map_err(|source| ClientError::NoCoordinator {
+            url: url.to_owned(),
+            source,
+        })?;
+    Ok(CoordinatorClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to the agent behind a unix socket.
+pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
+    let path = socket.to_owned();
+    // The address is for the HTTP headers only: the connector goes to the socket.
+    let endpoint = Endpoint::from_static("http://agent.local").connect_timeout(CONNECT_BOUND);
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let channel = endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ClientError::NoAgent {
+            socket: socket.to_owned(),
+            source,
+        })?;
+    Ok(AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+#[cfg(test)]
+mod tests {
+    use kvferry_proto::refusal;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_there_is_said_with_what_to_do() {
+        let error = agent(Path::new("/nowhere/n.sock")).await.unwrap_err();
+        assert!(matches!(error, ClientError::NoAgent { .. }));
+        let text = error.to_string();
+        assert!(
+            text.contains("/nowhere/n.sock") && text.contains("--socket"),
+            "{text}"
+        );
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", free.local_addr().unwrap());
+        drop(free);
+        let error = coordinator(&url).await.unwrap_err();
+        assert!(matches!(error, ClientError::NoCoordinator { .. }));
+        for bad in ["", "127.0.0.1:1", "https://h:1"] {
+            assert!(matches!(
+                coordinator(bad).await.unwrap_err(),
+                ClientError::BadUrl { .. }
+            ));
+        }
+    }
+
+    #[tokio::test]
+    async fn refusals_keep_their_reason_and_silence_has_a_bound() {
+        let call = Call::coordinator("describe a namespace", Duration::from_millis(10));
+        let status = refusal(Code::NotFound, Reason::NamespaceUnknown, "no namespace x");
+        let error = call
+            .answer(async { Err::<Response<()>, _>(status) })
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::NamespaceUnknown));
+        let error = call
+            .answer(std::future::pending::<Result<Response<()>, Status>>())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, ClientError::TimedOut { .. }));
+    }
+}

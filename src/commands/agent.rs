@@ -1,0 +1,42 @@
+//! `kvferry agent`.
+
+use kvferry_agent::{Agent, AgentConfig};
+use tracing::info;
+
+use crate::{
+    announce::AgentReady,
+    cli::AgentArgs,
+    failure::{Done, Failure},
+    output,
+    settings::{self, Sources},
+    shutdown,
+};
+
+/// Settings, start, say where, serve until told to stop.
+pub(crate) async fn run(args: AgentArgs) -> Result<Done, Failure> {
+    let config: AgentConfig = settings::load(&Sources {
+        file: args.config.as_deref(),
+        variable: &|name| std::env::var(name).ok(),
+        flags: &args.settings,
+    })?;
+    let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
+    let agent = Agent::start(config).await?;
+    let at = agent.addresses();
+    info!(
+        node = %at.node, incarnation = %at.incarnation, peer = %at.peer, data = %at.data,
+        socket = %at.socket.display(), "agent is ready"
+    );
+    if args.supervised.announce {
+        output::json_line(&AgentReady {
+            ready: true,
+            pid: std::process::id(),
+            node: at.node.to_string(),
+            peer: at.peer,
+            data: at.data,
+            socket: at.socket.clone(),
+            descriptor_socket: at.descriptor_socket.clone(),
+        })?;
+    }
+    agent.serve(stop).await?;
+    Ok(Done::All)
+}

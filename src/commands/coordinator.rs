@@ -1,0 +1,53 @@
+//! `kvferry coordinator`.
+
+use kvferry_coordinator::{Coordinator, CoordinatorConfig};
+use tracing::info;
+
+use crate::{
+    announce::CoordinatorReady,
+    cli::CoordinatorArgs,
+    failure::{Done, Failure},
+    output,
+    settings::{self, Sources},
+    shutdown,
+};
+
+/// Settings, bind, say where, serve until told to stop.
+pub(crate) async fn run(args: CoordinatorArgs) -> Result<Done, Failure> {
+    let config: CoordinatorConfig = settings::load(&Sources {
+        file: args.config.as_deref(),
+        variable: &|name| std::env::var(name).ok(),
+        flags: &args.settings,
+    })?;
+    let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
+    let coordinator = Coordinator::bind(&config)?;
+    let listen = coordinator.local_addr();
+    info!(%listen, "coordinator is ready");
+    if args.supervised.announce {
+        output::json_line(&CoordinatorReady {
+            ready: true,
+            pid: std::process::id(),
+            listen,
+        })?;
+    }
+    coordinator.serve(stop).await?;
+    Ok(Done::All)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::CoordinatorFlags, settings::known_keys};
+
+    #[test]
+    fn every_key_of_the_coordinator_has_a_flag() {
+        let command = <CoordinatorFlags as clap::Args>::augment_args(clap::Command::new("c"));
+        let flags: Vec<_> = command
+            .get_arguments()
+            .map(|arg| arg.get_id().as_str())
+            .collect();
+        for key in known_keys::<CoordinatorConfig>() {
+            assert!(flags.contains(key), "no flag sets {key}");
+        }
+    }
+}

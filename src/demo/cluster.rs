@@ -1,0 +1,289 @@
+//! One coordinator and three agents, as processes of their own on loopback.
+//!
+//! Whatever way the demo ends, they end: each stops when its stdin closes, and is killed when its
+//! guard is dropped.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+
+use crate::{
+    announce::{AgentReady, CoordinatorReady},
+    settings::VARIABLE_PREFIX,
+};
+
+/// The running program, also where its file was replaced meanwhile.
+pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
+/// A process binds three ports and says so: more is a fault, not slowness.
+const READY_BOUND: Duration = Duration::from_secs(20);
+/// How long an orderly end may take.
+const STOP_BOUND: Duration = Duration::from_secs(10);
+/// Lines of each log that are shown when the demo fails.
+const LOG_TAIL: usize = 15;
+
+/// Why a process could not be had, or did not end well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    #[error("{name} could not be started: {source}")]
+    Start {
+        name: &'static str,
+        source: io::Error,
+    },
+    #[error("{name} ended before it was ready; its log is above")]
+    NotReady { name: &'static str },
+    #[error("{name} was not ready within {READY_BOUND:?}; its log is above")]
+    Slow { name: &'static str },
+    #[error("{name} announced itself with {line:?}: {source}")]
+    Announcement {
+        name: &'static str,
+        line: String,
+        source: serde_json::Error,
+    },
+    #[error("{name} could not be stopped: {source}")]
+    Stop {
+        name: &'static str,
+        source: io::Error,
+    },
+    #[error("{name} did not stop within {STOP_BOUND:?} of SIGTERM and was killed")]
+    Hung { name: &'static str },
+    #[error("{name} ended with {status} when told to stop; it should end with 0")]
+    Unclean {
+        name: &'static str,
+        status: ExitStatus,
+    },
+}
+
+/// What an agent of the demo is started with.
+pub(super) struct AgentPlan {
+    pub(super) node: &'static str,
+    pub(super) transport: &'static str,
+}
+
+/// An agent's process and where it is.
+pub(super) struct AgentProcess {
+    pub(super) ready: AgentReady,
+    process: Process,
+}
+
+pub(super) struct Cluster {
+    coordinator: Process,
+    agents: Vec<AgentProcess>,
+    /// Holds sockets and logs; removed at the end.
+    directory: TempDir,
+}
+
+impl Cluster {
+    /// Starts the coordinator, then the agents, each ready before the next.
+    pub(super) async fn start(plans: &[AgentPlan]) -> Result<Self, ClusterError> {
+        let directory = tempfile::Builder::new()
+            .prefix("kvferry-demo-")
+            .tempdir()
+            .map_err(|source| ClusterError::Start {
+                name: "the cluster",
+                source,
+            })?;
+        let arguments = ["--listen", "127.0.0.1:0"].map(OsString::from);
+        let mut coordinator =
+            Process::start("coordinator", "coordinator", &arguments, directory.path())?;
+        let started = async {
+            let ready: CoordinatorReady = coordinator.ready().await?;
+            let url = format!("http://{}", ready.listen);
+            let mut agents = Vec::with_capacity(plans.len());
+            for plan in plans {
+                agents.push(AgentProcess::start(plan, &url, directory.path()).await?);
+            }
+            Ok(agents)
+        };
+        let started: Result<_, ClusterError> = started.await;
+        if started.is_err() {
+            show_logs(directory.path());
+        }
+        let agents = started?;
+        Ok(Self {
+            coordinator,
+            agents,
+            directory,
+        })
+    }
+
+    pub(super) fn agents(&self) -> impl Iterator<Item = &AgentReady> {
+        self.agents.iter().map(|agent| &agent.ready)
+    }
+
+    /// Kills an agent as a power cut would, and waits until it is gone.
+    pub(super) async fn kill(&mut self, agent: usize) -> Result<(), ClusterError> {
+        match self.agents.get_mut(agent) {
+            Some(agent) => agent.process.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Stops what still runs, in order: agents say goodbye to a coordinator that is there.
+    pub(super) async fn stop(mut self) -> Result<(), ClusterError> {
+        for agent in &mut self.agents {
+            agent.process.stop().await?;
+        }
+        self.coordinator.stop().await
+    }
+
+    /// Prints the end of every process's log to stderr.
+    pub(super) fn show_logs(&self) {
+        show_logs(self.directory.path());
+    }
+}
+
+impl AgentProcess {
+    async fn start(
+        plan: &AgentPlan,
+        coordinator: &str,
+        directory: &Path,
+    ) -> Result<Self, ClusterError> {
+        let socket = directory.join(format!("{}.sock", plan.node));
+        let arguments = [
+            ("--node", OsString::from(plan.node)),
+            ("--coordinators", coordinator.into()),
+            ("--listen-peer", "127.0.0.1:0".into()),
+            ("--listen-data", "127.0.0.1:0".into()),
+            ("--transport", plan.transport.into()),
+            ("--socket", socket.into()),
+        ];
+        let arguments: Vec<OsString> = arguments
+            .into_iter()
+            .flat_map(|(flag, value)| [flag.into(), value])
+            .collect();
+        let mut process = Process::start(plan.node, "agent", &arguments, directory)?;
+        let ready = match process.ready().await {
+            Ok(ready) => ready,
+            Err(error) => {
+                show_logs(directory);
+                return Err(error);
+            }
+        };
+        Ok(Self { ready, process })
+    }
+}
+
+/// A child that does not outlive its guard.
+struct Process {
+    name: &'static str,
+    child: Child,
+    /// Open as long as the child shall live.
+    _stdin: Option<ChildStdin>,
+    stdout: Option<BufReader<ChildStdout>>,
+    gone: bool,
+}
+
+impl Process {
+    fn start(
+        name: &'static str,
+        subcommand: &str,
+        arguments: &[OsString],
+        directory: &Path,
+    ) -> Result<Self, ClusterError> {
+        let failed = |source| ClusterError::Start { name, source };
+        let log = File::create(directory.join(format!("{name}.log"))).map_err(failed)?;
+        let mut command = Command::new(THIS_PROGRAM);
+        command
+            .arg(subcommand)
+            .args(arguments)
+            .args(["--announce", "--until-stdin-closes"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true);
+        // Settings of whoever runs the demo are none of its processes'.
+        for (variable, _) in std::env::vars_os() {
+            if variable.to_string_lossy().starts_with(VARIABLE_PREFIX) {
+                command.env_remove(variable);
+            }
+        }
+        let mut child = command.spawn().map_err(failed)?;
+        Ok(Self {
+            name,
+            _stdin: child.stdin.take(),
+            stdout: child.stdout.take().map(BufReader::new),
+            child,
+            gone: false,
+        })
+    }
+
+    /// The line it prints once everything is bound.
+    async fn ready<T: DeserializeOwned>(&mut self) -> Result<T, ClusterError> {
+        let name = self.name;
+        let mut line = String::new();
+        let Some(stdout) = &mut self.stdout else {
+            return Err(ClusterError::NotReady { name });
+        };
+        match timeout(READY_BOUND, stdout.read_line(&mut line)).await {
+            Err(_) => return Err(ClusterError::Slow { name }),
+            Ok(Ok(0) | Err(_)) => return Err(ClusterError::NotReady { name }),
+            Ok(Ok(_)) => {}
+        }
+        serde_json::from_str(&line).map_err(|source| ClusterError::Announcement {
+            name,
+            line,
+            source,
+        })
+    }
+
+    async fn kill(&mut self) -> Result<(), ClusterError> {
+        self.gone = true;
+        let name = self.name;
+        let killed = self.child.kill().await;
+        killed.map_err(|source| ClusterError::Stop { name, source })
+    }
+
+    async fn stop(&mut self) -> Result<(), ClusterError> {
+        if self.gone {
+            return Ok(());
+        }
+        let name = self.name;
+        let failed = |source| ClusterError::Stop { name, source };
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32));
+        if let Some(pid) = pid {
+            // Not reaped yet, so that the number is still its own.
+            kill_process(pid, Signal::TERM).map_err(|error| failed(error.into()))?;
+        }
+        match timeout(STOP_BOUND, self.child.wait()).await {
+            Ok(status) => match status.map_err(failed)? {
+                status if status.success() => Ok(()),
+                status => Err(ClusterError::Unclean { name, status }),
+            },
+            Err(_) => {
+                self.kill().await?;
+                Err(ClusterError::Hung { name })
+            }
+        }
+    }
+}
+
+fn show_logs(directory: &Path) {
+    let logs = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut logs: Vec<PathBuf> = logs
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort();
+    for path in logs {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        let name = path.file_stem().unwrap_or_default().display();
+        for line in &lines[lines.len().saturating_sub(LOG_TAIL)..] {
+            eprintln!("{name}: {line}");
+        }
+    }
+}

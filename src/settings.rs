@@ -1,0 +1,195 @@
+//! Settings of a long-running command, in three layers: TOML file < `KVFERRY_*` variables < flags.
+//!
+//! Each layer replaces whole keys. A key that does not exist, or a value it cannot have, is refused
+//! with the place it came from.
+
+mod keys;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use toml::{Table, Value};
+
+pub(crate) use keys::known_keys;
+
+/// Largest settings file: a thousand times what one needs.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Names the file where no flag does.
+pub(crate) const FILE_VARIABLE: &str = "KVFERRY_CONFIG";
+/// What every variable's name starts with.
+pub(crate) const VARIABLE_PREFIX: &str = "KVFERRY_";
+
+/// Where settings come from.
+pub(crate) struct Sources<'a, F> {
+    /// The file named by a flag.
+    pub(crate) file: Option<&'a Path>,
+    /// Looks a variable up by its full name.
+    pub(crate) variable: &'a dyn Fn(&str) -> Option<String>,
+    /// What was given on the command line; a field per key, None where not given.
+    pub(crate) flags: &'a F,
+}
+
+/// Why settings were refused. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingsError {
+    /// The file cannot be read.
+    #[error("the settings file {path} cannot be read: {source}", path = path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    /// The file is no settings file.
+    #[error("the settings file {path} is larger than {MAX_FILE_BYTES} bytes", path = path.display())]
+    TooLarge { path: PathBuf },
+    /// The file is no TOML, or a value in it is wrong.
+    #[error("{path}:{line}: {message}", path = path.display())]
+    File {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
+    /// The file has a key that does not exist.
+    #[error("{path}:{line}: there is no setting `{key}`{hint}", path = path.display())]
+    UnknownKey {
+        path: PathBuf,
+        line: usize,
+        key: String,
+        hint: Hint,
+    },
+    /// A variable has a value its key cannot have.
+    #[error("{variable}={value}: {message}")]
+    Variable {
+        variable: String,
+        value: String,
+        message: String,
+    },
+    /// A flag has a value its key cannot have.
+    #[error("--{flag}: {message}")]
+    Flag { flag: String, message: String },
+    /// The flags cannot be laid over the other settings: a fault of this program.
+    #[error("the flags cannot be read: {0}")]
+    Flags(#[from] toml::ser::Error),
+    /// The layers fit one by one, but not together.
+    #[error("the settings do not fit together: {message}")]
+    Together { message: String },
+}
+
+/// The closest key that exists, or all of them.
+#[derive(Debug)]
+pub(crate) struct Hint {
+    meant: Option<&'static str>,
+    known: &'static [&'static str],
+}
+
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.meant {
+            Some(key) => write!(f, "; did you mean `{key}`?"),
+            None => write!(f, "; there are: {}", self.known.join(", ")),
+        }
+    }
+}
+
+/// Lays the sources over each other, and over the defaults of `T`.
+pub(crate) fn load<T: DeserializeOwned>(
+    sources: &Sources<'_, impl Serialize>,
+) -> Result<T, SettingsError> {
+    let named = (sources.variable)(FILE_VARIABLE).map(PathBuf::from);
+    let mut merged = match sources.file.or(named.as_deref()) {
+        Some(path) => from_file::<T>(path)?,
+        None => Table::new(),
+    };
+    merged.extend(from_variables::<T>(sources.variable)?);
+    merged.extend(from_flags::<T>(sources.flags)?);
+    merged
+        .try_into()
+        .map_err(|error: toml::de::Error| SettingsError::Together {
+            message: error.message().to_owned(),
+        })
+}
+
+/// The name of the variable that sets a key.
+pub(crate) fn variable_of(key: &str) -> String {
+    format!("{VARIABLE_PREFIX}{}", key.to_ascii_uppercase())
+}
+
+fn from_file<T: DeserializeOwned>(path: &Path) -> Result<Table, SettingsError> {
+    let unreadable = |source| SettingsError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    if fs::metadata(path).map_err(unreadable)?.len() > MAX_FILE_BYTES {
+        return Err(SettingsError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    let text = fs::read_to_string(path).map_err(unreadable)?;
+    let wrong = |error: toml::de::Error| SettingsError::File {
+        path: path.to_owned(),
+        line: line_at(&text, error.span().map_or(0, |span| span.start)),
+        message: error.message().to_owned(),
+    };
+    if let Some((key, offset)) = keys::first_unknown::<T>(&text).map_err(wrong)? {
+        return Err(SettingsError::UnknownKey {
+            path: path.to_owned(),
+            line: line_at(&text, offset),
+            hint: hint::<T>(&key),
+            key,
+        });
+    }
+    // Read as `T` for its errors, which know their lines; kept as a table, so that layers can be laid on.
+    toml::from_str::<T>(&text).map_err(wrong)?;
+    toml::from_str(&text).map_err(wrong)
+}
+
+fn from_variables<T: DeserializeOwned>(
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> Result<Table, SettingsError> {
+    let mut table = Table::new();
+    for key in known_keys::<T>() {
+        let name = variable_of(key);
+        let Some(value) = variable(&name) else {
+            continue;
+        };
+        let fitted = text::fit::<T>(key, &value).map_err(|message| SettingsError::Variable {
+            variable: name,
+            value,
+            message,
+        })?;
+        table.insert((*key).to_owned(), fitted);
+    }
+    Ok(table)
+}
+
+fn from_flags<T: DeserializeOwned>(flags: &impl Serialize) -> Result<Table, SettingsError> {
+    let mut table = Table::new();
+    for (key, value) in Table::try_from(flags)? {
+        let fitted = match &value {
+            Value::String(given) => text::fit::<T>(&key, given),
+            other => text::accepts::<T>(&key, other).map(|()| value),
+        };
+        let fitted = fitted.map_err(|message| SettingsError::Flag {
+            flag: key.replace('_', "-"),
+            message,
+        })?;
+        table.insert(key, fitted);
+    }
+    Ok(table)
+}
+
+fn hint<T: DeserializeOwned>(key: &str) -> Hint {
+    Hint {
+        meant: keys::closest(key, known_keys::<T>()),
+        known: known_keys::<T>(),
+    }
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes()[..offset.min(text.len())]
+        .iter()
+        .filter(|byte| **byte == b'\n')
+        .count()
+}
