@@ -33,8 +33,10 @@ impl Hosts {
             "link", "add", &veth[0], "netns", one, "type", "veth", "peer", "name", &veth[1],
             "netns", two,
         ]));
-        for (name, device, address) in [(one, &veth[0], "10.77.0.1/24"), (two, &veth[1], "10.77.0.2/24")]
-        {
+        for (name, device, address) in [
+            (one, &veth[0], "10.77.0.1/24"),
+            (two, &veth[1], "10.77.0.2/24"),
+        ] {
             assert!(ip(&["-n", name, "addr", "add", address, "dev", device]));
             assert!(ip(&["-n", name, "link", "set", device, "up"]));
             assert!(ip(&["-n", name, "link", "set", "lo", "up"]));
@@ -110,7 +112,11 @@ fn a_file_put_on_one_host_is_got_on_the_other() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     let coordinator = "http://10.77.0.1:7400";
-    hosts.start(0, dir, &["coordinator", "--listen", "10.77.0.1:7400", "--insecure"]);
+    hosts.start(
+        0,
+        dir,
+        &["coordinator", "--listen", "10.77.0.1:7400", "--insecure"],
+    );
     for (host, node, address, socket) in [
         (0, "node-1", "10.77.0.1", "one.sock"),
         (1, "node-2", "10.77.0.2", "two.sock"),
@@ -121,8 +127,18 @@ fn a_file_put_on_one_host_is_got_on_the_other() {
             host,
             dir,
             &[
-                "agent", "--node", node, "--coordinator", coordinator, "--listen-peer", &peer,
-                "--listen-data", &data, "--socket", &socket, "--insecure",
+                "agent",
+                "--node",
+                node,
+                "--coordinator",
+                coordinator,
+                "--listen-peer",
+                &peer,
+                "--listen-data",
+                &data,
+                "--socket",
+                &socket,
+                "--insecure",
             ],
         );
     }
@@ -135,20 +151,35 @@ fn a_file_put_on_one_host_is_got_on_the_other() {
         0,
         dir,
         &[
-            "put", "file", "--namespace", "demo/files", "--socket", &socket("one.sock"),
-            "--coordinator", coordinator,
+            "put",
+            "file",
+            "--namespace",
+            "demo/files",
+            "--socket",
+            &socket("one.sock"),
+            "--coordinator",
+            coordinator,
         ],
     );
     let got = hosts.run(
         1,
         dir,
         &[
-            "get", "file.kvf.json", "-o", "copy", "--socket", &socket("two.sock"),
-            "--coordinator", coordinator,
+            "get",
+            "file.kvf.json",
+            "-o",
+            "copy",
+            "--socket",
+            &socket("two.sock"),
+            "--coordinator",
+            coordinator,
         ],
     );
     assert!(got.contains("tcp"), "{got}");
     assert!(std::fs::read(dir.join("copy")).unwrap() == bytes);
     let nodes = hosts.run(1, dir, &["nodes", "--coordinator", coordinator]);
-    assert!(nodes.contains("node-1") && nodes.contains("node-2"), "{nodes}");
+    assert!(
+        nodes.contains("node-1") && nodes.contains("node-2"),
+        "{nodes}"
+    );
 }
