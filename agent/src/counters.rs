@@ -4,34 +4,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One number that only grows.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     /// Counts more.
-    pub fn add(&self, more: u64) {
+    pub(crate) fn add(&self, more: u64) {
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
     /// What was counted.
     #[must_use]
-    pub fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Pulls, as `Agent.Stats` tells them.
 #[derive(Debug, Default)]
-pub struct PullCounters {
+pub(crate) struct PullCounters {
     /// Pulls begun.
-    pub begun: Counter,
+    pub(crate) begun: Counter,
     /// Pulls ended; those between are in flight.
-    pub ended: Counter,
+    pub(crate) ended: Counter,
     /// Blocks that came from other nodes.
-    pub blocks: Counter,
+    pub(crate) blocks: Counter,
     /// Their bytes.
-    pub bytes: Counter,
+    pub(crate) bytes: Counter,
     /// Blocks whose last candidate was stale.
-    pub stale: Counter,
+    pub(crate) stale: Counter,
     /// Blocks that could not be had for any other reason than that nobody holds them.
-    pub failed: Counter,
+    pub(crate) failed: Counter,
 }

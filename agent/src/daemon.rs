@@ -33,10 +33,9 @@ use crate::{
     },
     transfer::TransferConfig,
     transport::{
-        links::{Links, LinksConfig},
-        shm::{DepositBox, ShmServer, ShmTransport, host_id},
-        tcp::{TcpConfig, TcpLimits, TcpServer, TcpTransport},
-        Transport, TransportKind,
+        Links, LinksConfig, Transport, TransportKind,
+        shm::{ShmBindError, ShmOptions, ShmServer, ShmTransport, host_id},
+        tcp::{BindError, TcpConfig, TcpLimits, TcpServer, TcpTransport},
     },
     unix_socket::{BoundSocket, SocketError},
 };
@@ -63,7 +62,9 @@ pub enum StartError {
     #[error(transparent)]
     Coordinator(#[from] BadAddress),
     /// A TCP port that is not to be had.
-    #[error("cannot listen on {address} ({what}): {source}; stop what listens there, or choose another port")]
+    #[error(
+        "cannot listen on {address} ({what}): {source}; stop what listens there, or choose another port"
+    )]
     Listen {
         /// What was to listen there.
         what: &'static str,
@@ -74,17 +75,22 @@ pub enum StartError {
     },
     /// The data port is not to be had.
     #[error(transparent)]
-    Data(#[from] crate::transport::tcp::BindError),
+    Data(#[from] BindError),
     /// A unix socket that is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The descriptor socket is not to be had.
+    #[error(transparent)]
+    Descriptors(#[from] ShmBindError),
 }
 
 /// Why an agent ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// A later incarnation of this node took over.
-    #[error("another agent took over the node name {node}: this one has ended; give each agent a name of its own")]
+    #[error(
+        "another agent took over the node name {node}: this one has ended; give each agent a name of its own"
+    )]
     Superseded {
         /// The name.
         node: NodeId,
@@ -135,15 +141,17 @@ impl Agent {
         let catalog = Arc::new(RegionCatalog::new(incarnation));
 
         let local = BoundSocket::bind(&config.socket_path()).await?;
-        let deposits = Arc::new(DepositBox::default());
         let shm = ShmServer::bind(
             &config.descriptor_socket_path(),
             Arc::clone(&catalog),
-            Arc::clone(&deposits),
+            ShmOptions::default(),
+        )?;
+        let data = TcpServer::bind(
+            config.listen_data,
+            Arc::clone(&catalog),
+            TcpLimits::default(),
         )
         .await?;
-        let data = TcpServer::bind(config.listen_data, Arc::clone(&catalog), TcpLimits::default())
-            .await?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
 
         let reachable = |bound: SocketAddr| match config.advertise_host {
@@ -169,7 +177,8 @@ impl Agent {
         ));
         let (sessions, statuses) = sessions(&config, &identity, &store, &log)?;
         let api = LocalApi::new(Shared {
-            links: Arc::new(links(&config, &identity)),
+            links: links(&config, &identity),
+            deposits: shm.deposits(),
             coordinators: Coordinators::new(&config.coordinators)?,
             coordinator_addresses: config.coordinators.clone(),
             sessions: statuses,
@@ -182,7 +191,6 @@ impl Agent {
             start: Instant::now(),
             store,
             log,
-            deposits,
         });
         let (clients, gone) = Clients::new();
         Ok(Self {
@@ -226,7 +234,12 @@ impl Agent {
             sessions.spawn(session.run(stop.clone()));
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_local(self.api.clone(), self.local, self.clients, stop.clone()));
+        tasks.spawn(serve_local(
+            self.api.clone(),
+            self.local,
+            self.clients,
+            stop.clone(),
+        ));
         tasks.spawn(serve_peers(self.identity.clone(), self.peer, stop.clone()));
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
@@ -247,7 +260,10 @@ impl Agent {
         })
         .await;
         if drained.is_err() {
-            warn!("calls were still under way after {} s: dropped", DRAIN_BOUND.as_secs());
+            warn!(
+                "calls were still under way after {} s: dropped",
+                DRAIN_BOUND.as_secs()
+            );
         }
         result
     }
@@ -318,7 +334,7 @@ fn links(config: &AgentConfig, identity: &Identity) -> Links {
     let transports: Vec<Arc<dyn Transport>> = vec![
         Arc::new(ShmTransport::new(&identity.addresses.host_id)),
         Arc::new(TcpTransport::new(TcpConfig {
-            connections: config.tcp_connections_per_peer as usize,
+            max_connections: config.tcp_connections_per_peer as usize,
             ..TcpConfig::default()
         })),
     ];

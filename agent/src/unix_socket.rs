@@ -35,7 +35,7 @@ pub enum SocketError {
 
 /// A listening unix socket; its file is removed with this value.
 #[derive(Debug)]
-pub struct BoundSocket {
+pub(crate) struct BoundSocket {
     listener: UnixListener,
     path: PathBuf,
 }
@@ -46,7 +46,7 @@ impl BoundSocket {
     ///
     /// # Errors
     /// [`SocketError`].
-    pub async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub(crate) async fn bind(path: &Path) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Failed {
             path: path.to_owned(),
             source,
@@ -89,17 +89,11 @@ impl BoundSocket {
         Ok(socket)
     }
 
-    /// Where it listens.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// The next connection.
     ///
     /// # Errors
     /// What the kernel says.
-    pub async fn accept(&self) -> io::Result<UnixStream> {
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
         Ok(self.listener.accept().await?.0)
     }
 }

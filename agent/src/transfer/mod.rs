@@ -1,1 +1,62 @@
 //! Brings blocks here: the pull engine and the shell that drives it.
+//!
+//! # How a block travels
+//!
+//! ```text
+//!  Locate ── nobody has it ──────────────────────────────────────────────► Missing
+//!    │        nobody could be asked, again and again ─────────────────────► LocateFailed
+//!    ▼
+//!  Prepare ── no room ───────────────────────────────────────────────────► NoSpace
+//!    │
+//!    ▼  ┌──────── next candidate; when none is left, Locate again ◄──┐
+//!  Connect                                                           │
+//!    │  no link, link lost, or it stands still (Suspect) ────────────┤ Unreachable
+//!    ▼                                                               │
+//!  Read                 the slot's bytes, into the destination       │
+//!    │  region gone or span refused ─────────────────────────────────┤ Stale
+//!    ▼                                                               │
+//!  ReadGenerations      begins only when those bytes have arrived    │
+//!    │  not equal, or odd ───────────────────────────────────────────┤ Stale
+//!    ▼                                                               │
+//!  Verify               where a checksum is known                    │
+//!    │  another checksum ────────────────────────────────────────────┘ Corrupt
+//!    ▼
+//!  Land ─────────────────────────────────────────────────────────────────► Pulled
+//! ```
+//!
+//! A block for which nothing is left gets the most telling of its failures: corrupt before stale before
+//! unreachable ([`Failure`]). At `margin` before the deadline all reads are cancelled; blocks end
+//! `TimedOut` as they settle. At the deadline the rest do too, unsettled: a destination is given back
+//! ([`Command::Abandon`]) only when no operation can touch it any more, however long that takes.
+//!
+//! # Call order
+//!
+//! The agent's service implements [`Locate`], [`Connect`] and [`Landing`] for one request and awaits
+//! [`pull`], which drives a [`PullEngine`]: commands out, obeyed; events in; time passed on. The engine
+//! itself does no IO and knows no clock, so the simulation drives the same one.
+//!
+//! The shell turns blocks into reads with [`plan`].
+
+mod block;
+mod command;
+mod config;
+mod driver;
+mod engine;
+mod event;
+mod outcome;
+pub mod plan;
+mod source;
+
+pub use command::{BlockIndex, Command, OpId, SlotRead, SourceKey};
+pub use config::TransferConfig;
+pub use driver::{
+    Aborted, BlockOutcome, Connect, LandError, Landing, Locate, LocateError, Located, LocatedBlock,
+    NoSpace, OwnerRegion, Parts, PullSummary, pull,
+};
+pub use engine::{PullEngine, PullRequest};
+pub use event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint};
+pub use outcome::{Failure, Outcome};
+pub use plan::Destination;
+
+/// A moment: since an origin that the driver chooses, on a clock that does not go back.
+pub type Time = std::time::Duration;

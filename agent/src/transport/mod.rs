@@ -18,13 +18,22 @@
 //!
 //! A transport promises nothing else: not that bytes are the right ones. The pull engine validates.
 
+mod health;
+mod links;
+mod operation;
 mod pending;
+mod random;
+pub mod shm;
+pub mod sim;
+mod spans;
+pub mod tcp;
 
 use std::{future::Future, ops::Range, pin::Pin, sync::Arc};
 
 use kvferry_memory::{AccessError, HostMemory};
 use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
 
+pub use links::{LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 
 /// A boxed future, for traits that are used as objects.
@@ -172,7 +181,7 @@ pub enum ReadError {
 }
 
 /// Why there is no link. Each variant is another next move for the caller.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ConnectError {
     /// Nobody answers there: back off, use another owner.
     #[error("cannot reach {node} at {address}: {detail}")]

@@ -2,9 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvferry_proto::{
-    BlockHash, InvalidMessage, NamespaceName, NamespaceSpec, PackedHashes, pb,
-};
+use kvferry_proto::{BlockHash, InvalidMessage, NamespaceName, NamespaceSpec, PackedHashes, pb};
 use tokio::time::Instant;
 use tonic::Status;
 

@@ -18,7 +18,9 @@ use std::{
     time::Duration,
 };
 
-use kvferry_proto::{MAX_MESSAGE_BYTES, NamespaceSpec, RegionId, pb, pb::agent_server::AgentServer};
+use kvferry_proto::{
+    MAX_MESSAGE_BYTES, NamespaceSpec, RegionId, pb, pb::agent_server::AgentServer,
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
@@ -30,7 +32,7 @@ use crate::{
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
     session::{ChangeLog, Identity, SessionStatus},
     transfer::TransferConfig,
-    transport::{links::Links, shm::DepositBox, tcp::ServeCounters},
+    transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
 
 /// A control call to the coordinator that an engine waits for.
@@ -58,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) coordinators: Coordinators,
     pub(crate) coordinator_addresses: Vec<String>,
     pub(crate) sessions: Vec<watch::Receiver<SessionStatus>>,
-    pub(crate) links: Arc<Links>,
+    pub(crate) links: Links,
     pub(crate) deposits: Arc<DepositBox>,
     pub(crate) served: Arc<ServeCounters>,
     pub(crate) identity: Identity,
@@ -118,9 +120,7 @@ impl LocalApi {
         };
         match self.store.add_pool(spec.clone(), options) {
             // Somebody else was quicker.
-            Err(error @ RegisterError::PoolExists { .. }) => {
-                self.existing_pool(spec).ok_or(error)
-            }
+            Err(error @ RegisterError::PoolExists { .. }) => self.existing_pool(spec).ok_or(error),
             made => made,
         }
     }

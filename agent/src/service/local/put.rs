@@ -127,7 +127,12 @@ impl Writer<'_> {
     #[allow(clippy::result_large_err)] // tonic's signature
     fn write(&self, slot: Slot, piece: &[u8]) -> Result<(), Status> {
         // A pool is contiguous: one range per slot.
-        let start = self.region.geometry.ranges(slot).next().map_or(0, |r| r.start);
+        let start = self
+            .region
+            .geometry
+            .ranges(slot)
+            .next()
+            .map_or(0, |r| r.start);
         self.region
             .memory
             .write_at(start + self.written, piece)
@@ -163,7 +168,9 @@ impl Writer<'_> {
             .map_err(|_| Status::internal("sealing failed"))?
             .map_err(IntoStatus::into_status)?;
             match outcome.first() {
-                Some(SealOutcome::Sealed(_)) => self.stored += 1,
+                Some(SealOutcome {
+                    duplicate: false, ..
+                }) => self.stored += 1,
                 _ => self.present += 1,
             }
         }

@@ -9,9 +9,7 @@ use kvferry_proto::{
 use tonic::{Code, Status};
 
 use super::{LocalApi, status::OrStatus};
-use crate::region::{
-    Chain, Checksums, ClientId, EvictWhat, Held, Holder, PinId, Seal, SealOutcome,
-};
+use crate::region::{Chain, Checksums, ClientId, EvictWhat, Held, Holder, PinId, Seal};
 
 /// Most slots one call names: as many as hashes fit in a request.
 const MAX_SLOTS_PER_CALL: usize = kvferry_proto::MAX_HASHES_PER_REQUEST;
@@ -88,8 +86,8 @@ impl LocalApi {
             ..pb::SealResponse::default()
         };
         for (slot, outcome) in request.slots.iter().zip(&outcomes) {
-            response.generations.push(outcome.held().generation.0);
-            if let SealOutcome::Duplicate(_) = outcome {
+            response.generations.push(outcome.held.generation.0);
+            if outcome.duplicate {
                 response.duplicate_slots.push(*slot);
             }
         }
@@ -123,10 +121,8 @@ impl LocalApi {
             }
             _ => None,
         };
-        let what = hashes
-            .as_deref()
-            .map_or(EvictWhat::All, EvictWhat::Blocks);
-        let evicted = self.store.evict(&name, what).or_status()?;
+        let what = hashes.as_deref().map_or(EvictWhat::All, EvictWhat::Blocks);
+        let evicted = self.store.evict(self.now(), &name, what).or_status()?;
         Ok(pb::EvictResponse {
             evicted: evicted.evicted,
             kept_pinned: evicted.kept_pinned,
@@ -182,7 +178,10 @@ impl LocalApi {
 
     /// The namespace as this agent's own regions have it.
     #[allow(clippy::result_large_err)] // tonic's signature
-    fn local_namespace(&self, name: &NamespaceName) -> Result<std::sync::Arc<NamespaceSpec>, Status> {
+    fn local_namespace(
+        &self,
+        name: &NamespaceName,
+    ) -> Result<std::sync::Arc<NamespaceSpec>, Status> {
         self.store.namespace(name).ok_or_else(|| {
             refusal(
                 Code::NotFound,
@@ -228,7 +227,9 @@ pub(super) fn bounded(slots: usize) -> Result<(), Status> {
         return Err(refusal(
             Code::ResourceExhausted,
             Reason::BoundReached,
-            format!("{slots} slots in one call; at most {MAX_SLOTS_PER_CALL} are allowed: split it"),
+            format!(
+                "{slots} slots in one call; at most {MAX_SLOTS_PER_CALL} are allowed: split it"
+            ),
         ));
     }
     Ok(())

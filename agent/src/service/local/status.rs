@@ -25,9 +25,7 @@ fn say(code: Code, reason: Reason, error: &impl ToString) -> Status {
 impl IntoStatus for RegisterError {
     fn into_status(self) -> Status {
         let (code, reason) = match &self {
-            Self::NamespaceMismatch { .. } => {
-                (Code::FailedPrecondition, Reason::NamespaceMismatch)
-            }
+            Self::NamespaceMismatch { .. } => (Code::FailedPrecondition, Reason::NamespaceMismatch),
             Self::PoolExists { .. } => (Code::AlreadyExists, Reason::PoolExists),
             Self::PoolTooSmall { .. } => (Code::InvalidArgument, Reason::InvalidArgument),
             Self::Geometry(GeometryError::OutOfMemory { .. }) => {

@@ -1,0 +1,309 @@
+//! Bringing blocks here. The call is checked, what is here already is dealt with, and the rest goes to
+//! the pull engine; all three report to one stream.
+
+mod asking;
+mod here;
+mod landing;
+mod report;
+
+use std::{sync::Arc, time::Duration};
+
+use kvferry_proto::{
+    BlockHash, InvalidMessage, NamespaceSpec, Reason, RegionId, Slot, pb,
+    pb::pull_request::Destination, refusal,
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Code, Status};
+
+use super::{
+    BoxStream, LocalApi,
+    slots::{bounded, chain, to_slots, ttl, unknown_region, unpack},
+    status::OrStatus,
+};
+use crate::{
+    region::{Chain, ClientId, Held, Holder, MAX_PIN_TTL, PinId, Region},
+    service::client::ClientHandle,
+    transfer::{self, Parts, PullRequest, PullSummary},
+};
+use asking::{Asking, PeerLinks};
+use landing::{Landing, Target};
+use report::Report;
+
+/// Longest pull.
+const MAX_PULL_TIMEOUT: Duration = Duration::from_secs(600);
+/// Events waiting for an engine that reads slowly; the pull goes on beside it.
+const EVENTS_AHEAD: usize = 64;
+
+/// A pull that was found in order.
+pub(super) struct Pull {
+    pub(super) spec: Arc<NamespaceSpec>,
+    pub(super) hashes: Vec<BlockHash>,
+    pub(super) chain: Chain,
+    pub(super) into: PullInto,
+    /// Not to be published.
+    pub(super) private: bool,
+    pub(super) timeout: Duration,
+}
+
+/// Where to.
+pub(super) enum PullInto {
+    /// The namespace's pool, pinned for a client.
+    Pool {
+        region: Arc<Region>,
+        ttl: Option<Duration>,
+    },
+    /// One slot of an engine's region per hash.
+    Slots {
+        region: Arc<Region>,
+        slots: Vec<Slot>,
+    },
+}
+
+impl LocalApi {
+    pub(super) async fn pull_blocks(
+        &self,
+        client: ClientHandle,
+        request: pb::PullRequest,
+    ) -> Result<BoxStream<pb::PullEvent>, Status> {
+        let timeout = self.pull_timeout(request.timeout_ms);
+        let deadline = Instant::now() + timeout;
+        let spec = self.namespace(&request.namespace, deadline).await?;
+        let hashes = unpack(request.hashes, spec.hash_len)?.to_hashes();
+        let into = match request.destination {
+            Some(Destination::Slots(slots)) => self.slot_destination(&spec, &hashes, &slots)?,
+            Some(Destination::Pool(pool)) => self.pool_destination(&spec, ttl(pool.pin_ttl_ms))?,
+            None => self.pool_destination(&spec, None)?,
+        };
+        let pull = Pull {
+            chain: chain(request.chained, &request.parent)?,
+            private: request.no_replica || !self.defaults.replicate,
+            timeout: deadline.saturating_duration_since(Instant::now()),
+            spec,
+            hashes,
+            into,
+        };
+        let events = self.start_pull(client.id(), pull)?;
+        // The client's belongings are kept as long as somebody reads the outcomes.
+        Ok(Box::pin(ReceiverStream::new(events).map(move |event| {
+            let _belongs_to = &client;
+            Ok(event)
+        })))
+    }
+
+    /// A pull's timeout as it was asked for, within its bounds.
+    pub(super) fn pull_timeout(&self, ms: u32) -> Duration {
+        match ms {
+            0 => self.defaults.pull_timeout,
+            ms => Duration::from_millis(ms.into()).min(MAX_PULL_TIMEOUT),
+        }
+    }
+
+    #[allow(clippy::result_large_err)] // tonic's signature
+    pub(super) fn pool_destination(
+        &self,
+        spec: &NamespaceSpec,
+        ttl: Option<Duration>,
+    ) -> Result<PullInto, Status> {
+        let region = self.pool_for(spec).or_status()?;
+        Ok(PullInto::Pool { region, ttl })
+    }
+
+    #[allow(clippy::result_large_err)] // tonic's signature
+    fn slot_destination(
+        &self,
+        spec: &NamespaceSpec,
+        hashes: &[BlockHash],
+        slots: &pb::SlotDestination,
+    ) -> Result<PullInto, Status> {
+        bounded(slots.slots.len())?;
+        let region = self
+            .store
+            .region(RegionId(slots.region))
+            .ok_or_else(|| unknown_region(slots.region))?;
+        if slots.slots.len() != hashes.len() {
+            return Err(InvalidMessage::Columns {
+                what: "slots",
+                got: slots.slots.len(),
+                want: hashes.len(),
+            }
+            .into());
+        }
+        if *region.namespace != *spec {
+            return Err(refusal(
+                Code::InvalidArgument,
+                Reason::InvalidArgument,
+                format!(
+                    "region {} belongs to namespace {}, not {}",
+                    region.id, region.namespace.name, spec.name
+                ),
+            ));
+        }
+        let slots = to_slots(&slots.slots);
+        Ok(PullInto::Slots { region, slots })
+    }
+
+    /// Begins a pull. Its events end with a summary, by the timeout, whatever happens; dropping the
+    /// receiver gives it up.
+    #[allow(clippy::result_large_err)] // tonic's signature
+    pub(super) fn start_pull(
+        &self,
+        client: ClientId,
+        pull: Pull,
+    ) -> Result<mpsc::Receiver<pb::PullEvent>, Status> {
+        let deadline = Instant::now() + pull.timeout;
+        let holder = self.new_holder();
+        let (target, pin) = self.open_target(client, holder, &pull)?;
+        let ttl = match &pull.into {
+            PullInto::Pool { ttl, .. } => *ttl,
+            PullInto::Slots { .. } => None,
+        };
+        let landing = Arc::new(Landing::new(self.clone(), holder, target, pin, &pull));
+        let local = self.store.find_many(&pull.spec.name, &pull.hashes);
+        let (sender, receiver) = mpsc::channel(EVENTS_AHEAD);
+        let running = Running {
+            api: self.clone(),
+            client,
+            pin,
+            ttl,
+            deadline,
+            report: Report::new(sender),
+            landing,
+            pull,
+        };
+        self.pulls.begun.add(1);
+        tokio::spawn(running.run(local));
+        Ok(receiver)
+    }
+
+    /// Takes what the pull writes to, and opens the pin its blocks join.
+    #[allow(clippy::result_large_err)] // tonic's signature
+    fn open_target(
+        &self,
+        client: ClientId,
+        holder: Holder,
+        pull: &Pull,
+    ) -> Result<(Target, Option<PinId>), Status> {
+        match &pull.into {
+            PullInto::Pool { region, ttl } => {
+                // Long enough for the last block to join; its own time is counted from the end.
+                let ttl = ttl.unwrap_or_default().saturating_add(pull.timeout);
+                let (pin, _) = self
+                    .store
+                    .pin_held(self.now(), client, None, &[], Some(ttl.min(MAX_PIN_TTL)))
+                    .or_status()?;
+                Ok((Target::Pool(Arc::clone(region)), Some(pin)))
+            }
+            PullInto::Slots { region, slots } => {
+                self.store
+                    .reserve_slots(self.now(), holder, region.id, slots)
+                    .or_status()?;
+                let target = Target::Slots(Arc::clone(region), slots.clone());
+                Ok((target, None))
+            }
+        }
+    }
+}
+
+/// A pull under way.
+struct Running {
+    api: LocalApi,
+    client: ClientId,
+    pin: Option<PinId>,
+    ttl: Option<Duration>,
+    deadline: Instant,
+    report: Report,
+    landing: Arc<Landing>,
+    pull: Pull,
+}
+
+impl Running {
+    async fn run(self, local: Vec<Option<Held>>) {
+        let (here, away): (Vec<usize>, Vec<usize>) =
+            (0..local.len()).partition(|i| local[*i].is_some());
+        let here = here
+            .into_iter()
+            .filter_map(|i| Some((i, local[i]?)))
+            .collect();
+        // The engine that asked may go away at any time; then nobody needs the rest.
+        let ((), summary) = tokio::select! {
+            both = async { tokio::join!(self.settle_here(here), self.bring(&away)) } => both,
+            () = self.report.closed() => Default::default(),
+        };
+        if let Some(pin) = self.pin {
+            // From now on the pin lasts as long as was asked for. It may have been released already.
+            let _ = self
+                .api
+                .store
+                .pin_held(self.api.now(), self.client, Some(pin), &[], self.ttl);
+        }
+        self.report.summary(&summary, self.pin).await;
+        self.api.pulls.ended.add(1);
+    }
+
+    /// Brings blocks that are not here.
+    async fn bring(&self, blocks: &[usize]) -> PullSummary {
+        if blocks.is_empty() {
+            return PullSummary::default();
+        }
+        let indices: Arc<[usize]> = blocks.into();
+        let parts = Parts {
+            locate: Arc::new(Asking::new(
+                self.api.clone(),
+                Arc::clone(&self.pull.spec),
+                blocks.iter().map(|i| self.pull.hashes[*i]).collect(),
+                self.deadline,
+            )),
+            connect: Arc::new(PeerLinks::new(&self.api)),
+            landing: Arc::new(self.landing.subset(Arc::clone(&indices))),
+        };
+        let policy = self.pull.spec.checksum;
+        let request = PullRequest {
+            blocks: blocks.len() as u32, // as many as a request's hashes at most
+            must_verify: (0..)
+                .zip(blocks)
+                .filter(|(_, i)| policy.covers(self.pull.hashes[**i].as_bytes()))
+                .map(|(block, _)| block)
+                .collect(),
+            block_bytes: self.pull.spec.layout.block_bytes(),
+            timeout: self.deadline.saturating_duration_since(Instant::now()),
+        };
+        let (sender, mut outcomes) = mpsc::unbounded_channel();
+        let config = self.api.defaults.transfer.clone();
+        let engine = transfer::pull(parts, config, request, sender);
+        let forward = async {
+            while let Some(batch) = outcomes.recv().await {
+                self.forward(&indices, batch).await;
+            }
+        };
+        let (summary, ()) = tokio::join!(engine, forward);
+        let summary = summary.unwrap_or_default();
+        self.api.pulls.blocks.add(summary.pulled);
+        self.api.pulls.bytes.add(summary.bytes);
+        summary
+    }
+
+    async fn forward(&self, indices: &[usize], batch: Vec<transfer::BlockOutcome<Held>>) {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for outcome in batch {
+            let Some(&index) = indices.get(outcome.block as usize) else {
+                continue;
+            };
+            let outcome = report::outcome(index, outcome);
+            match outcome.kind() {
+                pb::OutcomeKind::Pulled => {}
+                other => {
+                    // Given back before the engine hears of it, so that it can use the slot at once.
+                    self.landing.give_back_unused(index);
+                    match other {
+                        pb::OutcomeKind::Missing | pb::OutcomeKind::Cancelled => {}
+                        pb::OutcomeKind::Stale => self.api.pulls.stale.add(1),
+                        _ => self.api.pulls.failed.add(1),
+                    }
+                }
+            }
+            outcomes.push(outcome);
+        }
+        self.report.outcomes(outcomes).await;
+    }
+}

@@ -1,0 +1,117 @@
+//! What an engine hears of its pull.
+
+use kvferry_proto::pb::{self, OutcomeKind};
+use tokio::sync::mpsc;
+
+use crate::{
+    region::{Held, PinId},
+    transfer::{self, PullSummary},
+};
+
+/// The stream of a pull's events.
+pub(super) struct Report(mpsc::Sender<pb::PullEvent>);
+
+impl Report {
+    pub(super) fn new(events: mpsc::Sender<pb::PullEvent>) -> Self {
+        Self(events)
+    }
+
+    /// Outcomes, some at a time. An engine that went away does not want to know.
+    pub(super) async fn outcomes(&self, outcomes: Vec<pb::BlockOutcome>) {
+        if !outcomes.is_empty() {
+            let event = pb::PullEvent {
+                outcomes,
+                summary: None,
+            };
+            let _ = self.0.send(event).await;
+        }
+    }
+
+    /// The last event.
+    pub(super) async fn summary(&self, summary: &PullSummary, pin: Option<PinId>) {
+        let us = |time: std::time::Duration| time.as_micros() as u64;
+        let event = pb::PullEvent {
+            outcomes: Vec::new(),
+            summary: Some(pb::PullSummary {
+                pulled: summary.pulled,
+                bytes: summary.bytes,
+                locate_us: us(summary.locate),
+                connect_us: us(summary.connect),
+                wire_us: us(summary.wire),
+                total_us: us(summary.total),
+                pin: pin.map_or(0, |pin| pin.0),
+            }),
+        };
+        let _ = self.0.send(event).await;
+    }
+
+    /// Completes when nobody listens any more.
+    pub(super) async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// What the pull engine found out about a block.
+pub(super) fn outcome(index: usize, outcome: transfer::BlockOutcome<Held>) -> pb::BlockOutcome {
+    let (region, slot, generation) = outcome.landed.map_or((0, 0, 0), |held| {
+        (held.region.0, held.slot.0, held.generation.0)
+    });
+    let pulled = outcome.outcome == transfer::Outcome::Pulled;
+    pb::BlockOutcome {
+        index: index as u32, // hashes of one request are few
+        kind: outcome.outcome.kind().into(),
+        region,
+        slot,
+        generation,
+        source_node: outcome
+            .node
+            .map(|node| node.to_string())
+            .unwrap_or_default(),
+        transport: outcome
+            .transport
+            .filter(|_| pulled)
+            .map(|kind| kind.as_str().to_owned())
+            .unwrap_or_default(),
+        detail: outcome.detail,
+        settled: outcome.outcome.is_settled(),
+    }
+}
+
+/// It was here.
+pub(super) fn local(index: usize, held: &Held) -> pb::BlockOutcome {
+    pb::BlockOutcome {
+        region: held.region.0,
+        slot: held.slot.0,
+        generation: held.generation.0,
+        ..settled(index, OutcomeKind::Local, "")
+    }
+}
+
+/// It was here, and was overwritten before it could be used.
+pub(super) fn overwritten(index: usize) -> pb::BlockOutcome {
+    settled(
+        index,
+        OutcomeKind::Stale,
+        "this node held it and overwrote it meanwhile: pull again",
+    )
+}
+
+/// It was here, and the deadline came before its copy.
+pub(super) fn timed_out(index: usize) -> pb::BlockOutcome {
+    settled(index, OutcomeKind::TimedOut, "the deadline came first")
+}
+
+/// It was here, and could not be given a place or a pin.
+pub(super) fn no_space(index: usize, detail: &str) -> pb::BlockOutcome {
+    settled(index, OutcomeKind::NoSpace, detail)
+}
+
+fn settled(index: usize, kind: OutcomeKind, detail: &str) -> pb::BlockOutcome {
+    pb::BlockOutcome {
+        index: index as u32, // hashes of one request are few
+        kind: kind.into(),
+        detail: detail.to_owned(),
+        settled: true,
+        ..pb::BlockOutcome::default()
+    }
+}

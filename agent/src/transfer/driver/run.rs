@@ -1,0 +1,399 @@
+//! One pull under way: obeys the engine and tells it what happened.
+
+mod answers;
+mod report;
+
+use std::{collections::HashMap, sync::Arc};
+
+use kvferry_memory::HostMemory;
+use kvferry_proto::{Checksum, Geometry, Incarnation, NodeId, RegionId};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{Id, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    BlockOutcome, Connect, Landing, Locate, LocateError, Located, Parts, PullSummary,
+    flight::{Flights, Words},
+};
+use crate::{
+    transfer::{
+        Time,
+        command::{BlockIndex, Command, OpId, SlotRead, SourceKey},
+        config::TransferConfig,
+        engine::{PullEngine, PullRequest},
+        event::{Event, ReadFailure},
+        plan::{self, BlockRead, Destination, PlanError, WORD_BYTES},
+    },
+    transport::{ConnectError, Link, PeerTarget},
+};
+
+/// Blocks whose checksums are computed in one go on a blocking thread: some milliseconds' worth.
+const VERIFY_JOB_BYTES: u64 = 16 << 20;
+
+/// What a task was started for.
+#[derive(Debug, Clone)]
+enum Asked {
+    Locate(OpId),
+    Connect(SourceKey),
+    Verify(Vec<BlockIndex>),
+}
+
+/// What it found.
+enum Answer {
+    Located(Result<Located, LocateError>),
+    Connected(Result<Arc<dyn Link>, ConnectError>),
+    Verified(Vec<(BlockIndex, bool)>),
+}
+
+pub(super) struct Run<L, C, D: Landing> {
+    parts: Parts<L, C, D>,
+    config: TransferConfig,
+    block_bytes: u64,
+    engine: PullEngine,
+    origin: Instant,
+    /// By source key.
+    peers: Vec<PeerTarget>,
+    keys: HashMap<(NodeId, Incarnation), SourceKey>,
+    geometries: HashMap<(SourceKey, RegionId), Geometry>,
+    links: HashMap<SourceKey, Arc<dyn Link>>,
+    destinations: HashMap<BlockIndex, Arc<Destination>>,
+    landed: HashMap<BlockIndex, D::Landed>,
+    flights: Flights,
+    /// Memory for generation words that no read uses.
+    scratch: Vec<Arc<HostMemory>>,
+    tasks: JoinSet<Answer>,
+    asked: HashMap<Id, Asked>,
+    to_verify: Vec<(BlockIndex, Checksum)>,
+    progress_at: Time,
+    report: report::Report<D::Landed>,
+}
+
+impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
+    pub(super) fn new(
+        parts: Parts<L, C, D>,
+        config: TransferConfig,
+        request: PullRequest,
+        outcomes: mpsc::UnboundedSender<Vec<BlockOutcome<D::Landed>>>,
+    ) -> Self {
+        Self {
+            parts,
+            block_bytes: request.block_bytes,
+            engine: PullEngine::new(config.clone(), request, Time::ZERO),
+            origin: Instant::now(),
+            peers: Vec::new(),
+            keys: HashMap::new(),
+            geometries: HashMap::new(),
+            links: HashMap::new(),
+            destinations: HashMap::new(),
+            landed: HashMap::new(),
+            flights: Flights::default(),
+            scratch: Vec::new(),
+            tasks: JoinSet::new(),
+            asked: HashMap::new(),
+            to_verify: Vec::new(),
+            progress_at: config.progress_tick,
+            report: report::Report::new(outcomes),
+            config,
+        }
+    }
+
+    /// To the end, which is when everything has settled. The summary is given when every outcome is.
+    pub(super) async fn drive(
+        mut self,
+        cancel: CancellationToken,
+        summary: oneshot::Sender<PullSummary>,
+    ) {
+        let mut summary = Some(summary);
+        let mut given_up = false;
+        loop {
+            self.obey();
+            self.report.deliver();
+            if self.engine.is_finished()
+                && let Some(summary) = summary.take()
+            {
+                // A caller that went away does not want to know.
+                let _ = summary.send(self.report.close(self.now()));
+                given_up = true;
+            }
+            if self.engine.is_drained() {
+                return;
+            }
+            let wake = self.wake_at();
+            tokio::select! {
+                biased;
+                () = gave_up(&cancel, self.report.outcomes()), if !given_up => {
+                    given_up = true;
+                    self.tell(Event::Cancel);
+                }
+                settled = self.flights.next() => self.settled(settled),
+                Some(answer) = self.tasks.join_next_with_id() => self.answered(answer),
+                () = sleep_until(wake) => {}
+            }
+            self.take_what_is_ready();
+            self.pass_time();
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.origin.elapsed()
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.engine.handle(self.now(), event);
+    }
+
+    fn wake_at(&self) -> Instant {
+        let due = match self.engine.poll_timeout() {
+            Some(due) => due.min(self.progress_at),
+            // Draining: only settled reads matter.
+            None => self.now() + self.config.stall_bound,
+        };
+        self.origin + due
+    }
+
+    /// Tells of progress before it asks for stalls, so that what came while we slept counts.
+    fn pass_time(&mut self) {
+        let now = self.now();
+        let due = self.engine.poll_timeout().is_some_and(|due| due <= now);
+        if now < self.progress_at && !due {
+            return;
+        }
+        self.progress_at = now + self.config.progress_tick;
+        let sources: std::collections::BTreeSet<_> = self.flights.sources().collect();
+        for source in sources {
+            if let Some(received_bytes) = self.links.get(&source).map(|link| link.received_bytes())
+            {
+                self.tell(Event::Progress {
+                    source,
+                    received_bytes,
+                });
+            }
+        }
+        self.engine.handle_timeout(now);
+    }
+
+    fn obey(&mut self) {
+        loop {
+            while let Some(command) = self.engine.poll_command() {
+                self.execute(command);
+            }
+            if self.to_verify.is_empty() {
+                return;
+            }
+            self.verify();
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Locate { op, blocks } => {
+                let locate = Arc::clone(&self.parts.locate);
+                let task = self
+                    .tasks
+                    .spawn(async move { Answer::Located(locate.locate(&blocks).await) });
+                self.asked.insert(task.id(), Asked::Locate(op));
+            }
+            Command::Prepare { blocks } => blocks.into_iter().for_each(|block| self.prepare(block)),
+            Command::Connect { source } => self.connect(source),
+            Command::Read { op, source, slots } => {
+                self.report.wire_begins(self.now());
+                self.begin(op, source, |run, link| run.read(link, source, &slots));
+            }
+            Command::ReadGenerations { op, source, slots } => {
+                self.begin(op, source, |run, link| run.read_words(link, &slots));
+            }
+            Command::Cancel { op } => self.flights.cancel(op),
+            Command::Suspect { source } => {
+                if let Some(peer) = self.peers.get(source.0 as usize) {
+                    self.parts.connect.suspect(peer);
+                    self.report.stood_still(source, &peer.node);
+                }
+            }
+            Command::Verify { block, checksum } => self.to_verify.push((block, checksum)),
+            Command::Land { block, checksum } => self.land(block, checksum),
+            Command::Abandon { block } => {
+                self.destinations.remove(&block);
+                self.parts.landing.abandon(block);
+            }
+            Command::Finish {
+                block,
+                outcome,
+                source,
+            } => {
+                let landed = self.landed.remove(&block);
+                let node = source.and_then(|key| self.peers.get(key.0 as usize));
+                let link = source.and_then(|key| self.links.get(&key));
+                let mut finished = BlockOutcome {
+                    block,
+                    outcome,
+                    landed,
+                    node: node.map(|peer| peer.node.clone()),
+                    transport: link.map(|link| link.kind()),
+                    detail: String::new(),
+                };
+                self.report.finish(&mut finished, source, self.block_bytes);
+                self.report.add(finished);
+            }
+        }
+    }
+
+    fn prepare(&mut self, block: BlockIndex) {
+        let event = match self.parts.landing.prepare(block) {
+            Ok(destination) => {
+                self.destinations.insert(block, Arc::new(destination));
+                Event::Prepared { block }
+            }
+            Err(super::NoSpace) => Event::NoSpace { block },
+        };
+        self.tell(event);
+    }
+
+    fn connect(&mut self, source: SourceKey) {
+        self.report.connect_begins(self.now());
+        let Some(peer) = self.peers.get(source.0 as usize).cloned() else {
+            return;
+        };
+        let connect = Arc::clone(&self.parts.connect);
+        let task = self
+            .tasks
+            .spawn(async move { Answer::Connected(connect.link(&peer).await) });
+        self.asked.insert(task.id(), Asked::Connect(source));
+    }
+
+    /// Begins a read, or says at once why there is none.
+    fn begin(
+        &mut self,
+        op: OpId,
+        source: SourceKey,
+        plan: impl FnOnce(
+            &mut Self,
+            &dyn Link,
+        )
+            -> Result<(Vec<crate::transport::ReadRequest>, Option<Words>), PlanError>,
+    ) {
+        let Some(link) = self.links.get(&source).map(Arc::clone) else {
+            return self.tell(Event::ReadFailed {
+                op,
+                failure: ReadFailure::LinkLost,
+            });
+        };
+        match plan(self, &*link) {
+            Ok((requests, words)) => {
+                let reads = requests.into_iter().map(|request| link.read(request));
+                self.flights.add(op, source, words, reads.collect());
+            }
+            Err(error) => {
+                self.report.failed(source, &error);
+                let failure = match error {
+                    PlanError::NoSuchSlot { .. } | PlanError::LengthMismatch { .. } => {
+                        ReadFailure::SpanRefused
+                    }
+                    PlanError::NoRoom => ReadFailure::LinkLost,
+                    PlanError::Scratch { .. } => ReadFailure::Local,
+                };
+                self.tell(Event::ReadFailed { op, failure });
+            }
+        }
+    }
+
+    fn read(
+        &mut self,
+        link: &dyn Link,
+        source: SourceKey,
+        slots: &[SlotRead],
+    ) -> Result<(Vec<crate::transport::ReadRequest>, Option<Words>), PlanError> {
+        let blocks: Vec<_> = slots
+            .iter()
+            .map(|read| {
+                let wrong = PlanError::NoSuchSlot { slot: read.slot };
+                Ok(BlockRead {
+                    region: read.region,
+                    geometry: self.geometries.get(&(source, read.region)).ok_or(wrong)?,
+                    slot: read.slot,
+                    destination: self.destinations.get(&read.block).ok_or(wrong)?,
+                })
+            })
+            .collect::<Result<_, PlanError>>()?;
+        Ok((plan::data_reads(&blocks, &link.capabilities())?, None))
+    }
+
+    fn read_words(
+        &mut self,
+        link: &dyn Link,
+        slots: &[SlotRead],
+    ) -> Result<(Vec<crate::transport::ReadRequest>, Option<Words>), PlanError> {
+        let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
+        let scratch = match self.scratch.pop() {
+            Some(scratch) => scratch,
+            None => HostMemory::anonymous(bytes)
+                .map(Arc::new)
+                .map_err(|_| PlanError::Scratch { words: slots.len() })?,
+        };
+        let slots: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
+        let (requests, offsets) = plan::generation_reads(&slots, &scratch, &link.capabilities())?;
+        Ok((requests, Some(Words { scratch, offsets })))
+    }
+
+    /// In place where the bytes are few; else on blocking threads.
+    fn verify(&mut self) {
+        let jobs = std::mem::take(&mut self.to_verify);
+        let bytes = self.block_bytes.saturating_mul(jobs.len() as u64);
+        let per_job = usize::try_from(VERIFY_JOB_BYTES / self.block_bytes.max(1)).unwrap_or(1);
+        for job in jobs.chunks(per_job.max(1)) {
+            let blocks: Vec<_> = job
+                .iter()
+                .filter_map(|&(block, checksum)| {
+                    Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
+                })
+                .collect();
+            let landing = Arc::clone(&self.parts.landing);
+            let names = blocks.iter().map(|(block, ..)| *block).collect();
+            let work = move || {
+                let verdicts = blocks.into_iter().map(|(block, checksum, destination)| {
+                    (block, landing.verify(block, &destination, checksum))
+                });
+                verdicts.collect::<Vec<_>>()
+            };
+            if bytes <= self.config.verify_inline_bytes {
+                for (block, ok) in work() {
+                    self.tell(Event::Verified { block, ok });
+                }
+            } else {
+                let task = self.tasks.spawn_blocking(|| Answer::Verified(work()));
+                self.asked.insert(task.id(), Asked::Verify(names));
+            }
+        }
+    }
+
+    fn land(&mut self, block: BlockIndex, checksum: Option<Checksum>) {
+        let event = match self.parts.landing.land(block, checksum) {
+            Ok(landed) => {
+                self.destinations.remove(&block);
+                self.landed.insert(block, landed);
+                Event::Landed { block }
+            }
+            Err(error) => {
+                self.report.not_landed(block, error);
+                Event::LandFailed { block }
+            }
+        };
+        self.tell(event);
+    }
+}
+
+/// The caller dropped its future, or does not listen any more.
+async fn gave_up<T>(cancel: &CancellationToken, outcomes: Option<mpsc::UnboundedSender<T>>) {
+    let closed = async {
+        match outcomes {
+            Some(outcomes) => outcomes.closed().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = cancel.cancelled() => {}
+        () = closed => {}
+    }
+}

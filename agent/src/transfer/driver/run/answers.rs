@@ -1,0 +1,190 @@
+//! What was found out, as the engine is told.
+
+use std::task::{Context, Waker};
+
+use tokio::task::{Id, JoinError};
+
+use super::{Answer, Asked, Run};
+use crate::{
+    transfer::{
+        command::{OpId, SourceKey},
+        driver::{
+            Connect, Landing, Locate, LocateError, Located, OwnerRegion,
+            flight::{self, Settled, Words},
+        },
+        event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint},
+    },
+    transport::ConnectError,
+};
+
+impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
+    /// Everything else that has happened, so that the engine sees it before it hands out work.
+    pub(super) fn take_what_is_ready(&mut self) {
+        let mut context = Context::from_waker(Waker::noop());
+        while let std::task::Poll::Ready(settled) = self.flights.poll(&mut context) {
+            self.settled(settled);
+        }
+        while let Some(answer) = self.tasks.try_join_next_with_id() {
+            self.answered(answer);
+        }
+    }
+
+    pub(super) fn settled(&mut self, settled: Settled) {
+        let Settled {
+            op,
+            source,
+            words,
+            result,
+        } = settled;
+        self.report.wire_ends(self.now());
+        let event = match (&result, &words) {
+            (Err(error), _) => {
+                self.report.failed(source, error);
+                let failure = flight::failure(error);
+                Event::ReadFailed { op, failure }
+            }
+            (Ok(()), None) => Event::ReadDone { op },
+            (Ok(()), Some(words)) => load(op, words),
+        };
+        self.scratch.extend(words.map(|words| words.scratch));
+        self.tell(event);
+    }
+
+    pub(super) fn answered(&mut self, joined: Result<(Id, Answer), JoinError>) {
+        let (id, answer) = match joined {
+            Ok((id, answer)) => (id, Some(answer)),
+            // It panicked: whoever waits for it must not wait for ever.
+            Err(error) => (error.id(), None),
+        };
+        let Some(asked) = self.asked.remove(&id) else {
+            return;
+        };
+        match (asked, answer) {
+            (Asked::Locate(op), Some(Answer::Located(result))) => self.located(op, result),
+            (Asked::Locate(op), _) => self.tell(Event::LocateFailed {
+                op,
+                retryable: false,
+            }),
+            (Asked::Connect(source), Some(Answer::Connected(Ok(link)))) => {
+                self.report.connected(self.now());
+                let capabilities = link.capabilities();
+                self.links.insert(source, link);
+                self.tell(Event::Connected {
+                    source,
+                    capabilities,
+                });
+            }
+            (Asked::Connect(source), Some(Answer::Connected(Err(error)))) => {
+                self.report.failed(source, &error);
+                let failure = match error {
+                    ConnectError::Unreachable { .. } => ConnectFailure::Unreachable,
+                    ConnectError::WrongIncarnation { .. } => ConnectFailure::WrongIncarnation,
+                    ConnectError::Refused { .. } | ConnectError::NoPath { .. } => {
+                        ConnectFailure::Refused
+                    }
+                };
+                self.tell(Event::ConnectFailed { source, failure });
+            }
+            (Asked::Connect(source), _) => self.tell(Event::ConnectFailed {
+                source,
+                failure: ConnectFailure::Refused,
+            }),
+            (Asked::Verify(_), Some(Answer::Verified(verdicts))) => {
+                for (block, ok) in verdicts {
+                    self.tell(Event::Verified { block, ok });
+                }
+            }
+            (Asked::Verify(blocks), _) => {
+                for block in blocks {
+                    self.tell(Event::Verified { block, ok: false });
+                }
+            }
+        }
+    }
+
+    fn located(&mut self, op: OpId, result: Result<Located, LocateError>) {
+        self.report.located(self.now(), result.as_ref().err());
+        let located = match result {
+            Ok(located) => located,
+            Err(error) => {
+                let retryable = matches!(error, LocateError::Unavailable { .. });
+                return self.tell(Event::LocateFailed { op, retryable });
+            }
+        };
+        let owners: Vec<_> = located
+            .owners
+            .into_iter()
+            .map(|owner| self.learn(owner))
+            .collect();
+        let hints = owners
+            .iter()
+            .filter_map(|&(source, ..)| {
+                let peer = self.peers.get(source.0 as usize)?;
+                Some(SourceHint {
+                    source,
+                    suspect: self.parts.connect.is_suspect(peer),
+                    distance: self.parts.connect.distance(peer),
+                })
+            })
+            .collect();
+        let candidates = located
+            .candidates
+            .into_iter()
+            .map(|places| {
+                let known = places.into_iter().filter_map(|place| {
+                    let &(source, region, spans) = owners.get(place.owner as usize)?;
+                    Some(Candidate {
+                        source,
+                        region,
+                        slot: place.slot,
+                        generation: place.generation,
+                        checksum: place.checksum,
+                        spans,
+                    })
+                });
+                known.collect()
+            })
+            .collect();
+        self.tell(Event::Located {
+            op,
+            hints,
+            candidates,
+        });
+    }
+
+    /// Gives an owner its number, and keeps what reading from it needs.
+    fn learn(&mut self, owner: OwnerRegion) -> (SourceKey, kvferry_proto::RegionId, u32) {
+        let OwnerRegion {
+            peer,
+            region,
+            geometry,
+        } = owner;
+        let next = SourceKey(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
+        let name = (peer.node.clone(), peer.incarnation);
+        let source = *self.keys.entry(name).or_insert(next);
+        match self.peers.get_mut(source.0 as usize) {
+            // Its addresses may be newer.
+            Some(known) => *known = peer,
+            None => self.peers.push(peer),
+        }
+        // At most MAX_PLANES.
+        let spans = u32::try_from(geometry.planes().len()).unwrap_or(u32::MAX);
+        self.geometries.insert((source, region), geometry);
+        (source, region, spans)
+    }
+}
+
+fn load(op: OpId, words: &Words) -> Event {
+    let loaded: Result<Vec<_>, _> = words
+        .offsets
+        .iter()
+        .map(|&offset| words.scratch.load_word(offset))
+        .collect();
+    match loaded {
+        Ok(words) => Event::GenerationsDone { op, words },
+        Err(_) => Event::ReadFailed {
+            op,
+            failure: ReadFailure::Local,
+        },
+    }
+}

@@ -1,0 +1,197 @@
+//! Pulls from owners in this process, on paused time.
+
+mod world;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tokio::{sync::mpsc, time::Instant};
+use world::{BLOCK, Mode, State, World};
+
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+fn request(blocks: u32) -> PullRequest {
+    PullRequest {
+        blocks,
+        block_bytes: BLOCK,
+        timeout: TIMEOUT,
+        must_verify: BTreeSet::new(),
+    }
+}
+
+type Outcomes = Vec<BlockOutcome<u32>>;
+
+/// Pulls, and gives summary and outcomes in order of block.
+async fn pulled(
+    world: &Arc<World>,
+    config: TransferConfig,
+    blocks: u32,
+) -> (PullSummary, Outcomes) {
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let summary = pull(world.parts(), config, request(blocks), sender)
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    while let Some(batch) = receiver.recv().await {
+        all.extend(batch);
+    }
+    all.sort_by_key(|outcome| outcome.block);
+    let indices: Vec<_> = all.iter().map(|outcome| outcome.block).collect();
+    assert_eq!(indices, (0..blocks).collect::<Vec<_>>());
+    (summary, all)
+}
+
+fn kinds(outcomes: &Outcomes) -> Vec<Outcome> {
+    outcomes.iter().map(|outcome| outcome.outcome).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn blocks_arrive_as_they_were_sealed() {
+    for (checksums, inline) in [(false, 0), (true, u64::MAX), (true, 0)] {
+        let world = World::new(2, 40, checksums);
+        let config = TransferConfig {
+            stripe_bytes: 1,
+            op_blocks: 3,
+            verify_inline_bytes: inline,
+            ..TransferConfig::default()
+        };
+        let (summary, outcomes) = pulled(&world, config, 40).await;
+        assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 40]);
+        assert_eq!((summary.pulled, summary.bytes), (40, 40 * BLOCK));
+        for outcome in &outcomes {
+            assert_eq!(outcome.landed, Some(outcome.block));
+            assert_eq!(outcome.transport, Some(TransportKind::Sim));
+            world.assert_delivered(outcome.block);
+        }
+        let nodes: BTreeSet<_> = outcomes
+            .iter()
+            .map(|o| o.node.clone().unwrap().to_string())
+            .collect();
+        assert_eq!(nodes.len(), 2, "striped over both");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_bounds_of_a_link_only_cut_reads() {
+    let world = World::new(1, 4, true);
+    world.owners[0].bounds.lock().max_bytes = 24;
+    world.owners[0].bounds.lock().max_spans = 1;
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 4).await;
+    assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 4]);
+    (0..4).for_each(|block| world.assert_delivered(block));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overwritten_slot_is_stale_and_its_bytes_are_not_delivered() {
+    let world = World::new(1, 2, false);
+    world.owners[0].generations.begin_write(1);
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 2).await;
+    assert_eq!(kinds(&outcomes), [Outcome::Pulled, Outcome::Stale]);
+    assert_eq!(world.state(1), State::Free);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flipped_bytes_are_corrupt() {
+    let world = World::new(1, 1, true);
+    world.owners[0].memory.write_at(3, &[0xff]).unwrap();
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 1).await;
+    assert_eq!(kinds(&outcomes), [Outcome::Corrupt]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stopped_owner_costs_its_stall_bound_and_is_remembered() {
+    let world = World::new(2, 4, false);
+    world.owners[0].set(Mode::Hang);
+    let (summary, outcomes) = pulled(&world, TransferConfig::default(), 4).await;
+    assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 4]);
+    assert!(summary.total < Duration::from_millis(2_150), "{summary:?}");
+    let (summary, _) = pulled(&world, TransferConfig::default(), 4).await;
+    assert!(summary.total < Duration::from_millis(50), "{summary:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_link_is_replaced_by_another_owner() {
+    let world = World::new(2, 4, false);
+    world.owners[0].set(Mode::Lost);
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 4).await;
+    assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_reachable_is_said_with_the_last_error() {
+    let world = World::new(1, 1, false);
+    world.owners[0].set(Mode::Refuse);
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 1).await;
+    assert_eq!(kinds(&outcomes), [Outcome::Unreachable]);
+    assert!(outcomes[0].detail.contains("node-0"), "{outcomes:?}");
+    assert_eq!(world.state(0), State::Free);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_outage_is_not_a_miss() {
+    let world = World::new(1, 1, false);
+    world.set_outage(true);
+    let start = Instant::now();
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 1).await;
+    assert_eq!(kinds(&outcomes), [Outcome::LocateFailed]);
+    assert!(start.elapsed() <= TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_call_ends_by_its_deadline_and_the_memory_when_the_read_has_settled() {
+    let world = World::new(1, 2, false);
+    world.owners[0].set(Mode::Stuck);
+    let start = Instant::now();
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 2).await;
+    assert!(start.elapsed() <= TIMEOUT + Duration::from_millis(1));
+    assert_eq!(
+        kinds(&outcomes),
+        vec![Outcome::TimedOut { settled: false }; 2]
+    );
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!(world.state(0), State::Prepared);
+    world.owners[0].release();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(world.state(0), State::Free);
+    assert_eq!(world.state(1), State::Free);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_pull_is_cancelled_and_cleans_up() {
+    let world = World::new(1, 2, false);
+    world.owners[0].set(Mode::Hang);
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let future = pull(world.parts(), TransferConfig::default(), request(2), sender);
+    let cut = tokio::time::timeout(Duration::from_millis(100), future).await;
+    assert!(cut.is_err());
+    let outcomes = receiver.recv().await.unwrap();
+    assert_eq!(
+        kinds(&outcomes),
+        vec![Outcome::Cancelled { settled: true }; 2]
+    );
+    assert_eq!(world.state(0), State::Free);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_nobody_listens_to_is_cancelled() {
+    let world = World::new(1, 2, false);
+    world.owners[0].set(Mode::Hang);
+    let (sender, receiver) = mpsc::unbounded_channel();
+    drop(receiver);
+    let start = Instant::now();
+    pull(world.parts(), TransferConfig::default(), request(2), sender)
+        .await
+        .unwrap();
+    assert!(start.elapsed() < Duration::from_millis(100));
+    assert_eq!(world.state(0), State::Free);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_is_not_there_is_a_stale_hint() {
+    let world = World::new(1, 2, false);
+    world.set_slot_shift(1);
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 2).await;
+    assert_eq!(outcomes[1].outcome, Outcome::Stale);
+    assert!(outcomes[1].detail.contains("no slot 2"), "{outcomes:?}");
+}

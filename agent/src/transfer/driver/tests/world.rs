@@ -1,0 +1,343 @@
+//! Owners whose memory is here, and a place for blocks.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use kvferry_memory::{GenerationTable, HostMemory, copy_ranges, fold_ranges};
+use kvferry_proto::{Incarnation, NodeAddresses, Part, Plane};
+use parking_lot::Mutex;
+
+use super::*;
+use crate::transport::{CancelRead, Capabilities, Completion, PendingRead, ReadError, ReadRequest};
+
+/// Bytes of a block; at the owners in two planes, here in one.
+pub(super) const BLOCK: u64 = 64;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    Good,
+    /// Reads settle when they are cancelled.
+    Hang,
+    /// Reads settle when they are released.
+    Stuck,
+    /// Reads fail.
+    Lost,
+    /// There is no link.
+    Refuse,
+}
+
+pub(super) struct Owner {
+    name: NodeId,
+    pub(super) memory: HostMemory,
+    pub(super) generations: GenerationTable,
+    geometry: Geometry,
+    mode: Mutex<Mode>,
+    stuck: Mutex<Vec<Completion>>,
+    received: AtomicU64,
+    pub(super) bounds: Mutex<Capabilities>,
+    suspect: AtomicBool,
+}
+
+struct Hung(Mutex<Option<Completion>>);
+
+impl CancelRead for Hung {
+    fn cancel(&self) {
+        if let Some(completion) = self.0.lock().take() {
+            completion.settle(Err(ReadError::Cancelled));
+        }
+    }
+}
+
+impl Owner {
+    fn new(number: usize, blocks: u32) -> Self {
+        let slots = u64::from(blocks);
+        let plane = |base, len| Plane {
+            base,
+            stride: len,
+            len,
+        };
+        let geometry = Geometry::new(blocks, vec![plane(0, 24), plane(slots * 24, 40)]).unwrap();
+        let memory = HostMemory::anonymous(slots * BLOCK).unwrap();
+        let generations = GenerationTable::new(blocks).unwrap();
+        for slot in 0..blocks {
+            generations.begin_write(slot);
+            let mut bytes = contents(slot);
+            for range in geometry.ranges(Slot(slot)) {
+                let rest = bytes.split_off((range.end - range.start) as usize);
+                memory.write_at(range.start, &bytes).unwrap();
+                bytes = rest;
+            }
+            generations.seal(slot);
+        }
+        Self {
+            name: NodeId::new(&format!("node-{number}")).unwrap(),
+            memory,
+            generations,
+            geometry,
+            mode: Mutex::new(Mode::Good),
+            stuck: Mutex::default(),
+            received: AtomicU64::new(0),
+            bounds: Mutex::new(Capabilities {
+                max_spans: 64,
+                max_bytes: 1 << 20,
+                window_bytes: 1 << 20,
+                distance: 1,
+            }),
+            suspect: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn set(&self, mode: Mode) {
+        *self.mode.lock() = mode;
+    }
+
+    pub(super) fn release(&self) {
+        for completion in self.stuck.lock().drain(..) {
+            completion.settle(Err(ReadError::Cancelled));
+        }
+    }
+
+    fn copy(&self, request: &ReadRequest) -> Result<(), ReadError> {
+        let bytes = request.check(&self.bounds.lock())?;
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+        let local = &request.local;
+        if request.remote[0].part == Part::Data {
+            let remote = request.remote.iter().map(|s| s.offset..s.offset + s.len);
+            copy_ranges(&self.memory, remote, &local.memory, local.ranges.clone())?;
+            return Ok(());
+        }
+        let words = request
+            .remote
+            .iter()
+            .flat_map(|span| (span.offset / 8)..(span.offset + span.len) / 8);
+        let places = local.ranges.iter().cloned().flat_map(|r| r.step_by(8));
+        for (word, place) in words.zip(places) {
+            let word = self.generations.load(word as u32).unwrap();
+            local.memory.write_at(place, &word.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+fn contents(block: u32) -> Vec<u8> {
+    (0..BLOCK as u32).map(|n| (block * 7 + n) as u8).collect()
+}
+
+struct FakeLink(Arc<World>, usize);
+
+impl Link for FakeLink {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Sim
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        *self.0.owners[self.1].bounds.lock()
+    }
+
+    fn read(&self, request: ReadRequest) -> PendingRead {
+        let owner = &self.0.owners[self.1];
+        let mode = *owner.mode.lock();
+        match mode {
+            Mode::Good | Mode::Refuse => PendingRead::settled(owner.copy(&request)),
+            Mode::Lost => PendingRead::settled(Err(ReadError::LinkLost {
+                node: owner.name.clone(),
+                detail: "pulled the plug".into(),
+            })),
+            Mode::Hang => {
+                let hung = Arc::new(Hung(Mutex::new(None)));
+                let (pending, completion) = PendingRead::new(Arc::clone(&hung) as _);
+                *hung.0.lock() = Some(completion);
+                pending
+            }
+            Mode::Stuck => {
+                let (pending, completion) = PendingRead::new(Arc::new(Hung(Mutex::new(None))));
+                owner.stuck.lock().push(completion);
+                pending
+            }
+        }
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.0.owners[self.1].received.load(Ordering::Relaxed)
+    }
+
+    fn is_lost(&self) -> bool {
+        false
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Free,
+    Prepared,
+    Landed,
+}
+
+pub(super) struct World {
+    pub(super) owners: Vec<Owner>,
+    checksums: bool,
+    outage: AtomicBool,
+    slot_shift: AtomicU32,
+    memory: Arc<HostMemory>,
+    states: Mutex<Vec<State>>,
+    /// For links, which outlive the borrow.
+    this: std::sync::Weak<World>,
+}
+
+impl World {
+    pub(super) fn new(owners: usize, blocks: u32, checksums: bool) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            owners: (0..owners).map(|n| Owner::new(n, blocks)).collect(),
+            checksums,
+            outage: AtomicBool::new(false),
+            slot_shift: AtomicU32::new(0),
+            memory: Arc::new(HostMemory::anonymous(u64::from(blocks) * BLOCK).unwrap()),
+            states: Mutex::new(vec![State::Free; blocks as usize]),
+            this: this.clone(),
+        })
+    }
+
+    pub(super) fn parts(self: &Arc<Self>) -> Parts<Self, Self, Self> {
+        self.states.lock().fill(State::Free);
+        Parts {
+            locate: Arc::clone(self),
+            connect: Arc::clone(self),
+            landing: Arc::clone(self),
+        }
+    }
+
+    pub(super) fn set_outage(&self, outage: bool) {
+        self.outage.store(outage, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_slot_shift(&self, shift: u32) {
+        self.slot_shift.store(shift, Ordering::Relaxed);
+    }
+
+    pub(super) fn state(&self, block: u32) -> State {
+        self.states.lock()[block as usize]
+    }
+
+    pub(super) fn assert_delivered(&self, block: u32) {
+        assert_eq!(self.state(block), State::Landed);
+        let mut bytes = vec![0; BLOCK as usize];
+        let start = u64::from(block) * BLOCK;
+        self.memory.read_at(start, &mut bytes).unwrap();
+        assert_eq!(bytes, contents(block));
+    }
+
+    fn owner(&self, peer: &PeerTarget) -> usize {
+        self.owners
+            .iter()
+            .position(|owner| owner.name == peer.node)
+            .unwrap()
+    }
+
+    fn turn(&self, block: u32, from: State, to: State) {
+        let state = &mut self.states.lock()[block as usize];
+        assert_eq!(*state, from, "block {block}");
+        *state = to;
+    }
+}
+
+impl Locate for World {
+    fn locate<'a>(
+        &'a self,
+        blocks: &'a [BlockIndex],
+    ) -> BoxFuture<'a, Result<Located, LocateError>> {
+        Box::pin(async move {
+            if self.outage.load(Ordering::Relaxed) {
+                return Err(LocateError::Unavailable {
+                    detail: "away".into(),
+                });
+            }
+            let owners = self.owners.iter().map(|owner| OwnerRegion {
+                peer: PeerTarget {
+                    node: owner.name.clone(),
+                    incarnation: Incarnation::new(1).unwrap(),
+                    addresses: NodeAddresses::default(),
+                },
+                region: RegionId(1),
+                geometry: owner.geometry.clone(),
+            });
+            let candidates = blocks.iter().map(|&block| {
+                let places = 0..self.owners.len() as u32 + 1; // one owner too many
+                let checksum = Checksum::of_bytes(&contents(block));
+                let place = |owner| LocatedBlock {
+                    owner,
+                    slot: Slot(block + self.slot_shift.load(Ordering::Relaxed)),
+                    generation: Generation(2),
+                    checksum: self.checksums.then_some(checksum),
+                };
+                places.map(place).collect()
+            });
+            Ok(Located {
+                owners: owners.collect(),
+                candidates: candidates.collect(),
+            })
+        })
+    }
+}
+
+impl Connect for World {
+    fn link<'a>(
+        &'a self,
+        peer: &'a PeerTarget,
+    ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
+        Box::pin(async move {
+            let owner = self.owner(peer);
+            if *self.owners[owner].mode.lock() == Mode::Refuse {
+                return Err(ConnectError::Refused {
+                    node: peer.node.clone(),
+                    detail: "no ticket".into(),
+                });
+            }
+            let world = self.this.upgrade().unwrap();
+            Ok(Arc::new(FakeLink(world, owner)) as Arc<dyn Link>)
+        })
+    }
+
+    fn suspect(&self, peer: &PeerTarget) {
+        let owner = &self.owners[self.owner(peer)];
+        owner.suspect.store(true, Ordering::Relaxed);
+    }
+
+    fn is_suspect(&self, peer: &PeerTarget) -> bool {
+        let owner = &self.owners[self.owner(peer)];
+        owner.suspect.load(Ordering::Relaxed)
+    }
+
+    fn distance(&self, _: &PeerTarget) -> u8 {
+        1
+    }
+}
+
+impl Landing for World {
+    type Landed = u32;
+
+    fn prepare(&self, block: BlockIndex) -> Result<Destination, NoSpace> {
+        self.turn(block, State::Free, State::Prepared);
+        let start = u64::from(block) * BLOCK;
+        Ok(Destination {
+            memory: Arc::clone(&self.memory),
+            ranges: std::iter::once(start..start + BLOCK).collect(),
+        })
+    }
+
+    fn verify(&self, _: BlockIndex, destination: &Destination, checksum: Checksum) -> bool {
+        let mut bytes = Vec::new();
+        fold_ranges(&destination.memory, destination.ranges.clone(), |piece| {
+            bytes.extend_from_slice(piece);
+        })
+        .unwrap();
+        Checksum::of_bytes(&bytes) == checksum
+    }
+
+    fn land(&self, block: BlockIndex, _: Option<Checksum>) -> Result<u32, LandError> {
+        self.turn(block, State::Prepared, State::Landed);
+        Ok(block)
+    }
+
+    fn abandon(&self, block: BlockIndex) {
+        self.turn(block, State::Prepared, State::Free);
+    }
+}

@@ -1,0 +1,262 @@
+//! What links and reads answer.
+
+use super::{Op, PullEngine, State};
+use crate::transfer::{
+    command::{BlockIndex, Command, OpId, SourceKey},
+    event::{ConnectFailure, ReadFailure},
+    outcome::{Failure, Outcome},
+    source::Path,
+};
+use crate::transport::Capabilities;
+
+impl PullEngine {
+    pub(super) fn connected(&mut self, key: SourceKey, capabilities: Capabilities) {
+        let now = self.now;
+        let Some(source) = self.sources.get_mut(&key) else {
+            return;
+        };
+        if matches!(source.path, Path::Opening { .. }) {
+            source.path = Path::Open(capabilities);
+            source.epoch += 1;
+            source.distance = capabilities.distance;
+            source.received_bytes = 0;
+            source.progress_at = now;
+        }
+    }
+
+    pub(super) fn connect_failed(&mut self, key: SourceKey, failure: ConnectFailure) {
+        let most = self.config.connects;
+        let Some(source) = self.sources.get_mut(&key) else {
+            return;
+        };
+        let Path::Opening { late, .. } = source.path else {
+            return;
+        };
+        source.troubled = true;
+        source.path = match failure {
+            ConnectFailure::WrongIncarnation => Path::Dead(Failure::Stale),
+            ConnectFailure::Unreachable if source.connects < most => Path::Closed,
+            ConnectFailure::Unreachable | ConnectFailure::Refused => {
+                Path::Dead(Failure::Unreachable)
+            }
+        };
+        if failure == ConnectFailure::Unreachable && !late {
+            self.push(Command::Suspect { source: key });
+        }
+        self.send_away(
+            key,
+            match failure {
+                ConnectFailure::WrongIncarnation => Failure::Stale,
+                ConnectFailure::Unreachable | ConnectFailure::Refused => Failure::Unreachable,
+            },
+        );
+    }
+
+    /// Sends the blocks that count on this source elsewhere; those being read come when they settle.
+    pub(super) fn send_away(&mut self, key: SourceKey, failure: Failure) {
+        let Some(source) = self.sources.get_mut(&key) else {
+            return;
+        };
+        let mut blocks = std::mem::take(&mut source.queue);
+        blocks.append(&mut source.unchecked);
+        for index in blocks {
+            self.candidate_failed(index, failure);
+        }
+    }
+
+    pub(super) fn progressed(&mut self, key: SourceKey, received_bytes: u64) {
+        let now = self.now;
+        if let Some(source) = self.sources.get_mut(&key)
+            && received_bytes > source.received_bytes
+        {
+            source.received_bytes = received_bytes;
+            source.progress_at = now;
+        }
+    }
+
+    /// Takes an operation that has settled off the books.
+    fn settle(&mut self, id: OpId) -> Option<Op> {
+        let op = self.ops.remove(&id)?;
+        self.inflight_bytes -= op.bytes;
+        if let Some(source) = self.sources.get_mut(&op.source) {
+            source.inflight_bytes -= op.bytes;
+            if source.checking == Some(id) {
+                source.checking = None;
+            }
+        }
+        Some(op)
+    }
+
+    /// Its blocks' outcomes were given at the deadline: only the destinations are left.
+    fn is_finished_block(&self, index: BlockIndex) -> bool {
+        self.blocks
+            .get(index as usize)
+            .is_none_or(|block| block.finished)
+    }
+
+    pub(super) fn read_done(&mut self, id: OpId) {
+        if self.ops.get(&id).is_none_or(|op| op.generations) {
+            return;
+        }
+        let Some(op) = self.settle(id) else {
+            return;
+        };
+        let now = self.now;
+        // Blocks whose link went away in the meantime have nobody to ask for their generations.
+        let good = self.sources.get_mut(&op.source).is_some_and(|source| {
+            source.progress_at = now;
+            source.epoch == op.epoch && matches!(source.path, Path::Open(_))
+        });
+        for slot in &op.slots {
+            if self.stop.is_some() {
+                self.next_candidate(slot.block);
+            } else if good {
+                self.set_state(slot.block, State::Unchecked);
+                if let Some(source) = self.sources.get_mut(&op.source) {
+                    source.unchecked.insert(slot.block);
+                }
+            } else {
+                self.candidate_failed(slot.block, Failure::Unreachable);
+            }
+        }
+    }
+
+    pub(super) fn generations_done(&mut self, id: OpId, words: &[u64]) {
+        if self.ops.get(&id).is_none_or(|op| !op.generations) {
+            return;
+        }
+        let Some(op) = self.settle(id) else {
+            return;
+        };
+        if let Some(source) = self.sources.get_mut(&op.source) {
+            source.progress_at = self.now;
+        }
+        for (place, slot) in op.slots.iter().enumerate() {
+            self.validate(slot.block, words.get(place).copied());
+        }
+    }
+
+    /// The heart: equal and even, or not the block.
+    fn validate(&mut self, index: BlockIndex, word: Option<u64>) {
+        if self.is_finished_block(index) {
+            return self.next_candidate(index);
+        }
+        let candidate = self
+            .blocks
+            .get(index as usize)
+            .and_then(|block| block.candidate());
+        let (Some(candidate), Some(word)) = (candidate, word) else {
+            return self.candidate_failed(index, Failure::Unreachable);
+        };
+        if word != candidate.generation.0 || !candidate.generation.is_sealed() {
+            return self.candidate_failed(index, Failure::Stale);
+        }
+        match candidate.checksum {
+            Some(checksum) => {
+                self.set_state(index, State::Verifying);
+                self.push(Command::Verify {
+                    block: index,
+                    checksum,
+                });
+            }
+            None => self.land(index),
+        }
+    }
+
+    pub(super) fn read_failed(&mut self, id: OpId, failure: ReadFailure) {
+        let Some(op) = self.settle(id) else {
+            return;
+        };
+        match failure {
+            ReadFailure::Local => {
+                for slot in &op.slots {
+                    self.close(slot.block, Outcome::DestinationFailed);
+                }
+            }
+            ReadFailure::RegionGone => self.region_gone(&op),
+            ReadFailure::SpanRefused => self.span_refused(&op),
+            ReadFailure::LinkLost => {
+                self.link_lost(&op);
+                self.all_failed(&op, Failure::Unreachable);
+            }
+            ReadFailure::Cancelled => self.all_failed(&op, Failure::Unreachable),
+        }
+    }
+
+    fn all_failed(&mut self, op: &Op, failure: Failure) {
+        for slot in &op.slots {
+            self.candidate_failed(slot.block, failure);
+        }
+    }
+
+    /// The link is to be opened again, if anybody still wants it then.
+    fn link_lost(&mut self, op: &Op) {
+        let most = self.config.connects;
+        let Some(source) = self.sources.get_mut(&op.source) else {
+            return;
+        };
+        if source.epoch != op.epoch || !matches!(source.path, Path::Open(_)) {
+            return;
+        }
+        source.troubled = true;
+        source.path = match source.connects < most {
+            true => Path::Closed,
+            false => Path::Dead(Failure::Unreachable),
+        };
+        self.send_away(op.source, Failure::Unreachable);
+    }
+
+    /// A stale hint for all that was to come from there. A generation read may cover several
+    /// regions and does not say which is gone; its blocks are stale, the regions are not judged.
+    fn region_gone(&mut self, op: &Op) {
+        if let (false, Some(first)) = (op.generations, op.slots.first()) {
+            let region = first.region;
+            self.gone.insert((op.source, region));
+            let queued: Vec<_> = self
+                .sources
+                .get(&op.source)
+                .map(|source| source.queue.union(&source.unchecked).copied().collect())
+                .unwrap_or_default();
+            for index in queued {
+                let there = self
+                    .blocks
+                    .get(index as usize)
+                    .and_then(|block| block.candidate())
+                    .is_some_and(|candidate| candidate.region == region);
+                if there {
+                    if let Some(source) = self.sources.get_mut(&op.source) {
+                        source.queue.remove(&index);
+                        source.unchecked.remove(&index);
+                    }
+                    self.candidate_failed(index, Failure::Stale);
+                }
+            }
+        }
+        self.all_failed(op, Failure::Stale);
+    }
+
+    /// One bad span refuses the whole read: its blocks are tried one by one, to see whose it is.
+    fn span_refused(&mut self, op: &Op) {
+        let single = op.slots.len() < 2 || op.generations || self.stop.is_some();
+        let open = self
+            .sources
+            .get(&op.source)
+            .is_some_and(|source| matches!(source.path, Path::Open(_)));
+        if single || !open {
+            let failure = match single {
+                true => Failure::Stale,
+                false => Failure::Unreachable,
+            };
+            return self.all_failed(op, failure);
+        }
+        for slot in &op.slots {
+            if let Some(block) = self.block_mut(slot.block) {
+                block.alone = true;
+                block.state = State::Queued;
+            }
+            if let Some(source) = self.sources.get_mut(&op.source) {
+                source.queue.insert(slot.block);
+            }
+        }
+    }
+}

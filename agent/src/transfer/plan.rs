@@ -1,0 +1,235 @@
+//! From slots and destinations to what a link is asked for.
+
+use std::{ops::Range, sync::Arc};
+
+use kvferry_memory::HostMemory;
+use kvferry_proto::{Geometry, Part, RegionId, RemoteSpan, Slot};
+
+use crate::transport::{Capabilities, LocalSpans, ReadRequest};
+
+/// Bytes of one generation word.
+pub const WORD_BYTES: u64 = 8;
+
+/// Where a block is to go.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Kept alive by every read into it.
+    pub memory: Arc<HostMemory>,
+    /// Byte ranges of it, in block order; as many bytes as the block has.
+    pub ranges: Vec<Range<u64>>,
+}
+
+/// One block to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockRead<'a> {
+    /// The owner's region.
+    pub region: RegionId,
+    /// Where its slots lie.
+    pub geometry: &'a Geometry,
+    /// Which slot.
+    pub slot: Slot,
+    /// Where to.
+    pub destination: &'a Destination,
+}
+
+/// Why blocks cannot be read as they were located.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// The owner's geometry has no such slot: the hint is wrong.
+    #[error("the owner's region has no slot {slot}")]
+    NoSuchSlot {
+        /// Which.
+        slot: Slot,
+    },
+    /// The two sides' blocks differ in size: the hint or the destination is wrong.
+    #[error("the owner's block has {remote} bytes, the destination {local}")]
+    LengthMismatch {
+        /// At the owner.
+        remote: u64,
+        /// Here.
+        local: u64,
+    },
+    /// The link takes no reads at all.
+    #[error("the link allows reads of no bytes or no spans")]
+    NoRoom,
+    /// More words than the scratch memory holds.
+    #[error("{words} generation words do not fit the scratch memory")]
+    Scratch {
+        /// Words asked for.
+        words: usize,
+    },
+}
+
+/// The reads that fetch these blocks into their destinations: as few as the link's bounds and the
+/// destinations' memories allow, neighbours merged on both sides.
+///
+/// # Errors
+/// [`PlanError`]; nothing is to be read then.
+pub fn data_reads(
+    blocks: &[BlockRead<'_>],
+    link: &Capabilities,
+) -> Result<Vec<ReadRequest>, PlanError> {
+    let mut cutter = Cutter::new(link, 1)?;
+    for block in blocks {
+        let remote = || block.geometry.ranges(block.slot);
+        if !block.geometry.contains(block.slot) {
+            return Err(PlanError::NoSuchSlot { slot: block.slot });
+        }
+        let local = &block.destination.ranges;
+        let (there, here) = (block.geometry.block_bytes(), total(local.iter().cloned()));
+        if there != here {
+            return Err(PlanError::LengthMismatch {
+                remote: there,
+                local: here,
+            });
+        }
+        let mut targets = local.iter().cloned().filter(|range| !range.is_empty());
+        let mut target = 0..0;
+        for mut source in remote() {
+            while !source.is_empty() {
+                if target.is_empty() {
+                    match targets.next() {
+                        Some(next) => target = next,
+                        None => break, // the totals are equal
+                    }
+                }
+                let len = (source.end - source.start).min(target.end - target.start);
+                cutter.add(
+                    RemoteSpan {
+                        region: block.region,
+                        part: Part::Data,
+                        offset: source.start,
+                        len,
+                    },
+                    &block.destination.memory,
+                    target.start,
+                );
+                source.start += len;
+                target.start += len;
+            }
+        }
+    }
+    Ok(cutter.requests)
+}
+
+/// The reads of these slots' generation words into `scratch`, and for each slot the offset in it
+/// where its word will be. Words are read in order of region and slot, so that neighbours merge.
+///
+/// # Errors
+/// [`PlanError::NoRoom`] or [`PlanError::Scratch`].
+pub fn generation_reads(
+    slots: &[(RegionId, Slot)],
+    scratch: &Arc<HostMemory>,
+    link: &Capabilities,
+) -> Result<(Vec<ReadRequest>, Vec<u64>), PlanError> {
+    if slots.len() as u64 > scratch.len() / WORD_BYTES {
+        return Err(PlanError::Scratch { words: slots.len() });
+    }
+    let mut order: Vec<usize> = (0..slots.len()).collect();
+    order.sort_by_key(|&place| slots[place]);
+    let mut offsets = vec![0; slots.len()];
+    let mut cutter = Cutter::new(link, WORD_BYTES)?;
+    for (word, place) in order.into_iter().enumerate() {
+        let (region, slot) = slots[place];
+        offsets[place] = word as u64 * WORD_BYTES;
+        cutter.add(
+            RemoteSpan {
+                region,
+                part: Part::Generations,
+                offset: u64::from(slot.0) * WORD_BYTES,
+                len: WORD_BYTES,
+            },
+            scratch,
+            offsets[place],
+        );
+    }
+    Ok((cutter.requests, offsets))
+}
+
+fn total(ranges: impl Iterator<Item = Range<u64>>) -> u64 {
+    ranges.fold(0, |sum, range| {
+        sum.saturating_add(range.end.saturating_sub(range.start))
+    })
+}
+
+/// Appends pieces to requests, and begins the next request where a bound is reached.
+struct Cutter {
+    max_bytes: u64,
+    max_spans: usize,
+    bytes: u64,
+    requests: Vec<ReadRequest>,
+}
+
+impl Cutter {
+    /// Every piece is cut at multiples of `grain` bytes only.
+    fn new(link: &Capabilities, grain: u64) -> Result<Self, PlanError> {
+        let max_bytes = link.max_bytes - link.max_bytes % grain;
+        if max_bytes == 0 || link.max_spans == 0 {
+            return Err(PlanError::NoRoom);
+        }
+        Ok(Self {
+            max_bytes,
+            max_spans: link.max_spans,
+            bytes: 0,
+            requests: Vec::new(),
+        })
+    }
+
+    fn add(&mut self, mut span: RemoteSpan, memory: &Arc<HostMemory>, mut local: u64) {
+        while span.len > 0 {
+            let len = span.len.min(self.room(&span, memory));
+            if len == 0 {
+                self.bytes = 0;
+                self.requests.push(ReadRequest {
+                    remote: Vec::new(),
+                    local: LocalSpans {
+                        memory: Arc::clone(memory),
+                        ranges: Vec::new(),
+                    },
+                });
+                continue;
+            }
+            if let Some(request) = self.requests.last_mut() {
+                append(request, RemoteSpan { len, ..span }, local);
+            }
+            self.bytes += len;
+            span.offset += len;
+            span.len -= len;
+            local += len;
+        }
+    }
+
+    /// Bytes of this span that the last request may still take.
+    fn room(&self, span: &RemoteSpan, memory: &Arc<HostMemory>) -> u64 {
+        match self.requests.last() {
+            Some(request)
+                if Arc::ptr_eq(&request.local.memory, memory)
+                    && (request.remote.len() < self.max_spans || continues(request, span)) =>
+            {
+                self.max_bytes - self.bytes
+            }
+            _ => 0,
+        }
+    }
+}
+
+fn continues(request: &ReadRequest, span: &RemoteSpan) -> bool {
+    request.remote.last().is_some_and(|last| {
+        (last.region, last.part, last.end()) == (span.region, span.part, Some(span.offset))
+    })
+}
+
+fn append(request: &mut ReadRequest, span: RemoteSpan, local: u64) {
+    let merges = continues(request, &span);
+    match request.remote.last_mut() {
+        Some(last) if merges => last.len += span.len,
+        _ => request.remote.push(span),
+    }
+    match request.local.ranges.last_mut() {
+        Some(last) if last.end == local => last.end += span.len,
+        _ => request.local.ranges.push(local..local + span.len),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+use kvferry_proto::NodeAddresses;
+
+use super::*;
+use crate::{
+    region::RegionCatalog,
+    transport::sim::{SimFaults, SimNetwork},
+    transport::{BoxFuture, tcp::TcpTransport},
+};
+
+fn peer(name: &str, incarnation: u64) -> PeerTarget {
+    PeerTarget {
+        node: NodeId::new(name).unwrap(),
+        incarnation: Incarnation::new(incarnation).unwrap(),
+        addresses: NodeAddresses::default(),
+    }
+}
+
+fn start(network: &SimNetwork, peer: &PeerTarget) {
+    let catalog = Arc::new(RegionCatalog::new(peer.incarnation));
+    network.start(&peer.node, catalog);
+}
+
+fn links(network: &SimNetwork, config: LinksConfig) -> Links {
+    Links::new(vec![Arc::new(network.transport())], None, config)
+}
+
+#[tokio::test]
+async fn one_link_is_opened_and_kept_until_it_is_lost() {
+    let network = SimNetwork::new(1);
+    let a = peer("a", 1);
+    start(&network, &a);
+    let links = links(&network, LinksConfig::default());
+    let (first, second) = tokio::join!(links.link(&a), links.link(&a));
+    assert!(Arc::ptr_eq(&first.unwrap(), &second.unwrap()));
+    assert_eq!(links.counters().connects(), 1);
+    network.cut(&a.node);
+    assert!(links.existing(&a.node, a.incarnation).is_none());
+    assert!(!links.link(&a).await.unwrap().is_lost());
+    assert_eq!(links.counters().connects(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_peer_is_left_alone_for_a_while() {
+    let network = SimNetwork::new(1);
+    let config = LinksConfig {
+        backoff_first: Duration::from_millis(100),
+        ..LinksConfig::default()
+    };
+    let links = links(&network, config);
+    let a = peer("a", 1);
+    assert!(links.link(&a).await.is_err());
+    start(&network, &a);
+    // Fails fast with the last error, without a try.
+    assert!(matches!(
+        links.link(&a).await,
+        Err(ConnectError::Unreachable { .. })
+    ));
+    assert_eq!(links.counters().failures(), 1);
+    assert_eq!(links.counters().backed_off(), 1);
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert!(links.link(&a).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_next_transport_is_used_where_the_best_fails() {
+    let network = SimNetwork::new(1);
+    let mut a = peer("a", 1);
+    start(&network, &a);
+    // A data address where nobody listens: a port that was free a moment ago.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    a.addresses.data = Some(listener.local_addr().unwrap());
+    drop(listener);
+    let transports: Vec<Arc<dyn Transport>> = vec![
+        Arc::new(TcpTransport::default()),
+        Arc::new(network.transport()),
+    ];
+    let both = Links::new(transports.clone(), None, LinksConfig::default());
+    assert_eq!(both.link(&a).await.unwrap().kind(), TransportKind::Sim);
+    assert_eq!(both.counters().fallbacks(), 1);
+    let forced = Links::new(transports, Some(TransportKind::Tcp), LinksConfig::default());
+    assert!(forced.link(&a).await.is_err());
+    a.addresses.data = None;
+    let nowhere = peer("nowhere", 1);
+    assert!(matches!(
+        forced.link(&nowhere).await,
+        Err(ConnectError::NoPath { .. })
+    ));
+}
+
+#[tokio::test]
+async fn links_are_bounded_and_the_one_unused_longest_goes() {
+    let network = SimNetwork::new(1);
+    let config = LinksConfig {
+        max_links: 2,
+        ..LinksConfig::default()
+    };
+    let links = links(&network, config);
+    let peers: Vec<_> = ["a", "b", "c"].iter().map(|name| peer(name, 1)).collect();
+    for peer in &peers {
+        start(&network, peer);
+        drop(links.link(peer).await.unwrap());
+    }
+    assert_eq!(links.len(), 2);
+    assert!(
+        links
+            .existing(&peers[0].node, peers[0].incarnation)
+            .is_none()
+    );
+    assert_eq!(links.counters().evictions(), 1);
+    // With all in use, one more is given out and not kept.
+    let _b = links.link(&peers[1]).await.unwrap();
+    let _c = links.link(&peers[2]).await.unwrap();
+    let a = links.link(&peers[0]).await.unwrap();
+    assert!(!a.is_lost());
+    assert_eq!(links.len(), 2);
+}
+
+#[tokio::test]
+async fn a_restart_voids_the_old_link() {
+    let network = SimNetwork::new(1);
+    let (old, new) = (peer("a", 1), peer("a", 2));
+    start(&network, &old);
+    let links = links(&network, LinksConfig::default());
+    links.link(&old).await.unwrap();
+    start(&network, &new);
+    assert!(matches!(
+        links.link(&old).await,
+        Err(ConnectError::WrongIncarnation { found, .. }) if found == new.incarnation
+    ));
+    links.link(&new).await.unwrap();
+    links.void_before(&new.node, new.incarnation);
+    assert_eq!(links.len(), 1);
+}
+
+#[tokio::test]
+async fn a_suspect_is_cleared_by_a_probe_that_is_answered() {
+    let network = SimNetwork::new(1);
+    let a = peer("a", 1);
+    start(&network, &a);
+    let links = links(&network, LinksConfig::default());
+    links.link(&a).await.unwrap();
+    network.set_faults(SimFaults {
+        unreachable_ppm: 1_000_000,
+        ..SimFaults::default()
+    });
+    links.suspect(&a);
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert!(links.is_suspect(&a.node, a.incarnation));
+    assert!(links.counters().probes() > 0);
+    network.set_faults(SimFaults::default());
+    for _ in 0..200 {
+        if !links.is_suspect(&a.node, a.incarnation) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("still suspect");
+}
+
+#[tokio::test]
+async fn waiting_for_a_connect_is_shared() {
+    struct Slow(SimNetwork, AtomicU64);
+    impl Transport for Slow {
+        fn kind(&self) -> TransportKind {
+            TransportKind::Sim
+        }
+        fn reaches(&self, _: &PeerTarget) -> bool {
+            true
+        }
+        fn connect<'a>(
+            &'a self,
+            peer: &'a PeerTarget,
+        ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
+            Box::pin(async move {
+                self.1.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                self.0.transport().connect(peer).await
+            })
+        }
+    }
+    let network = SimNetwork::new(1);
+    let slow = Arc::new(Slow(network, AtomicU64::new(0)));
+    let links = Links::new(
+        vec![Arc::clone(&slow) as Arc<dyn Transport>],
+        None,
+        LinksConfig::default(),
+    );
+    let a = peer("a", 1);
+    let results = tokio::join!(links.link(&a), links.link(&a), links.link(&a));
+    assert!(results.0.is_err() && results.1.is_err() && results.2.is_err());
+    assert_eq!(slow.1.load(Ordering::Relaxed), 1);
+}

@@ -1,0 +1,273 @@
+//! A link to an owner on the same host.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use dashmap::DashMap;
+use kvferry_proto::{RegionId, RemoteSpan};
+use tokio::{
+    runtime::Handle,
+    select,
+    sync::{mpsc, oneshot},
+};
+
+use super::{
+    client::{DescriptorClient, DescriptorError},
+    copier::{Copier, Copy},
+    mapped::{MapError, MappedRegion},
+};
+use crate::transport::{
+    Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, TransportKind,
+    operation::{Operation, check_request},
+    spans::coalesce_remote,
+};
+
+/// Copied on the caller's thread: less than handing it to another costs.
+const INLINE_BYTES: u64 = 64 << 10;
+/// Most regions one link maps; an owner has a handful.
+const MAX_MAPPED: usize = 1024;
+/// Most reads that wait for a region to be mapped.
+const MAX_MAP_REQUESTS: usize = 1024;
+
+const CAPABILITIES: Capabilities = Capabilities {
+    max_spans: 65_536,
+    // A copy can be given up after every chunk, so this bounds nothing but arithmetic.
+    max_bytes: 4 << 30,
+    // Memory has no round trip: a few copies ahead keep the threads busy.
+    window_bytes: 64 << 20,
+    distance: 0,
+};
+
+/// A link over mapped memory.
+pub struct ShmLink {
+    shared: Arc<Shared>,
+    requests: mpsc::Sender<MapRequest>,
+    copier: Copier,
+    runtime: Handle,
+}
+
+struct Shared {
+    peer: PeerTarget,
+    regions: DashMap<RegionId, Arc<MappedRegion>>,
+    lost: AtomicBool,
+    received: Arc<AtomicU64>,
+}
+
+struct MapRequest {
+    region: RegionId,
+    answer: oneshot::Sender<Result<Arc<MappedRegion>, ReadError>>,
+}
+
+impl ShmLink {
+    /// Takes over a connection that has said hello. Must be called on a tokio runtime.
+    pub(super) fn new(peer: &PeerTarget, client: DescriptorClient, copier: Copier) -> Self {
+        let shared = Arc::new(Shared {
+            peer: peer.clone(),
+            regions: DashMap::new(),
+            lost: AtomicBool::new(false),
+            received: Arc::default(),
+        });
+        let (requests, incoming) = mpsc::channel(MAX_MAP_REQUESTS);
+        tokio::spawn(keep_connection(Arc::clone(&shared), client, incoming));
+        Self {
+            shared,
+            requests,
+            copier,
+            runtime: Handle::current(),
+        }
+    }
+}
+
+impl Link for ShmLink {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Shm
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    fn read(&self, request: ReadRequest) -> PendingRead {
+        let bytes = match check_request(&request, &CAPABILITIES) {
+            Ok(bytes) => bytes,
+            Err(error) => return PendingRead::settled(Err(error)),
+        };
+        if self.is_lost() {
+            return PendingRead::settled(Err(self.shared.link_lost("its socket is closed")));
+        }
+        let remote = coalesce_remote(&request.remote);
+        let (operation, pending) = Operation::new(request.local, bytes);
+        match self.shared.mapped(&remote) {
+            Some(Ok(parts)) => {
+                let copy = self.shared.copy(operation, parts);
+                start(&self.copier, copy, &self.runtime);
+            }
+            Some(Err(error)) => operation.settle(Err(error)),
+            None => {
+                let (shared, requests) = (Arc::clone(&self.shared), self.requests.clone());
+                let (copier, runtime) = (self.copier.clone(), self.runtime.clone());
+                self.runtime.spawn(async move {
+                    match shared.map_all(&requests, &remote).await {
+                        Ok(parts) => start(&copier, shared.copy(operation, parts), &runtime),
+                        Err(error) => operation.settle(Err(error)),
+                    }
+                });
+            }
+        }
+        pending
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.shared.received.load(Ordering::Relaxed)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.shared.lost.load(Ordering::Acquire)
+    }
+}
+
+/// Small copies here and now, large ones on the copier's threads.
+fn start(copier: &Copier, copy: Copy, runtime: &Handle) {
+    if copy.operation.bytes <= INLINE_BYTES {
+        return copy.run();
+    }
+    if let Err(copy) = copier.submit(copy, runtime) {
+        copy.operation.settle(Err(ReadError::LinkLost {
+            node: copy.node.clone(),
+            detail: "too many copies wait; this host does not keep up".to_owned(),
+        }));
+    }
+}
+
+impl Shared {
+    fn link_lost(&self, detail: &str) -> ReadError {
+        ReadError::LinkLost {
+            node: self.peer.node.clone(),
+            detail: detail.to_owned(),
+        }
+    }
+
+    fn copy(&self, operation: Arc<Operation>, parts: Vec<(Arc<MappedRegion>, RemoteSpan)>) -> Copy {
+        Copy {
+            node: self.peer.node.clone(),
+            operation,
+            parts,
+            received: Arc::clone(&self.received),
+        }
+    }
+
+    /// The spans with their regions, checked; None where some region is not mapped yet.
+    #[allow(clippy::type_complexity)]
+    fn mapped(
+        &self,
+        remote: &[RemoteSpan],
+    ) -> Option<Result<Vec<(Arc<MappedRegion>, RemoteSpan)>, ReadError>> {
+        let mut parts: Vec<(Arc<MappedRegion>, RemoteSpan)> = Vec::with_capacity(remote.len());
+        for span in remote {
+            let region = match parts.last() {
+                Some((region, last)) if last.region == span.region => Arc::clone(region),
+                _ => Arc::clone(&*self.regions.get(&span.region)?),
+            };
+            if let Err(refusal) = region.check(span) {
+                return Some(Err(ReadError::SpanRefused {
+                    node: self.peer.node.clone(),
+                    detail: refusal.as_str(),
+                }));
+            }
+            parts.push((region, *span));
+        }
+        Some(Ok(parts))
+    }
+
+    /// As above, after asking for those that are missing.
+    async fn map_all(
+        &self,
+        requests: &mpsc::Sender<MapRequest>,
+        remote: &[RemoteSpan],
+    ) -> Result<Vec<(Arc<MappedRegion>, RemoteSpan)>, ReadError> {
+        for span in remote {
+            if self.regions.contains_key(&span.region) {
+                continue;
+            }
+            let (answer, answered) = oneshot::channel();
+            let request = MapRequest {
+                region: span.region,
+                answer,
+            };
+            // Both ends fail only when the task that keeps the connection has ended.
+            let sent = requests.send(request).await;
+            let closed = || self.link_lost("its socket closed while a region was mapped");
+            sent.map_err(|_| closed())?;
+            answered.await.map_err(|_| closed())??;
+        }
+        let gone = || self.link_lost("a region was forgotten while it was mapped");
+        self.mapped(remote).ok_or_else(gone)?
+    }
+
+    async fn map(
+        &self,
+        client: &DescriptorClient,
+        id: RegionId,
+    ) -> Result<Arc<MappedRegion>, ReadError> {
+        if let Some(region) = self.regions.get(&id) {
+            return Ok(Arc::clone(&region));
+        }
+        if self.regions.len() >= MAX_MAPPED {
+            return Err(self.link_lost("it has mapped as many regions as it may"));
+        }
+        let refused = |detail| ReadError::SpanRefused {
+            node: self.peer.node.clone(),
+            detail,
+        };
+        let opened = client.open_region(id, self.peer.incarnation, false).await;
+        let descriptors = opened.map_err(|error| match error {
+            DescriptorError::RegionGone { region } => ReadError::RegionGone {
+                node: self.peer.node.clone(),
+                region: region.0,
+            },
+            DescriptorError::NotAllowed => refused("this user may not map it"),
+            DescriptorError::Failed => refused("the owner has no descriptor of it"),
+            other => {
+                // The connection cannot be used any more.
+                self.lost.store(true, Ordering::Release);
+                self.link_lost(&other.to_string())
+            }
+        })?;
+        let region = MappedRegion::new(descriptors).map_err(|error| {
+            tracing::warn!(node = %self.peer.node, region = %id, %error, "cannot map a region");
+            match error {
+                MapError::Memory(_) => self.link_lost(&error.to_string()),
+                MapError::Length { .. } | MapError::Generations { .. } => {
+                    refused("its memory is not what the owner says it is")
+                }
+            }
+        })?;
+        let region = Arc::new(region);
+        self.regions.insert(id, Arc::clone(&region));
+        Ok(region)
+    }
+}
+
+/// Maps regions one after another and notices when the owner hangs up, until the link is dropped.
+async fn keep_connection(
+    shared: Arc<Shared>,
+    client: DescriptorClient,
+    mut incoming: mpsc::Receiver<MapRequest>,
+) {
+    while !shared.lost.load(Ordering::Acquire) {
+        select! {
+            () = client.hung_up() => break,
+            request = incoming.recv() => match request {
+                Some(request) => {
+                    let result = shared.map(&client, request.region).await;
+                    // A reader that went away does not want to know.
+                    let _ = request.answer.send(result);
+                }
+                None => return,
+            },
+        }
+    }
+    shared.lost.store(true, Ordering::Release);
+}

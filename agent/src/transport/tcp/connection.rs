@@ -1,0 +1,313 @@
+//! One connection to an owner: requests go out, responses come back in the same order.
+
+use std::{
+    collections::VecDeque,
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use kvferry_proto::{NodeId, RemoteSpan};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Notify,
+};
+
+use super::{
+    frame::{ClientHello, SERVER_HELLO_BYTES, ServerHello, Welcome, encode_request},
+    reader::Reader,
+    socket,
+};
+use crate::transport::{ConnectError, PeerTarget, ReadError, operation::Operation};
+
+/// Most reads that wait on one connection, given up ones included. A peer this far behind does not
+/// keep up; its connection is as good as lost.
+const MAX_READS: usize = 4096;
+/// Most bytes of requests the kernel has not taken yet: forty of the longest.
+const MAX_OUTBOUND_BYTES: usize = 16 << 20;
+/// No byte for this long while given up reads are still owed: the connection will not come back to use
+/// in time for anybody. Well over the pull engine's own stall bound.
+const ABANDONED_STALL: Duration = Duration::from_secs(5);
+
+/// A connection that has said hello.
+pub(super) struct Connection {
+    stream: TcpStream,
+    node: NodeId,
+    state: Mutex<State>,
+    /// Bytes of requests wait for the socket.
+    outbound_waits: Notify,
+    /// Payload bytes that were asked for and have not arrived.
+    outstanding: AtomicU64,
+    /// Payload bytes that arrived; of this connection.
+    received: AtomicU64,
+    /// As above, of the whole link.
+    link_received: Arc<AtomicU64>,
+    progress: Mutex<Progress>,
+}
+
+struct State {
+    next_id: u32,
+    /// Asked for, in order.
+    queue: VecDeque<(u32, Arc<Operation>)>,
+    outbound: Vec<u8>,
+    outbound_sent: usize,
+    closed: Option<Arc<str>>,
+}
+
+struct Progress {
+    received: u64,
+    since: Instant,
+}
+
+impl Connection {
+    /// Connects and says hello. The caller bounds the time.
+    pub(super) async fn open(
+        peer: &PeerTarget,
+        address: SocketAddr,
+        link_received: Arc<AtomicU64>,
+    ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
+        let unreachable = |detail: String| ConnectError::Unreachable {
+            node: peer.node.clone(),
+            address: address.to_string(),
+            detail,
+        };
+        let failed = |error: io::Error| unreachable(error.to_string());
+        let mut stream = TcpStream::connect(address).await.map_err(failed)?;
+        socket::configure(&stream).map_err(failed)?;
+        let hello = ClientHello {
+            incarnation: peer.incarnation.get(),
+            ticket: Vec::new(),
+        };
+        stream.write_all(&hello.encode()).await.map_err(failed)?;
+        let mut answer = [0; SERVER_HELLO_BYTES];
+        stream.read_exact(&mut answer).await.map_err(failed)?;
+        let hello = match ServerHello::decode(&answer) {
+            Ok(Some((hello, _))) => hello,
+            Ok(None) => return Err(unreachable("its hello is too short".to_owned())),
+            Err(error) => return Err(unreachable(format!("no kvferry data port: {error}"))),
+        };
+        check_welcome(peer, &hello)?;
+        let connection = Arc::new(Self {
+            stream,
+            node: peer.node.clone(),
+            state: Mutex::new(State {
+                next_id: 0,
+                queue: VecDeque::new(),
+                outbound: Vec::new(),
+                outbound_sent: 0,
+                closed: None,
+            }),
+            outbound_waits: Notify::new(),
+            outstanding: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            link_received,
+            progress: Mutex::new(Progress {
+                received: 0,
+                since: Instant::now(),
+            }),
+        });
+        connection.spawn();
+        Ok((connection, hello))
+    }
+
+    fn spawn(self: &Arc<Self>) {
+        let (reading, writing) = (Arc::clone(self), Arc::clone(self));
+        tokio::spawn(async move {
+            let end = match Reader::new(Arc::clone(&reading)) {
+                Ok(reader) => reader.run().await,
+                Err(error) => error.into(),
+            };
+            reading.close(&end.to_string());
+        });
+        tokio::spawn(async move { writing.write_outbound().await });
+    }
+
+    /// Asks for an operation's bytes. Where it says why not, the operation is not settled.
+    pub(super) fn submit(
+        &self,
+        operation: Arc<Operation>,
+        remote: &[RemoteSpan],
+    ) -> Result<(), Arc<str>> {
+        let mut state = self.state.lock();
+        if let Some(why) = &state.closed {
+            return Err(Arc::clone(why));
+        }
+        if state.queue.len() >= MAX_READS || state.outbound.len() >= MAX_OUTBOUND_BYTES {
+            return Err("too many reads wait for it; it does not keep up".into());
+        }
+        let id = state.next_id;
+        state.next_id = id.wrapping_add(1);
+        self.outstanding
+            .fetch_add(operation.bytes, Ordering::Relaxed);
+        encode_request(id, remote, &mut state.outbound);
+        state.queue.push_back((id, operation));
+        if self.flush(&mut state).is_err() {
+            self.hang_up();
+        }
+        Ok(())
+    }
+
+    /// Hands the kernel as much as it takes now. True when nothing is left.
+    fn flush(&self, state: &mut State) -> io::Result<bool> {
+        while state.outbound_sent < state.outbound.len() {
+            match self
+                .stream
+                .try_write(&state.outbound[state.outbound_sent..])
+            {
+                Ok(sent) => state.outbound_sent += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.outbound_waits.notify_one();
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        state.outbound.clear();
+        state.outbound_sent = 0;
+        Ok(true)
+    }
+
+    /// Sends what did not go out at once.
+    async fn write_outbound(&self) {
+        loop {
+            self.outbound_waits.notified().await;
+            loop {
+                if self.state.lock().closed.is_some() {
+                    return;
+                }
+                if self.stream.writable().await.is_err() {
+                    return self.hang_up();
+                }
+                let flushed = self.flush(&mut self.state.lock());
+                match flushed {
+                    Ok(true) => break,
+                    Ok(false) => {}
+                    Err(_) => return self.hang_up(),
+                }
+            }
+        }
+    }
+
+    /// Makes the reader see the end, which closes everything in one place.
+    fn hang_up(&self) {
+        let _ = rustix::net::shutdown(self.stream.as_fd(), rustix::net::Shutdown::Both);
+    }
+
+    /// Settles everything on it, now and for ever. When this returns nothing is written any more.
+    pub(super) fn close(&self, why: &str) {
+        let queue = {
+            let mut state = self.state.lock();
+            if state.closed.is_some() {
+                return;
+            }
+            state.closed = Some(why.into());
+            std::mem::take(&mut state.queue)
+        };
+        self.hang_up();
+        self.outbound_waits.notify_one();
+        self.outstanding.store(0, Ordering::Relaxed);
+        if !queue.is_empty() {
+            tracing::info!(node = %self.node, reads = queue.len(), "data connection lost: {why}");
+        }
+        for (_, operation) in queue {
+            operation.settle(Err(ReadError::LinkLost {
+                node: self.node.clone(),
+                detail: why.to_owned(),
+            }));
+        }
+    }
+
+    /// Why it is closed, if it is.
+    pub(super) fn closed(&self) -> Option<Arc<str>> {
+        self.state.lock().closed.clone()
+    }
+
+    /// Payload bytes it still owes.
+    pub(super) fn outstanding(&self) -> u64 {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Closes it where it owes what nobody wants any more and does not move.
+    pub(super) fn close_if_stuck(&self) {
+        let received = self.received.load(Ordering::Relaxed);
+        let stood = {
+            let mut progress = self.progress.lock();
+            if progress.received != received || self.state.lock().queue.is_empty() {
+                *progress = Progress {
+                    received,
+                    since: Instant::now(),
+                };
+            }
+            progress.since.elapsed()
+        };
+        if stood >= ABANDONED_STALL && self.owes_abandoned() {
+            self.close("it owes bytes of reads that were given up, and none arrive");
+        }
+    }
+
+    fn owes_abandoned(&self) -> bool {
+        let state = self.state.lock();
+        state
+            .queue
+            .iter()
+            .any(|(_, operation)| operation.is_abandoned())
+    }
+
+    // What the reader needs.
+
+    pub(super) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    pub(super) fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// The read whose response comes next.
+    pub(super) fn front(&self) -> Option<(u32, Arc<Operation>)> {
+        self.state.lock().queue.front().cloned()
+    }
+
+    /// The response of the first read was received in full.
+    pub(super) fn pop_front(&self) {
+        let popped = self.state.lock().queue.pop_front();
+        if let Some((_, operation)) = popped {
+            // After a close there is nothing to pop, so this does not go below zero.
+            self.outstanding
+                .fetch_sub(operation.bytes, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn count_received(&self, bytes: u64) {
+        self.received.fetch_add(bytes, Ordering::Relaxed);
+        self.link_received.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+fn check_welcome(peer: &PeerTarget, hello: &ServerHello) -> Result<(), ConnectError> {
+    let refused = |detail: &str| ConnectError::Refused {
+        node: peer.node.clone(),
+        detail: detail.to_owned(),
+    };
+    match hello.welcome {
+        Welcome::Accepted if hello.incarnation == peer.incarnation.get() => Ok(()),
+        Welcome::Accepted | Welcome::WrongIncarnation => {
+            match kvferry_proto::Incarnation::new(hello.incarnation) {
+                Ok(found) => Err(ConnectError::WrongIncarnation {
+                    node: peer.node.clone(),
+                    expected: peer.incarnation,
+                    found,
+                }),
+                Err(_) => Err(refused("it names no incarnation")),
+            }
+        }
+        Welcome::Refused(reason) => Err(refused(reason.as_str())),
+    }
+}

@@ -1,0 +1,222 @@
+//! Several connections to one owner, used as one.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, time::timeout};
+
+use super::{
+    connection::Connection,
+    frame::{MAX_SPANS, ServerHello},
+    transport::TcpConfig,
+};
+use crate::transport::{
+    Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
+    TransportKind,
+    operation::{Operation, check_request},
+    spans::coalesce_remote,
+};
+
+/// Keeps 100 Gb/s full over a round trip of 2.5 ms.
+const WINDOW_BYTES: u64 = 32 << 20;
+/// Most bytes of one read: large enough that no block needs two, small enough that one read cannot
+/// keep a connection from others for long.
+const MAX_READ_BYTES: u64 = 256 << 20;
+/// Further than the same host.
+const DISTANCE: u8 = 1;
+/// What every connection owes before another is opened: some milliseconds of work.
+const OPEN_ANOTHER_BYTES: u64 = 4 << 20;
+/// How often connections are looked after.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
+/// After another connection could not be opened.
+const REOPEN_PAUSE: Duration = Duration::from_secs(5);
+
+/// A link over sockets. Dropping it settles what is under way with [`ReadError::LinkLost`].
+pub struct TcpLink(Arc<Shared>);
+
+struct Shared {
+    peer: PeerTarget,
+    address: SocketAddr,
+    config: TcpConfig,
+    capabilities: Capabilities,
+    connections: Mutex<Vec<Arc<Connection>>>,
+    /// One more is being opened, or could not be opened a moment ago.
+    opening: AtomicBool,
+    received: Arc<AtomicU64>,
+    runtime: Handle,
+}
+
+impl TcpLink {
+    /// Opens the first connection. Must be called on a tokio runtime, which then drives the link.
+    pub(super) async fn open(
+        peer: &PeerTarget,
+        address: SocketAddr,
+        config: TcpConfig,
+    ) -> Result<Self, ConnectError> {
+        let received = Arc::new(AtomicU64::new(0));
+        let (connection, hello) = Connection::open(peer, address, Arc::clone(&received)).await?;
+        let shared = Arc::new(Shared {
+            peer: peer.clone(),
+            address,
+            config,
+            capabilities: capabilities(&hello),
+            connections: Mutex::new(vec![connection]),
+            opening: AtomicBool::new(false),
+            received,
+            runtime: Handle::current(),
+        });
+        tokio::spawn(look_after(Arc::downgrade(&shared)));
+        Ok(Self(shared))
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let connections = self.0.connections.lock();
+        connections.iter().filter(|c| c.closed().is_none()).count()
+    }
+
+    fn lost(&self, detail: &str) -> ReadError {
+        ReadError::LinkLost {
+            node: self.0.peer.node.clone(),
+            detail: detail.to_owned(),
+        }
+    }
+}
+
+/// What both sides take.
+fn capabilities(hello: &ServerHello) -> Capabilities {
+    Capabilities {
+        max_spans: MAX_SPANS.min(hello.max_spans as usize),
+        max_bytes: MAX_READ_BYTES.min(hello.max_bytes),
+        window_bytes: WINDOW_BYTES,
+        distance: DISTANCE,
+    }
+}
+
+impl Link for TcpLink {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Tcp
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities
+    }
+
+    fn read(&self, request: ReadRequest) -> PendingRead {
+        let bytes = match check_request(&request, &self.0.capabilities) {
+            Ok(bytes) => bytes,
+            Err(error) => return PendingRead::settled(Err(error)),
+        };
+        let remote = coalesce_remote(&request.remote);
+        let (operation, pending) = Operation::new(request.local, bytes);
+        let mut why: Option<Arc<str>> = None;
+        // A connection may close while it is chosen; each is tried once.
+        for connection in self.0.by_load() {
+            match connection.submit(Arc::clone(&operation), &remote) {
+                Ok(()) => {
+                    self.0.open_another(connection.outstanding());
+                    return pending;
+                }
+                Err(reason) => why = Some(reason),
+            }
+        }
+        operation.settle(Err(self.lost(why.as_deref().unwrap_or("it is closed"))));
+        pending
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.0.received.load(Ordering::Relaxed)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.connections() == 0
+    }
+}
+
+impl Drop for TcpLink {
+    fn drop(&mut self) {
+        for connection in self.0.connections.lock().drain(..) {
+            connection.close("the link was dropped");
+        }
+    }
+}
+
+impl Shared {
+    /// Open connections, the least loaded first.
+    fn by_load(&self) -> Vec<Arc<Connection>> {
+        let mut connections = self.connections.lock().clone();
+        connections.sort_by_key(|connection| connection.outstanding());
+        connections
+    }
+
+    /// Opens one more where the least loaded one owes `outstanding` bytes and the configuration lets it.
+    fn open_another(self: &Arc<Self>, outstanding: u64) {
+        if outstanding < OPEN_ANOTHER_BYTES
+            || self.connections.lock().len() >= self.config.max_connections
+            || self.opening.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        let (peer, address) = (self.peer.clone(), self.address);
+        let (received, bound) = (Arc::clone(&self.received), self.config.connect_timeout);
+        self.runtime.spawn(async move {
+            let opened = timeout(bound, Connection::open(&peer, address, received)).await;
+            let failed = match opened {
+                Ok(Ok((connection, _))) => {
+                    adopt(&shared, connection);
+                    None
+                }
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(_) => Some("no answer in time".to_owned()),
+            };
+            if let Some(detail) = failed {
+                tracing::debug!(node = %peer.node, detail, "no further data connection");
+                tokio::time::sleep(REOPEN_PAUSE).await;
+            }
+            if let Some(shared) = shared.upgrade() {
+                shared.opening.store(false, Ordering::Release);
+            }
+        });
+    }
+}
+
+/// Adds a connection to its link, if that is still there.
+fn adopt(shared: &Weak<Shared>, connection: Arc<Connection>) {
+    match shared.upgrade() {
+        // The link may be dropped right now, and then drops this one too or has done so before: a lost
+        // link has no connections and gets no new ones.
+        Some(shared) => {
+            let mut connections = shared.connections.lock();
+            if connections.is_empty() {
+                connection.close("the link was dropped");
+            } else {
+                connections.push(connection);
+            }
+        }
+        None => connection.close("the link was dropped"),
+    }
+}
+
+/// Closes connections that are stuck and forgets closed ones, until the link is gone.
+async fn look_after(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(LOOK_AFTER).await;
+        let Some(shared) = shared.upgrade() else {
+            return;
+        };
+        let connections = shared.connections.lock().clone();
+        for connection in &connections {
+            connection.close_if_stuck();
+        }
+        shared.connections.lock().retain(|c| c.closed().is_none());
+    }
+}

@@ -1,0 +1,240 @@
+//! Takes responses off a connection, payload straight into the local spans.
+
+use std::{io, os::fd::AsFd, sync::Arc};
+
+use kvferry_memory::{AccessError, HostMemory, MemoryError, PieceMut, discard, receive};
+use tokio::io::Interest;
+
+use super::{
+    connection::Connection,
+    frame::{FrameError, RESPONSE_HEAD_BYTES, ResponseHead},
+};
+use crate::transport::{ReadError, operation::Operation, spans::SpanFault};
+
+/// Bytes received behind a payload in the same call: the next heads, and small payloads (512 generation
+/// words) whole, which are then copied once.
+const INBOX_BYTES: u64 = 4 << 10;
+/// Most payload taken in one call: how long a cancel may have to wait for the lock (about 0.2 ms).
+const RECEIVE_BYTES: u64 = 1 << 20;
+
+/// Why a connection can no longer be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReaderEnd {
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("the peer sent what is no frame: {0}")]
+    Malformed(#[from] FrameError),
+    #[error("the peer answered request {found} where {expected:?} was next")]
+    WrongAnswer { expected: Option<u32>, found: u32 },
+    #[error("the peer answers with {found} bytes where {expected} were asked for")]
+    WrongLength { expected: u64, found: u64 },
+    #[error("no memory: {0}")]
+    Memory(#[from] MemoryError),
+    #[error("no memory: {0}")]
+    Inbox(AccessError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A connection's reading half.
+pub(super) struct Reader {
+    connection: Arc<Connection>,
+    /// Received and not looked at: `start..end`. Empty whenever a payload is under way.
+    inbox: HostMemory,
+    start: u64,
+    end: u64,
+    current: Option<Current>,
+}
+
+/// The response whose payload is arriving.
+struct Current {
+    operation: Arc<Operation>,
+    left: u64,
+}
+
+impl Reader {
+    pub(super) fn new(connection: Arc<Connection>) -> Result<Self, MemoryError> {
+        Ok(Self {
+            connection,
+            inbox: HostMemory::anonymous(INBOX_BYTES)?,
+            start: 0,
+            end: 0,
+            current: None,
+        })
+    }
+
+    /// Reads until the connection ends; gives the reason.
+    pub(super) async fn run(mut self) -> ReaderEnd {
+        let connection = Arc::clone(&self.connection);
+        let stream = connection.stream();
+        loop {
+            match stream.try_io(Interest::READABLE, || self.receive()) {
+                Ok(0) => return ReaderEnd::Closed,
+                Ok(_) => {
+                    if let Err(end) = self.digest() {
+                        return end;
+                    }
+                    tokio::task::consume_budget().await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(error) = stream.readable().await {
+                        return error.into();
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// One system call's worth, without waiting. 0 is the end of the stream.
+    fn receive(&mut self) -> io::Result<usize> {
+        let socket = self.connection.stream().as_fd();
+        let Some(current) = &mut self.current else {
+            let room = PieceMut::new(&self.inbox, self.end, INBOX_BYTES - self.end);
+            let mut pieces = [room.map_err(|_| io::ErrorKind::InvalidInput)?];
+            let received = receive(socket, &mut pieces)?;
+            self.end += received as u64;
+            return Ok(received);
+        };
+        let mut guard = current.operation.target();
+        let Some(target) = guard.as_mut() else {
+            drop(guard);
+            // Nobody wants it any more.
+            let dropped = discard(socket, current.left.min(RECEIVE_BYTES) as usize)?;
+            current.left -= dropped as u64;
+            self.connection.count_received(dropped as u64);
+            return Ok(dropped);
+        };
+        let (mut pieces, offered) = target.pieces(current.left.min(RECEIVE_BYTES))?;
+        if offered == current.left {
+            let room = PieceMut::new(&self.inbox, 0, INBOX_BYTES);
+            pieces.push(room.map_err(|_| io::ErrorKind::InvalidInput)?);
+        }
+        let result = receive(socket, &mut pieces);
+        drop(pieces);
+        match result {
+            Ok(received) => {
+                let payload = offered.min(received as u64);
+                target.advance(payload);
+                current.left -= payload;
+                self.end = received as u64 - payload;
+                self.connection.count_received(payload);
+                Ok(received)
+            }
+            Err(error) if is_fault(&error) => {
+                drop(guard);
+                // The file behind the local memory was cut. The stream stands where it stood: the
+                // rest of the payload is dropped, and the connection stays good.
+                let gone = ReadError::Local(AccessError::Gone(error));
+                current.operation.settle(Err(gone));
+                Err(io::ErrorKind::Interrupted.into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes sense of what was received.
+    fn digest(&mut self) -> Result<(), ReaderEnd> {
+        loop {
+            match &mut self.current {
+                Some(current) => {
+                    let step = current.left.min(self.end - self.start);
+                    if step > 0 {
+                        let from = self.start..self.start + step;
+                        put(current, &self.inbox, from);
+                        self.start += step;
+                        current.left -= step;
+                        self.connection.count_received(step);
+                    }
+                    if current.left > 0 {
+                        break; // and the inbox is empty
+                    }
+                    current.operation.settle(Ok(()));
+                    self.connection.pop_front();
+                    self.current = None;
+                }
+                None if self.end - self.start >= RESPONSE_HEAD_BYTES as u64 => self.begin()?,
+                None => break,
+            }
+        }
+        self.compact()
+    }
+
+    /// Reads the next head.
+    fn begin(&mut self) -> Result<(), ReaderEnd> {
+        let mut head = [0; RESPONSE_HEAD_BYTES];
+        self.inbox
+            .read_at(self.start, &mut head)
+            .map_err(ReaderEnd::Inbox)?;
+        self.start += RESPONSE_HEAD_BYTES as u64;
+        let head = ResponseHead::decode(&head)?;
+        let Some((id, operation)) = self.connection.front().filter(|(id, _)| *id == head.id) else {
+            return Err(ReaderEnd::WrongAnswer {
+                expected: self.connection.front().map(|(id, _)| id),
+                found: head.id,
+            });
+        };
+        debug_assert_eq!(id, head.id);
+        match head.outcome {
+            Ok(found) if found != operation.bytes => {
+                return Err(ReaderEnd::WrongLength {
+                    expected: operation.bytes,
+                    found,
+                });
+            }
+            Ok(left) => self.current = Some(Current { operation, left }),
+            Err(fault) => {
+                operation.settle(Err(self.refusal(fault)));
+                self.connection.pop_front();
+            }
+        }
+        Ok(())
+    }
+
+    fn refusal(&self, fault: SpanFault) -> ReadError {
+        let node = self.connection.node().clone();
+        match fault {
+            SpanFault::RegionGone(region) => ReadError::RegionGone {
+                node,
+                region: region.0,
+            },
+            SpanFault::Refused(refusal) => ReadError::SpanRefused {
+                node,
+                detail: refusal.as_str(),
+            },
+        }
+    }
+
+    /// Moves half a head to the front, so that there is room for the rest.
+    fn compact(&mut self) -> Result<(), ReaderEnd> {
+        let kept = self.end - self.start;
+        if kept > 0 && self.start > 0 {
+            let mut half = [0; RESPONSE_HEAD_BYTES];
+            let half = &mut half[..kept as usize];
+            self.inbox
+                .read_at(self.start, half)
+                .and_then(|()| self.inbox.write_at(0, half))
+                .map_err(ReaderEnd::Inbox)?;
+        }
+        (self.start, self.end) = (0, kept);
+        Ok(())
+    }
+}
+
+/// Copies a small payload from the inbox, if anybody still wants it.
+fn put(current: &Current, inbox: &HostMemory, from: std::ops::Range<u64>) {
+    let mut guard = current.operation.target();
+    let filled = match guard.as_mut() {
+        Some(target) => target.fill(inbox, from),
+        None => Ok(()),
+    };
+    drop(guard);
+    if let Err(error) = filled {
+        current.operation.settle(Err(ReadError::Local(error)));
+    }
+}
+
+fn is_fault(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::FAULT.raw_os_error())
+}

@@ -1,0 +1,275 @@
+//! The owner's end: a listener, and one task per connection.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    pin, select,
+    task::JoinSet,
+};
+
+use super::{
+    frame::{MAX_SPANS, RefusalReason},
+    session::{Session, SessionEnd, refuse},
+    socket,
+};
+use crate::region::RegionCatalog;
+
+/// After the kernel could not accept (no descriptors left, say): time for some to come free.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the server takes at most. The defaults suit an agent with a thousand peers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpLimits {
+    /// Connections that may be open; further ones are told that the owner is busy.
+    pub max_connections: usize,
+    /// Connections that have not said hello yet; further ones are closed at once, so that silent ones
+    /// cannot use up `max_connections`.
+    pub max_handshakes: usize,
+    /// Until a complete hello.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request to its last.
+    pub frame_timeout: Duration,
+    /// How long a peer may take no byte of a response.
+    pub write_stall: Duration,
+    /// How long a connection may ask for nothing.
+    pub idle_timeout: Duration,
+    /// Spans of one request; at most 16,384.
+    pub max_spans: usize,
+    /// Bytes of one response.
+    pub max_bytes: u64,
+}
+
+impl Default for TcpLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 4096,
+            max_handshakes: 256,
+            handshake_timeout: Duration::from_secs(5),
+            frame_timeout: Duration::from_secs(10),
+            write_stall: Duration::from_secs(30),
+            // Links that are kept open are used more often than this or dropped by their reader.
+            idle_timeout: Duration::from_secs(1800),
+            max_spans: MAX_SPANS,
+            max_bytes: 256 << 20,
+        }
+    }
+}
+
+/// What a server has done so far.
+#[derive(Debug, Default)]
+pub struct ServeCounters {
+    bytes_sent: AtomicU64,
+    requests: AtomicU64,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    open: AtomicUsize,
+    handshaking: AtomicUsize,
+}
+
+impl ServeCounters {
+    /// Bytes handed to the kernel, heads of responses included.
+    #[must_use]
+    pub fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
+    }
+    /// Requests that were answered or begun to be.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+    /// Connections that were accepted.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+    /// Connections turned away over a limit.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+    /// Connections that are open now.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_sent(&self, bytes: usize) {
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+    pub(super) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Why the server does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody else has the port.
+    #[error("{address} is in use; stop what listens there, or choose another data port")]
+    InUse {
+        /// As asked for.
+        address: SocketAddr,
+    },
+    /// Anything else.
+    #[error("cannot listen on {address}: {source}")]
+    Failed {
+        /// As asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// Serves a catalogue's regions over TCP.
+#[derive(Debug)]
+pub struct TcpServer {
+    listener: TcpListener,
+    address: SocketAddr,
+    catalog: Arc<RegionCatalog>,
+    limits: Arc<TcpLimits>,
+    counters: Arc<ServeCounters>,
+}
+
+impl TcpServer {
+    /// Listens; nothing is accepted before [`TcpServer::serve`].
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub async fn bind(
+        address: SocketAddr,
+        catalog: Arc<RegionCatalog>,
+        limits: TcpLimits,
+    ) -> Result<Self, BindError> {
+        let failed = |source: io::Error| match source.kind() {
+            io::ErrorKind::AddrInUse => BindError::InUse { address },
+            _ => BindError::Failed { address, source },
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        let max_spans = limits.max_spans.min(MAX_SPANS);
+        Ok(Self {
+            listener,
+            address: bound,
+            catalog,
+            limits: Arc::new(TcpLimits {
+                max_spans,
+                ..limits
+            }),
+            counters: Arc::default(),
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counters(&self) -> Arc<ServeCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Accepts and serves until `shutdown` completes; then closes every connection.
+    pub async fn serve(self, shutdown: impl Future<Output = ()>) {
+        pin!(shutdown);
+        let mut sessions = JoinSet::new();
+        loop {
+            select! {
+                () = &mut shutdown => break,
+                // Ended ones are collected so that the set stays as small as what is open.
+                Some(_) = sessions.join_next() => {}
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.admit(&mut sessions, stream, peer),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a data connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+        sessions.shutdown().await;
+    }
+
+    fn admit(&self, sessions: &mut JoinSet<()>, stream: TcpStream, peer: SocketAddr) {
+        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        if self.counters.handshaking.load(Ordering::Relaxed) >= self.limits.max_handshakes {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%peer, "too many data connections that have not said hello");
+            return;
+        }
+        if self.counters.open() >= self.limits.max_connections {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%peer, "too many data connections");
+            refuse(&stream, self.catalog.incarnation(), RefusalReason::Busy);
+            return;
+        }
+        if let Err(error) = socket::configure(&stream) {
+            tracing::debug!(%peer, %error, "cannot set up a data connection");
+            return;
+        }
+        let open = Counted::new(&self.counters, |counters| &counters.open);
+        let handshaking = Counted::new(&self.counters, |counters| &counters.handshaking);
+        let session = Session::new(
+            stream,
+            Arc::clone(&self.catalog),
+            Arc::clone(&self.limits),
+            Arc::clone(&self.counters),
+        );
+        sessions.spawn(async move {
+            let _open = open;
+            let end = session.run(handshaking).await;
+            log_end(peer, &end);
+        });
+    }
+}
+
+/// Once per connection, with the peer's address.
+fn log_end(peer: SocketAddr, end: &SessionEnd) {
+    match end {
+        SessionEnd::Closed | SessionEnd::Idle | SessionEnd::WrongIncarnation { .. } => {
+            tracing::debug!(%peer, "data connection closed: {end}");
+        }
+        SessionEnd::Io(_)
+        | SessionEnd::HandshakeTimeout
+        | SessionEnd::FrameTimeout
+        | SessionEnd::WriteStall
+        | SessionEnd::Malformed(_) => {
+            tracing::info!(%peer, "data connection closed: {end}");
+        }
+        SessionEnd::MemoryCut { .. } => tracing::error!(%peer, "data connection closed: {end}"),
+    }
+}
+
+/// Counts itself for as long as it lives.
+pub(super) struct Counted {
+    counters: Arc<ServeCounters>,
+    which: fn(&ServeCounters) -> &AtomicUsize,
+}
+
+impl Counted {
+    fn new(counters: &Arc<ServeCounters>, which: fn(&ServeCounters) -> &AtomicUsize) -> Self {
+        which(counters).fetch_add(1, Ordering::Relaxed);
+        Self {
+            counters: Arc::clone(counters),
+            which,
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.which)(&self.counters).fetch_sub(1, Ordering::Relaxed);
+    }
+}

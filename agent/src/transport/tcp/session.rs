@@ -1,0 +1,268 @@
+//! One connection at the owner: hello, then request after request, answered in order.
+
+use std::{io, os::fd::AsFd, sync::Arc};
+
+use bytes::{Buf, BytesMut};
+use kvferry_memory::send;
+use kvferry_proto::{RegionId, RemoteSpan};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, Interest},
+    net::TcpStream,
+    time::timeout,
+};
+
+use super::{
+    frame::{
+        ClientHello, FrameError, MAX_CLIENT_HELLO_BYTES, RefusalReason, ResponseHead, ServerHello,
+        Welcome, decode_request, holds_request, request_bytes,
+    },
+    response::Response,
+    server::{Counted, ServeCounters, TcpLimits},
+};
+use crate::{
+    region::{Region, RegionCatalog},
+    transport::spans::{SpanFault, SpanRefusal, find_region},
+};
+
+/// What is read ahead at a time: many small requests in one system call.
+const READ_AHEAD_BYTES: usize = 16 << 10;
+/// What the kernel answers where the file behind the memory was cut.
+const EFAULT: i32 = rustix::io::Errno::FAULT.raw_os_error();
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionEnd {
+    #[error("the peer closed it")]
+    Closed,
+    #[error("the peer asked for nothing for too long")]
+    Idle,
+    #[error("the peer did not complete its hello in time")]
+    HandshakeTimeout,
+    #[error("the peer stopped in the middle of a request")]
+    FrameTimeout,
+    #[error("the peer takes no bytes any more")]
+    WriteStall,
+    #[error("the peer expects incarnation {expected:x}")]
+    WrongIncarnation { expected: u64 },
+    #[error("the peer sent what is no frame: {0}")]
+    Malformed(#[from] FrameError),
+    #[error(
+        "the file behind region {region} was cut while it was registered: unregister a region first"
+    )]
+    MemoryCut { region: RegionId },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Tells a stranger why it is not let in, without waiting for it.
+pub(super) fn refuse(
+    stream: &TcpStream,
+    incarnation: kvferry_proto::Incarnation,
+    reason: RefusalReason,
+) {
+    let hello = ServerHello {
+        welcome: Welcome::Refused(reason),
+        incarnation: incarnation.get(),
+        max_spans: 0,
+        max_bytes: 0,
+    };
+    // Straight to the kernel: an empty send buffer takes it, and if not, the peer sees a close.
+    let _ = rustix::net::send(
+        stream.as_fd(),
+        &hello.encode(),
+        rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL,
+    );
+}
+
+/// One connection.
+pub(super) struct Session {
+    stream: TcpStream,
+    catalog: Arc<RegionCatalog>,
+    limits: Arc<TcpLimits>,
+    counters: Arc<ServeCounters>,
+    inbox: BytesMut,
+}
+
+impl Session {
+    pub(super) fn new(
+        stream: TcpStream,
+        catalog: Arc<RegionCatalog>,
+        limits: Arc<TcpLimits>,
+        counters: Arc<ServeCounters>,
+    ) -> Self {
+        Self {
+            stream,
+            catalog,
+            limits,
+            counters,
+            inbox: BytesMut::new(),
+        }
+    }
+
+    /// Serves until the connection ends, for whatever reason. Gives that reason.
+    pub(super) async fn run(mut self, handshaking: Counted) -> SessionEnd {
+        let end = match timeout(self.limits.handshake_timeout, self.handshake()).await {
+            Err(_) => SessionEnd::HandshakeTimeout,
+            Ok(Err(end)) => end,
+            Ok(Ok(())) => {
+                drop(handshaking);
+                match self.serve().await {
+                    Err(end) => end,
+                    Ok(never) => match never {},
+                }
+            }
+        };
+        // The peer learns at once, also where data it sent lies unread.
+        let _ = self.stream.shutdown().await;
+        end
+    }
+
+    async fn handshake(&mut self) -> Result<(), SessionEnd> {
+        let hello = loop {
+            if let Some((hello, taken)) = ClientHello::decode(&self.inbox)? {
+                self.inbox.advance(taken);
+                break hello;
+            }
+            self.fill(MAX_CLIENT_HELLO_BYTES).await?;
+        };
+        let own = self.catalog.incarnation().get();
+        let welcome = if hello.incarnation == own {
+            Welcome::Accepted
+        } else {
+            Welcome::WrongIncarnation
+        };
+        let answer = ServerHello {
+            welcome,
+            incarnation: own,
+            max_spans: u32::try_from(self.limits.max_spans).unwrap_or(u32::MAX),
+            max_bytes: self.limits.max_bytes,
+        };
+        self.stream.write_all(&answer.encode()).await?;
+        match welcome {
+            Welcome::Accepted => Ok(()),
+            _ => Err(SessionEnd::WrongIncarnation {
+                expected: hello.incarnation,
+            }),
+        }
+    }
+
+    /// Reads some more; at most `bound` bytes are kept.
+    async fn fill(&mut self, bound: usize) -> Result<(), SessionEnd> {
+        let room = bound.saturating_sub(self.inbox.len()).min(READ_AHEAD_BYTES);
+        self.inbox.reserve(room.max(1));
+        match self.stream.read_buf(&mut self.inbox).await? {
+            0 => Err(SessionEnd::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    async fn serve(&mut self) -> Result<std::convert::Infallible, SessionEnd> {
+        let mut spans = Vec::new();
+        loop {
+            let id = self.next_request(&mut spans).await?;
+            self.counters.count_request();
+            let found = self.find(&spans);
+            let outcome = found.as_ref().map(|found| found.bytes).map_err(|f| *f);
+            let head = ResponseHead { id, outcome };
+            let parts = found.map(|found| found.parts).unwrap_or_default();
+            self.answer(Response::new(head, &parts)).await?;
+        }
+    }
+
+    async fn next_request(&mut self, spans: &mut Vec<RemoteSpan>) -> Result<u32, SessionEnd> {
+        if let Some(id) = self.decode(spans)? {
+            return Ok(id);
+        }
+        if self.inbox.is_empty() {
+            let idle = self.limits.idle_timeout;
+            timeout(idle, self.fill(READ_AHEAD_BYTES))
+                .await
+                .map_err(|_| SessionEnd::Idle)??;
+        }
+        // A request has begun: now it must come to an end.
+        let bound = request_bytes(self.limits.max_spans);
+        let frame_timeout = self.limits.frame_timeout;
+        let rest = async {
+            loop {
+                if let Some(id) = self.decode(spans)? {
+                    return Ok(id);
+                }
+                self.fill(bound).await?;
+            }
+        };
+        timeout(frame_timeout, rest)
+            .await
+            .map_err(|_| SessionEnd::FrameTimeout)?
+    }
+
+    fn decode(&mut self, spans: &mut Vec<RemoteSpan>) -> Result<Option<u32>, SessionEnd> {
+        match decode_request(&self.inbox, self.limits.max_spans, spans)? {
+            Some((id, taken)) => {
+                self.inbox.advance(taken);
+                Ok(Some(id))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn find(&self, spans: &[RemoteSpan]) -> Result<Found, SpanFault> {
+        let mut parts: Vec<(Arc<Region>, RemoteSpan)> = Vec::with_capacity(spans.len());
+        let mut bytes = 0u64;
+        for span in spans {
+            let region = match parts.last() {
+                // Mostly all spans are of one region: spare the table.
+                Some((last, _)) if last.id == span.region && last.covers(span) => {
+                    crate::transport::spans::check_words(span).map_err(SpanFault::Refused)?;
+                    Arc::clone(last)
+                }
+                _ => find_region(&self.catalog, span)?,
+            };
+            bytes = bytes.saturating_add(span.len);
+            if bytes > self.limits.max_bytes {
+                return Err(SpanFault::Refused(SpanRefusal::TooManyBytes));
+            }
+            parts.push((region, *span));
+        }
+        Ok(Found { parts, bytes })
+    }
+
+    /// Sends a response straight from the regions' memory.
+    async fn answer(&self, mut response: Response<'_>) -> Result<(), SessionEnd> {
+        // Small responses may share a packet, but none waits for a request that is not here.
+        let more = holds_request(&self.inbox);
+        while !response.is_done() {
+            response.stage()?;
+            let sent = self.stream.try_io(Interest::WRITABLE, || {
+                let (pieces, rest) = response.pieces()?;
+                send(self.stream.as_fd(), &pieces, rest || more)
+            });
+            match sent {
+                Ok(bytes) => {
+                    response.advance(bytes as u64);
+                    self.counters.count_sent(bytes);
+                    tokio::task::consume_budget().await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    timeout(self.limits.write_stall, self.stream.writable())
+                        .await
+                        .map_err(|_| SessionEnd::WriteStall)??;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() == Some(EFAULT) => {
+                    return Err(match response.region() {
+                        Some(region) => SessionEnd::MemoryCut { region },
+                        None => error.into(),
+                    });
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a request names.
+struct Found {
+    parts: Vec<(Arc<Region>, RemoteSpan)>,
+    bytes: u64,
+}

@@ -1,0 +1,81 @@
+//! The reader's way to owners over sockets.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
+
+use super::link::TcpLink;
+use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
+
+/// Connections per peer where nothing else is asked for: one core drives about 5 GB/s, so this many fill
+/// 100 Gb/s.
+const DEFAULT_CONNECTIONS: usize = 4;
+/// Until a connection has been answered by a hello: three SYNs, the second after one second.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How links over sockets are made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TcpConfig {
+    /// Most connections of one link; at least one. Opened as load asks for them.
+    pub max_connections: usize,
+    /// Until a connection is open and has been answered by a hello.
+    pub connect_timeout: Duration,
+}
+
+impl Default for TcpConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: DEFAULT_CONNECTIONS,
+            connect_timeout: CONNECT_TIMEOUT,
+        }
+    }
+}
+
+/// Opens links to owners' data ports.
+#[derive(Debug, Clone, Default)]
+pub struct TcpTransport {
+    config: TcpConfig,
+}
+
+impl TcpTransport {
+    /// With this configuration.
+    #[must_use]
+    pub fn new(config: TcpConfig) -> Self {
+        Self { config }
+    }
+}
+
+impl Transport for TcpTransport {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Tcp
+    }
+
+    fn reaches(&self, peer: &PeerTarget) -> bool {
+        peer.addresses.data.is_some()
+    }
+
+    fn connect<'a>(
+        &'a self,
+        peer: &'a PeerTarget,
+    ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
+        Box::pin(async move {
+            let Some(address) = peer.addresses.data else {
+                return Err(ConnectError::NoPath {
+                    node: peer.node.clone(),
+                    transport: TransportKind::Tcp.as_str(),
+                    detail: "it has no data address".to_owned(),
+                });
+            };
+            let bound = self.config.connect_timeout;
+            match timeout(bound, TcpLink::open(peer, address, self.config.clone())).await {
+                Ok(Ok(link)) => Ok(Arc::new(link) as Arc<dyn Link>),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(ConnectError::Unreachable {
+                    node: peer.node.clone(),
+                    address: address.to_string(),
+                    detail: format!("no answer within {bound:?}"),
+                }),
+            }
+        })
+    }
+}
