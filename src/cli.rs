@@ -1,13 +1,18 @@
 //! What can be typed after `kvferry`.
 
+mod daemons;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use kvferry_agent::config::ByteSize;
-use serde::Serialize;
 
 use crate::{client::Reach, demo::DemoArgs};
+
+pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
+#[cfg(test)]
+pub(crate) use daemons::{AgentFlags, CoordinatorFlags};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -78,127 +83,6 @@ Examples:
         /// Which shell's.
         shell: Shell,
     },
-}
-
-/// What a supervising process wants of a long-running command.
-#[derive(Debug, Args)]
-pub(crate) struct Supervised {
-    /// Print one JSON line with the bound addresses to stdout once ready.
-    #[arg(long)]
-    pub(crate) announce: bool,
-    /// Stop when stdin closes, so that nothing outlives the process that started it.
-    #[arg(long)]
-    pub(crate) until_stdin_closes: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct CoordinatorArgs {
-    /// TOML file with settings [env: KVFERRY_CONFIG=].
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) settings: CoordinatorFlags,
-    #[command(flatten)]
-    pub(crate) supervised: Supervised,
-}
-
-/// A field per key of the coordinator's configuration.
-#[derive(Debug, Default, Args, Serialize)]
-pub(crate) struct CoordinatorFlags {
-    /// Where to listen for agents and tools [default: 127.0.0.1:7400].
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) listen: Option<String>,
-    /// Listen beyond this host although nothing is encrypted yet.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub(crate) insecure: Option<bool>,
-    /// How often agents give a sign of life.
-    #[arg(long, value_name = "MS")]
-    pub(crate) heartbeat_interval_ms: Option<u32>,
-    /// A node silent for this long is not offered to readers.
-    #[arg(long, value_name = "MS")]
-    pub(crate) hide_after_ms: Option<u32>,
-    /// A node silent for this long is forgotten.
-    #[arg(long, value_name = "MS")]
-    pub(crate) purge_after_ms: Option<u32>,
-    /// Most namespaces.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_namespaces: Option<u32>,
-    /// Most nodes.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_nodes: Option<u32>,
-    /// Most regions of one node.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_regions_per_node: Option<u32>,
-    /// Most slots of all regions together.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_slots: Option<u64>,
-    /// Most sessions at a time.
-    #[arg(long, value_name = "N")]
-    pub(crate) max_sessions: Option<u32>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct AgentArgs {
-    /// TOML file with settings [env: KVFERRY_CONFIG=].
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) settings: AgentFlags,
-    #[command(flatten)]
-    pub(crate) supervised: Supervised,
-}
-
-/// A field per key of the agent's configuration.
-#[derive(Debug, Default, Args, Serialize)]
-pub(crate) struct AgentFlags {
-    /// The node's name, unique in the cluster [default: the host's name].
-    #[arg(long, value_name = "NAME")]
-    pub(crate) node: Option<String>,
-    /// Coordinators to keep a session with [default: http://127.0.0.1:7400].
-    #[arg(long, alias = "coordinator", value_name = "URL[,URL]")]
-    pub(crate) coordinators: Option<String>,
-    /// Where other agents' questions arrive [default: 127.0.0.1:7401].
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) listen_peer: Option<String>,
-    /// Where other agents' reads arrive [default: 127.0.0.1:7402].
-    #[arg(long, value_name = "IP:PORT")]
-    pub(crate) listen_data: Option<String>,
-    /// The address other nodes are told; needed where the agent listens on all addresses.
-    #[arg(long, value_name = "IP")]
-    pub(crate) advertise_host: Option<String>,
-    /// The unix socket of the local API [default: $XDG_RUNTIME_DIR/kvferry/NODE.sock].
-    #[arg(long, value_name = "PATH")]
-    pub(crate) socket: Option<String>,
-    /// Labels readers may prefer owners by.
-    #[arg(long, value_name = "KEY=VALUE[,...]")]
-    pub(crate) labels: Option<String>,
-    /// Memory of a pool whose registration does not say how much [default: 1 GiB].
-    #[arg(long, value_name = "SIZE")]
-    pub(crate) pool_bytes: Option<ByteSize>,
-    /// Back pools with huge pages.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub(crate) hugepages: Option<bool>,
-    /// What a full pool gives up first [default: prefix].
-    #[arg(long, value_parser = ["prefix", "lru"], value_name = "POLICY")]
-    pub(crate) eviction: Option<String>,
-    /// Which way bytes come [default: auto].
-    #[arg(long, value_parser = ["auto", "tcp", "shm"], value_name = "KIND")]
-    pub(crate) transport: Option<String>,
-    /// Data connections to each peer [default: 4].
-    #[arg(long, value_name = "N")]
-    pub(crate) tcp_connections_per_peer: Option<u32>,
-    /// A peer that sends nothing for this long in a transfer is given up [default: 2000].
-    #[arg(long, value_name = "MS")]
-    pub(crate) stall_bound_ms: Option<u64>,
-    /// Deadline of a pull that names none [default: 10000].
-    #[arg(long, value_name = "MS")]
-    pub(crate) pull_timeout_ms: Option<u64>,
-    /// Publish what was pulled [default: true].
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub(crate) replicate: Option<bool>,
-    /// Listen beyond this host although nothing is encrypted yet.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub(crate) insecure: Option<bool>,
 }
 
 #[derive(Debug, Args)]

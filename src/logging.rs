@@ -1,6 +1,6 @@
 //! Logs, to stderr.
 
-use std::io;
+use std::io::{self, IsTerminal};
 
 use tracing_subscriber::{
     EnvFilter,
@@ -28,6 +28,7 @@ pub(crate) fn start(filter: Option<&str>, usual: &str, json: bool) -> Result<(),
     })?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     if json {
         logs.json().finish().try_init()?;

@@ -58,19 +58,32 @@ pub(crate) async fn pool_slots(
     bytes: Option<ByteSize>,
     reach: &Reach,
 ) -> Result<u32, ClientError> {
+    let region = match find_pool(agent, spec, reach).await? {
+        Some(region) => Some(region),
+        None => match register_pool(agent, spec, bytes, reach).await {
+            Ok(region) => Some(region),
+            // Someone else was faster: that pool is as good.
+            Err(error) if error.reason() == Some(Reason::PoolExists) => {
+                find_pool(agent, spec, reach).await?
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    let geometry = region.and_then(|region| region.geometry);
+    Ok(geometry.map_or(0, |geometry| geometry.slots))
+}
+
+async fn find_pool(
+    agent: &mut Agent,
+    spec: &NamespaceSpec,
+    reach: &Reach,
+) -> Result<Option<pb::RegionInfo>, ClientError> {
     let stats = Call::agent("show its regions", reach.bound())
         .answer(agent.stats(pb::StatsRequest {}))
         .await?;
-    let found = stats
-        .regions
-        .into_iter()
-        .filter_map(|stats| stats.region)
-        .find(|region| region.pool && region.namespace == spec.name.as_str());
-    let region = match found {
-        Some(region) => region,
-        None => register_pool(agent, spec, bytes, reach).await?,
-    };
-    Ok(region.geometry.map_or(0, |geometry| geometry.slots))
+    let regions = stats.regions.into_iter().filter_map(|stats| stats.region);
+    let mut pools = regions.filter(|region| region.pool);
+    Ok(pools.find(|region| region.namespace == spec.name.as_str()))
 }
 
 async fn register_pool(
@@ -87,7 +100,7 @@ async fn register_pool(
     let request = pb::RegisterRegionRequest {
         namespace: Some(spec.into()),
         source: Some(pb::register_region_request::Source::Pool(pool)),
-        geometry: None,
+        ..pb::RegisterRegionRequest::default()
     };
     Call::agent("make a pool for the namespace", reach.bound())
         .answer(agent.register_region(request))

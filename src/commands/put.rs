@@ -1,10 +1,10 @@
 //! `kvferry put FILE`: cut into blocks, hash, publish, leave a manifest.
 
+mod source;
+
 use std::{
-    fs::File,
     io,
     num::NonZeroU64,
-    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use indicatif::ProgressBar;
 use kvferry_proto::{
     BlockHash, ChecksumPolicy, HashError, HashLen, IdError, Layout, LayoutError, NamespaceName,
     NamespaceSpec, PackedHashes, pb,
@@ -24,6 +23,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 
+use self::source::{Sender, Source, hash_file};
 use super::place::{self, PlaceError};
 use crate::{
     cli::PutArgs,
@@ -36,8 +36,6 @@ use crate::{
     size::{ByteSize, duration, gb_per_s},
 };
 
-/// Bytes in one message: well under a gRPC message, large enough to keep the socket busy.
-const CHUNK_BYTES: usize = 1 << 20;
 /// Messages read ahead of the socket.
 const CHUNKS_AHEAD: usize = 4;
 /// Blocks in one call: what is lost when it fails, and what its deadline covers.
@@ -88,15 +86,6 @@ pub(crate) enum PutError {
     Output(#[from] OutputError),
 }
 
-/// The file, as it is read: opened once, so that a rename changes nothing.
-#[derive(Debug)]
-struct Source {
-    file: File,
-    path: PathBuf,
-    length: u64,
-    block_bytes: NonZeroU64,
-}
-
 #[derive(Debug, Default, Serialize)]
 struct Report {
     manifest: PathBuf,
@@ -112,7 +101,7 @@ struct Report {
 
 pub(crate) async fn run(args: PutArgs) -> Result<Done, PutError> {
     let name = NamespaceName::new(&args.namespace)?;
-    let (file, length) = open(&args.file)?;
+    let (file, length) = source::open(&args.file)?;
     let mut agent = client::agent(&args.reach.socket()).await?;
     let mut coordinator = client::coordinator(&args.reach.coordinator).await?;
     let spec = match place::find_namespace(&mut coordinator, name.as_str(), &args.reach).await? {
@@ -166,23 +155,6 @@ pub(crate) async fn run(args: PutArgs) -> Result<Done, PutError> {
     Ok(Done::All)
 }
 
-fn open(path: &Path) -> Result<(File, u64), PutError> {
-    let opened = File::open(path).and_then(|file| {
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is no regular file",
-            ));
-        }
-        Ok((file, metadata.len()))
-    });
-    opened.map_err(|source| PutError::Read {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// Bytes in one piece, no tokens, no checksum: the hash is one.
 fn new_namespace(name: NamespaceName, block_bytes: ByteSize) -> Result<NamespaceSpec, PutError> {
     Ok(NamespaceSpec {
@@ -202,24 +174,6 @@ fn beside(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(".kvf.json");
     name.into()
-}
-
-async fn hash_file(source: Arc<Source>, hash_len: HashLen) -> Result<Vec<BlockHash>, PutError> {
-    let mut chain = ContentChain::start(hash_len)?;
-    spawn_blocking(move || {
-        let bar = progress::bytes(source.length, "hashing");
-        let mut block = Vec::new();
-        let hashes = (0..source.blocks())
-            .map(|index| {
-                source.read_block(index, &mut block)?;
-                bar.inc(block.len() as u64);
-                Ok(chain.next(&block)?)
-            })
-            .collect();
-        bar.finish_and_clear();
-        hashes
-    })
-    .await?
 }
 
 /// Sends the blocks in calls of a bounded size.
@@ -294,79 +248,6 @@ async fn send(
     }
 }
 
-/// Reads the blocks of one call, and checks that they still are what was hashed.
-struct Sender {
-    source: Arc<Source>,
-    first: u64,
-    hashes: Vec<BlockHash>,
-    chain: ContentChain,
-    bar: ProgressBar,
-}
-
-impl Sender {
-    fn run(
-        mut self,
-        messages: &mpsc::Sender<pb::PutRequest>,
-        header: pb::PutRequest,
-    ) -> Result<(), PutError> {
-        // A receiver that is gone means that the call has ended; its answer says why.
-        if messages.blocking_send(header).is_err() {
-            return Ok(());
-        }
-        let mut block = Vec::new();
-        for (index, hash) in (self.first..).zip(&self.hashes) {
-            self.source.read_block(index, &mut block)?;
-            if self.chain.next(&block)? != *hash {
-                return Err(PutError::Changed {
-                    path: self.source.path.clone(),
-                });
-            }
-            let whole = Bytes::from(std::mem::take(&mut block));
-            for start in (0..whole.len()).step_by(CHUNK_BYTES) {
-                let end = whole.len().min(start + CHUNK_BYTES);
-                let message = pb::PutRequest {
-                    data: whole.slice(start..end),
-                    ..pb::PutRequest::default()
-                };
-                if messages.blocking_send(message).is_err() {
-                    return Ok(());
-                }
-                self.bar.inc((end - start) as u64);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Source {
-    fn blocks(&self) -> u64 {
-        self.length.div_ceil(self.block_bytes.get())
-    }
-
-    /// Reads a block; what lies behind the file's end is zero.
-    fn read_block(&self, index: u64, block: &mut Vec<u8>) -> Result<(), PutError> {
-        let start = index * self.block_bytes.get();
-        let inside = self
-            .block_bytes
-            .get()
-            .min(self.length.saturating_sub(start));
-        block.clear();
-        block.resize(self.block_bytes.get() as usize, 0);
-        let read = self
-            .file
-            .read_exact_at(&mut block[..inside as usize], start);
-        read.map_err(|source| match source.kind() {
-            io::ErrorKind::UnexpectedEof => PutError::Changed {
-                path: self.path.clone(),
-            },
-            _ => PutError::Read {
-                path: self.path.clone(),
-                source,
-            },
-        })
-    }
-}
-
 fn print(report: &Report, source: &Source, took: Duration, json: bool) -> Result<(), OutputError> {
     if json {
         return output::json(report);
@@ -390,56 +271,4 @@ fn print(report: &Report, source: &Source, took: Duration, json: bool) -> Result
         ),
         ("manifest", report.manifest.display().to_string()),
     ])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_last_block_is_filled_with_zeros() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), b"abcdefghij").unwrap();
-        let (opened, length) = open(file.path()).unwrap();
-        let source = Arc::new(Source {
-            file: opened,
-            path: file.path().to_owned(),
-            length,
-            block_bytes: NonZeroU64::new(4).unwrap(),
-        });
-        let hashes = hash_file(Arc::clone(&source), HashLen::new(32).unwrap())
-            .await
-            .unwrap();
-        let mut chain = ContentChain::start(HashLen::new(32).unwrap()).unwrap();
-        let expected: Vec<_> = [b"abcd", b"efgh", b"ij\0\0"]
-            .into_iter()
-            .map(|block| chain.next(block).unwrap())
-            .collect();
-        assert_eq!(hashes, expected);
-    }
-
-    #[test]
-    fn a_file_that_shrinks_is_noticed() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), b"abcdefgh").unwrap();
-        let (opened, length) = open(file.path()).unwrap();
-        std::fs::write(file.path(), b"abc").unwrap();
-        let source = Source {
-            file: opened,
-            path: file.path().to_owned(),
-            length,
-            block_bytes: NonZeroU64::new(4).unwrap(),
-        };
-        let read = source.read_block(1, &mut Vec::new());
-        assert!(matches!(read, Err(PutError::Changed { .. })));
-    }
-
-    #[test]
-    fn what_is_no_file_is_refused() {
-        assert!(matches!(open(Path::new("/")), Err(PutError::Read { .. })));
-        assert_eq!(
-            beside(Path::new("/a/b.bin")),
-            Path::new("/a/b.bin.kvf.json")
-        );
-    }
 }

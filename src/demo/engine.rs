@@ -185,6 +185,8 @@ impl Engine {
                 slots,
                 planes: memory.planes.clone(),
             }),
+            // Ends with this engine.
+            keep_on_disconnect: false,
         };
         let region = Call::agent("register the memory", CALL_BOUND)
             .answer(agent.register_region(request))
