@@ -50,6 +50,7 @@ async fn calls_that_make_no_sense_are_refused_with_a_reason() {
             path: path.into(),
         })),
         geometry: Some(geometry),
+        keep_on_disconnect: false,
     };
     let path = memory.path.display().to_string();
     let error = a

@@ -23,10 +23,10 @@ use crate::engine::Engine;
 /// A process must be ready by then, also on a machine that is busy with something else.
 const START_BOUND: Duration = Duration::from_secs(30);
 /// What must happen "soon" must have happened by then.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A running `kvferry` process; killed with this value.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     ready: serde_json::Value,
 }
@@ -63,7 +63,7 @@ impl Process {
     }
 
     /// Sends a signal by name.
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().expect("it still runs");
         let status = std::process::Command::new("kill")
             .args([&format!("-{name}"), &pid.to_string()])
@@ -73,12 +73,12 @@ impl Process {
     }
 
     /// SIGKILL, and waits until it is gone.
-    pub async fn kill(mut self) {
+    pub(crate) async fn kill(mut self) {
         self.child.kill().await.expect("it can be killed");
     }
 
     /// SIGTERM; gives the exit code.
-    pub async fn terminate(mut self) -> Option<i32> {
+    pub(crate) async fn terminate(mut self) -> Option<i32> {
         self.signal("TERM");
         let status = timeout(START_BOUND, self.child.wait())
             .await
@@ -89,10 +89,10 @@ impl Process {
 }
 
 /// A coordinator and any number of agents.
-pub struct Cluster {
-    pub dir: tempfile::TempDir,
+pub(crate) struct Cluster {
+    pub(crate) dir: tempfile::TempDir,
     coordinator: Option<Process>,
-    pub coordinator_address: SocketAddr,
+    pub(crate) coordinator_address: SocketAddr,
     agents: BTreeMap<String, Process>,
 }
 
@@ -108,7 +108,7 @@ const HEARTBEAT: [&str; 6] = [
 
 impl Cluster {
     /// A coordinator on a port of its own.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let coordinator = Self::coordinator("127.0.0.1:0").await;
         let address = coordinator.text("listen").parse().expect("an address");
@@ -129,12 +129,12 @@ impl Cluster {
         Process::start(&args).await
     }
 
-    pub fn socket(&self, node: &str) -> PathBuf {
+    pub(crate) fn socket(&self, node: &str) -> PathBuf {
         self.dir.path().join(format!("{node}.sock"))
     }
 
     /// Starts an agent and connects an engine to it.
-    pub async fn agent(&mut self, node: &str, more: &[&str]) -> Engine {
+    pub(crate) async fn agent(&mut self, node: &str, more: &[&str]) -> Engine {
         let socket = self.socket(node);
         let coordinator = format!("http://{}", self.coordinator_address);
         let args = [
@@ -160,37 +160,37 @@ impl Cluster {
         Engine::connect(&socket).await
     }
 
-    pub fn agent_data_address(&self, node: &str) -> SocketAddr {
+    pub(crate) fn agent_data_address(&self, node: &str) -> SocketAddr {
         self.agents[node].text("data").parse().expect("an address")
     }
 
-    pub fn agent_process(&self, node: &str) -> &Process {
+    pub(crate) fn agent_process(&self, node: &str) -> &Process {
         &self.agents[node]
     }
 
     /// Takes an agent's process out, to end it in some way.
-    pub fn take_agent(&mut self, node: &str) -> Process {
+    pub(crate) fn take_agent(&mut self, node: &str) -> Process {
         self.agents.remove(node).expect("it was started")
     }
 
-    pub fn take_coordinator(&mut self) -> Process {
+    pub(crate) fn take_coordinator(&mut self) -> Process {
         self.coordinator.take().expect("it runs")
     }
 
     /// Starts a coordinator where the last one was.
-    pub async fn restart_coordinator(&mut self) {
+    pub(crate) async fn restart_coordinator(&mut self) {
         let listen = self.coordinator_address.to_string();
         self.coordinator = Some(Self::coordinator(&listen).await);
     }
 
-    pub async fn client(&self) -> CoordinatorClient<Channel> {
+    pub(crate) async fn client(&self) -> CoordinatorClient<Channel> {
         CoordinatorClient::connect(format!("http://{}", self.coordinator_address))
             .await
             .expect("the coordinator answers")
     }
 
     /// Owners of each hash, by name, in set mode.
-    pub async fn locate(&self, namespace: &str, hashes: &[Vec<u8>]) -> Vec<Vec<String>> {
+    pub(crate) async fn locate(&self, namespace: &str, hashes: &[Vec<u8>]) -> Vec<Vec<String>> {
         let answer = self
             .client()
             .await
@@ -208,7 +208,7 @@ impl Cluster {
     }
 
     /// Blocks a node holds as the coordinator sees it; None where it is not known or hidden.
-    pub async fn live_blocks(&self, node: &str) -> Option<u64> {
+    pub(crate) async fn live_blocks(&self, node: &str) -> Option<u64> {
         let request = pb::DescribeNodeRequest {
             node: node.to_owned(),
         };
@@ -233,7 +233,7 @@ fn owners_of(answer: &LocateResponse) -> Vec<Vec<String>> {
         .collect()
 }
 
-pub fn pack(hashes: &[Vec<u8>]) -> pb::PackedHashes {
+pub(crate) fn pack(hashes: &[Vec<u8>]) -> pb::PackedHashes {
     pb::PackedHashes {
         hash_len: hashes.first().map_or(32, Vec::len) as u32,
         hashes: hashes.concat().into(),
@@ -241,7 +241,7 @@ pub fn pack(hashes: &[Vec<u8>]) -> pb::PackedHashes {
 }
 
 /// Waits until `check` holds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
     let deadline = Instant::now() + SOON;
     while !check().await {
         assert!(Instant::now() < deadline, "not in time: {what}");
@@ -250,7 +250,7 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl Fn
 }
 
 /// Runs `kvferry` to its end; gives exit code, stdout and stderr.
-pub async fn run(args: &[&str], dir: &Path) -> (i32, String, String) {
+pub(crate) async fn run(args: &[&str], dir: &Path) -> (i32, String, String) {
     let output = timeout(
         Duration::from_secs(120),
         Command::new(env!("CARGO_BIN_EXE_kvferry"))

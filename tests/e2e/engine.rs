@@ -21,12 +21,12 @@ use tower::service_fn;
 use crate::cluster::pack;
 
 /// Planes and bytes of a small block: cheap to move, and still in several pieces.
-pub const PLANES: u32 = 4;
-pub const PLANE_BYTES: u64 = 4096;
-pub const BLOCK_BYTES: u64 = PLANES as u64 * PLANE_BYTES;
+pub(crate) const PLANES: u32 = 4;
+pub(crate) const PLANE_BYTES: u64 = 4096;
+pub(crate) const BLOCK_BYTES: u64 = PLANES as u64 * PLANE_BYTES;
 
 /// The namespace most tests use.
-pub fn namespace(name: &str) -> pb::NamespaceSpec {
+pub(crate) fn namespace(name: &str) -> pb::NamespaceSpec {
     pb::NamespaceSpec {
         name: name.to_owned(),
         layout: Some(pb::Layout {
@@ -41,7 +41,7 @@ pub fn namespace(name: &str) -> pb::NamespaceSpec {
 }
 
 /// The n-th block's bytes: nothing repeats within or between blocks.
-pub fn block(n: u64) -> Vec<u8> {
+pub(crate) fn block(n: u64) -> Vec<u8> {
     (0..BLOCK_BYTES / 8)
         .flat_map(|word| {
             (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ word.wrapping_mul(0xd1b5_4a32_d192_ed03))
@@ -51,22 +51,22 @@ pub fn block(n: u64) -> Vec<u8> {
 }
 
 /// The n-th block's hash.
-pub fn hash(n: u64) -> Vec<u8> {
+pub(crate) fn hash(n: u64) -> Vec<u8> {
     Sha256::digest(n.to_le_bytes()).to_vec()
 }
 
-pub fn hashes(blocks: impl Iterator<Item = u64>) -> Vec<Vec<u8>> {
+pub(crate) fn hashes(blocks: impl Iterator<Item = u64>) -> Vec<Vec<u8>> {
     blocks.map(hash).collect()
 }
 
 /// A client of one agent.
 #[derive(Clone)]
-pub struct Engine {
-    pub api: AgentClient<Channel>,
+pub(crate) struct Engine {
+    pub(crate) api: AgentClient<Channel>,
 }
 
 impl Engine {
-    pub async fn connect(socket: &Path) -> Self {
+    pub(crate) async fn connect(socket: &Path) -> Self {
         let path = socket.to_owned();
         let channel = Endpoint::from_static("http://agent.invalid")
             .connect_with_connector(service_fn(move |_| {
@@ -80,7 +80,7 @@ impl Engine {
     }
 
     /// A region of this engine, plane after plane, in a file of its own.
-    pub async fn region(&self, spec: pb::NamespaceSpec, slots: u32) -> Memory {
+    pub(crate) async fn region(&self, spec: pb::NamespaceSpec, slots: u32) -> Memory {
         let file = tempfile::Builder::new()
             .prefix("kvferry-e2e-")
             .tempfile_in("/dev/shm")
@@ -97,6 +97,7 @@ impl Engine {
                     path: file.path().display().to_string(),
                 })),
                 geometry: Some(planar(slots)),
+                keep_on_disconnect: false,
             })
             .await
             .expect("the region is registered")
@@ -110,7 +111,7 @@ impl Engine {
     }
 
     /// A pool of the agent's own.
-    pub async fn pool(&self, spec: pb::NamespaceSpec, blocks: u64) -> u32 {
+    pub(crate) async fn pool(&self, spec: pb::NamespaceSpec, blocks: u64) -> u32 {
         self.clone()
             .api
             .register_region(pb::RegisterRegionRequest {
@@ -120,6 +121,7 @@ impl Engine {
                     hugepages: false,
                 })),
                 geometry: None,
+                keep_on_disconnect: false,
             })
             .await
             .expect("the pool is made")
@@ -129,7 +131,7 @@ impl Engine {
 
     /// Reserves slots of an engine's region, writes blocks, seals them, and waits until the
     /// coordinator lists them.
-    pub async fn publish(&self, memory: &Memory, first_slot: u32, blocks: std::ops::Range<u64>) {
+    pub(crate) async fn publish(&self, memory: &Memory, first_slot: u32, blocks: std::ops::Range<u64>) {
         let slots: Vec<u32> = (first_slot..).take(blocks.clone().count()).collect();
         let mut api = self.api.clone();
         api.reserve(pb::ReserveRequest {
@@ -159,7 +161,7 @@ impl Engine {
 
     /// Pulls blocks into slots of `memory` from slot 0 on (or into the pool), and gives the
     /// outcomes in order of index.
-    pub async fn pull(
+    pub(crate) async fn pull(
         &self,
         namespace: &str,
         blocks: &[u64],
@@ -201,14 +203,14 @@ impl Engine {
             .collect())
     }
 
-    pub async fn stats(&self) -> pb::StatsResponse {
+    pub(crate) async fn stats(&self) -> pb::StatsResponse {
         let stats = self.clone().api.stats(pb::StatsRequest {}).await;
         stats.expect("stats").into_inner()
     }
 }
 
 /// Everything pulled, by this transport.
-pub fn assert_all(outcomes: &[BlockOutcome], kind: OutcomeKind, transport: &str) {
+pub(crate) fn assert_all(outcomes: &[BlockOutcome], kind: OutcomeKind, transport: &str) {
     for outcome in outcomes {
         assert_eq!(outcome.kind(), kind, "{outcome:?}");
         assert_eq!(outcome.transport, transport, "{outcome:?}");
@@ -216,10 +218,10 @@ pub fn assert_all(outcomes: &[BlockOutcome], kind: OutcomeKind, transport: &str)
 }
 
 /// An engine's memory.
-pub struct Memory {
-    pub region: u32,
-    pub slots: u32,
-    pub path: PathBuf,
+pub(crate) struct Memory {
+    pub(crate) region: u32,
+    pub(crate) slots: u32,
+    pub(crate) path: PathBuf,
     _file: tempfile::NamedTempFile,
 }
 
@@ -236,7 +238,7 @@ impl Memory {
         (u64::from(plane) * u64::from(self.slots) + u64::from(slot)) * PLANE_BYTES
     }
 
-    pub fn write(&self, slot: u32, bytes: &[u8]) {
+    pub(crate) fn write(&self, slot: u32, bytes: &[u8]) {
         let file = self.open();
         for (plane, piece) in bytes.chunks(PLANE_BYTES as usize).enumerate() {
             file.write_all_at(piece, self.plane_offset(slot, plane as u32))
@@ -244,7 +246,7 @@ impl Memory {
         }
     }
 
-    pub fn read(&self, slot: u32) -> Vec<u8> {
+    pub(crate) fn read(&self, slot: u32) -> Vec<u8> {
         let file = self.open();
         let mut bytes = vec![0; BLOCK_BYTES as usize];
         for (plane, piece) in bytes.chunks_mut(PLANE_BYTES as usize).enumerate() {
@@ -256,7 +258,7 @@ impl Memory {
 }
 
 /// Plane after plane, each with all slots.
-pub fn planar(slots: u32) -> pb::Geometry {
+pub(crate) fn planar(slots: u32) -> pb::Geometry {
     pb::Geometry {
         slots,
         planes: (0..u64::from(PLANES))

@@ -2,6 +2,9 @@
 //!
 //! One file per promise. Every process is ended with the test that started it.
 
+// Helpers say what they expect in the shortest way, as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod bad_input;
 mod cluster;
 mod coordinator_restart;
