@@ -83,7 +83,7 @@ pub fn data_reads(
                 local: here,
             });
         }
-        let mut targets = local.iter().cloned().filter(|range| !range.is_empty());
+        let mut targets = local.iter().filter(|range| !range.is_empty()).cloned();
         let mut target = 0..0;
         for mut source in remote() {
             while !source.is_empty() {
