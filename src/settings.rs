@@ -17,6 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use toml::{Table, Value};
 
 pub(crate) use keys::known_keys;
+pub(crate) use text::Refusal;
 
 /// Largest settings file: a thousand times what one needs.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -60,15 +61,15 @@ pub(crate) enum SettingsError {
         hint: Hint,
     },
     /// A variable has a value its key cannot have.
-    #[error("{variable}={value}: {message}")]
+    #[error("{variable}={value}: {source}")]
     Variable {
         variable: String,
         value: String,
-        message: String,
+        source: Refusal,
     },
     /// A flag has a value its key cannot have.
-    #[error("--{flag}: {message}")]
-    Flag { flag: String, message: String },
+    #[error("--{flag}: {source}")]
+    Flag { flag: String, source: Refusal },
     /// The flags cannot be laid over the other settings: a fault of this program.
     #[error("the flags cannot be read: {0}")]
     Flags(#[from] toml::ser::Error),
@@ -154,10 +155,10 @@ fn from_variables<T: DeserializeOwned>(
         let Some(value) = variable(&name) else {
             continue;
         };
-        let fitted = text::fit::<T>(key, &value).map_err(|message| SettingsError::Variable {
+        let fitted = text::fit::<T>(key, &value).map_err(|source| SettingsError::Variable {
             variable: name,
             value,
-            message,
+            source,
         })?;
         table.insert((*key).to_owned(), fitted);
     }
@@ -171,9 +172,9 @@ fn from_flags<T: DeserializeOwned>(flags: &impl Serialize) -> Result<Table, Sett
             Value::String(given) => text::fit::<T>(&key, given),
             other => text::accepts::<T>(&key, other).map(|()| value),
         };
-        let fitted = fitted.map_err(|message| SettingsError::Flag {
+        let fitted = fitted.map_err(|source| SettingsError::Flag {
             flag: key.replace('_', "-"),
-            message,
+            source,
         })?;
         table.insert(key, fitted);
     }

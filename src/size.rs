@@ -17,8 +17,8 @@ pub(crate) fn duration(took: Duration) -> String {
     let micros = took.as_micros();
     match micros {
         0..10_000 => format!("{micros} us"),
-        10_000..10_000_000 => format!("{} ms", micros / 1_000),
-        _ => format!("{:.1} s", took.as_secs_f64()),
+        10_000..1_000_000 => format!("{} ms", micros / 1_000),
+        _ => format!("{:.2} s", took.as_secs_f64()),
     }
 }
 
@@ -32,6 +32,6 @@ mod tests {
         assert_eq!(gb_per_s(1, Duration::ZERO), 0.0);
         assert_eq!(duration(Duration::from_micros(950)), "950 us");
         assert_eq!(duration(Duration::from_millis(25)), "25 ms");
-        assert_eq!(duration(Duration::from_secs(12)), "12.0 s");
+        assert_eq!(duration(Duration::from_secs(12)), "12.00 s");
     }
 }

@@ -162,6 +162,8 @@ fn ranges(located: &[Located]) -> Vec<[String; 3]> {
             .iter()
             .map(|owner| owner.node.clone())
             .collect();
+        // In one order: which of them is nearest changes from block to block.
+        nodes.sort_unstable();
         nodes.dedup();
         nodes
     };

@@ -3,9 +3,14 @@
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+/// What the key itself says against a value, for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refusal(String);
+
 /// Reads text as what the key of `T` takes: text, a number or truth value, a list `a,b`, or a map
 /// `k=v,k=v`. The error is the key's own, for people.
-pub(super) fn fit<T: DeserializeOwned>(key: &str, text: &str) -> Result<Value, String> {
+pub(super) fn fit<T: DeserializeOwned>(key: &str, text: &str) -> Result<Value, Refusal> {
     let as_text = Value::String(text.to_owned());
     let mut refusal = match accepts::<T>(key, &as_text) {
         Ok(()) => return Ok(as_text),
@@ -26,11 +31,11 @@ pub(super) fn fit<T: DeserializeOwned>(key: &str, text: &str) -> Result<Value, S
 }
 
 /// Would `T` take this value for this key?
-pub(super) fn accepts<T: DeserializeOwned>(key: &str, value: &Value) -> Result<(), String> {
+pub(super) fn accepts<T: DeserializeOwned>(key: &str, value: &Value) -> Result<(), Refusal> {
     let alone = Table::from_iter([(key.to_owned(), value.clone())]);
     match alone.try_into::<T>() {
         Ok(_) => Ok(()),
-        Err(error) => Err(error.message().to_owned()),
+        Err(error) => Err(Refusal(error.message().to_owned())),
     }
 }
 
