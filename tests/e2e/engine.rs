@@ -131,7 +131,12 @@ impl Engine {
 
     /// Reserves slots of an engine's region, writes blocks, seals them, and waits until the
     /// coordinator lists them.
-    pub(crate) async fn publish(&self, memory: &Memory, first_slot: u32, blocks: std::ops::Range<u64>) {
+    pub(crate) async fn publish(
+        &self,
+        memory: &Memory,
+        first_slot: u32,
+        blocks: std::ops::Range<u64>,
+    ) {
         let slots: Vec<u32> = (first_slot..).take(blocks.clone().count()).collect();
         let mut api = self.api.clone();
         api.reserve(pb::ReserveRequest {

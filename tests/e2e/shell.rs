@@ -11,7 +11,7 @@ async fn a_file_put_on_one_node_is_got_on_another() {
     let coordinator = format!("http://{}", cluster.coordinator_address);
     let (a, b) = (cluster.socket("a"), cluster.socket("b"));
     let bytes: Vec<u8> = (0..3_000_000u32)
-        .map(|n| (n * 2_654_435_761) as u8)
+        .map(|n| n.wrapping_mul(2_654_435_761) as u8)
         .collect();
     std::fs::write(dir.join("file"), &bytes).unwrap();
 

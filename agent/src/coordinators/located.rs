@@ -1,7 +1,5 @@
 //! A coordinator's answer, parsed.
 
-use std::sync::Arc;
-
 use kvferry_proto::{
     Checksum, Generation, Geometry, IdError, Incarnation, InvalidMessage, NodeAddresses, NodeId,
     RegionId, Slot, pb,
@@ -26,7 +24,7 @@ pub struct OwnerRegion {
 /// Where a block may be. A hint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LocatedCandidate {
-    /// Index into [`Located::owners`].
+    /// Index into [`Located::owners`]; one beyond its end names nobody.
     pub owner: usize,
     /// The slot of the owner's region.
     pub slot: Slot,
@@ -40,13 +38,29 @@ pub struct LocatedCandidate {
 #[derive(Debug, Clone, Default)]
 pub struct Located {
     /// The owners named.
-    pub owners: Vec<Arc<OwnerRegion>>,
+    pub owners: Vec<OwnerRegion>,
     candidates: Vec<LocatedCandidate>,
     /// Where each block's candidates end in `candidates`.
     ends: Vec<usize>,
 }
 
 impl Located {
+    /// An answer from its parts: the candidates of each block, in order.
+    pub fn new(
+        owners: Vec<OwnerRegion>,
+        blocks: impl IntoIterator<Item = Vec<LocatedCandidate>>,
+    ) -> Self {
+        let mut located = Self {
+            owners,
+            ..Self::default()
+        };
+        for candidates in blocks {
+            located.candidates.extend(candidates);
+            located.ends.push(located.candidates.len());
+        }
+        located
+    }
+
     /// How many blocks the answer speaks of.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -100,7 +114,7 @@ impl Located {
         let owners = message
             .owners
             .into_iter()
-            .map(|owner| parse_owner(owner, block_bytes).map(Arc::new))
+            .map(|owner| parse_owner(owner, block_bytes))
             .collect::<Result<Vec<_>, _>>()?;
 
         let mut ends = Vec::with_capacity(message.candidate_counts.len());

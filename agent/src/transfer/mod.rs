@@ -50,8 +50,8 @@ mod source;
 pub use command::{BlockIndex, Command, OpId, SlotRead, SourceKey};
 pub use config::TransferConfig;
 pub use driver::{
-    Aborted, BlockOutcome, Connect, LandError, Landing, Locate, LocateError, Located, LocatedBlock,
-    NoSpace, OwnerRegion, Parts, PullSummary, pull,
+    Aborted, BlockOutcome, Connect, LandError, Landing, Locate, LocateError, NoSpace, Parts,
+    PullSummary, pull,
 };
 pub use engine::{PullEngine, PullRequest};
 pub use event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint};

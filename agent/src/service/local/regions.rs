@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::{LocalApi, status::OrStatus};
 use crate::{
     coordinators::CoordinatorError,
-    region::{ClientId, PoolOptions, Region},
+    region::{ClientId, PoolOptions, Region, RegisterError},
 };
 
 use pb::register_region_request::Source;
@@ -129,6 +129,10 @@ impl LocalApi {
         keep: bool,
     ) -> Result<Arc<Region>, Status> {
         let geometry = geometry.ok_or(InvalidMessage::Missing("geometry"))?;
+        geometry
+            .fits(&spec.layout, memory.len())
+            .map_err(RegisterError::from)
+            .or_status()?;
         let file = memory.file_identity().or_status()?;
         // Held until the region is entered, so that of two calls for one file one sees the other.
         let mut imports = self.imports.0.lock();

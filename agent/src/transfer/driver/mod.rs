@@ -8,7 +8,7 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use kvferry_proto::{Checksum, Generation, Geometry, NodeId, RegionId, Slot};
+use kvferry_proto::{Checksum, NodeId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -16,41 +16,10 @@ use super::{
     command::BlockIndex, config::TransferConfig, engine::PullRequest, outcome::Outcome,
     plan::Destination,
 };
-use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, TransportKind};
-
-/// A region of an owner, as a locate names it.
-#[derive(Debug, Clone)]
-pub struct OwnerRegion {
-    /// The owner.
-    pub peer: PeerTarget,
-    /// Its region.
-    pub region: RegionId,
-    /// Where the region's slots lie.
-    pub geometry: Geometry,
-}
-
-/// One place where a block is said to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocatedBlock {
-    /// Index into [`Located::owners`]; one beyond its end is ignored.
-    pub owner: u32,
-    /// Which slot.
-    pub slot: Slot,
-    /// What the slot's word must be.
-    pub generation: Generation,
-    /// Of the block's bytes, where it is known and to be compared.
-    pub checksum: Option<Checksum>,
-}
-
-/// An answer to a locate.
-#[derive(Debug, Clone, Default)]
-pub struct Located {
-    /// The owners' regions, each once.
-    pub owners: Vec<OwnerRegion>,
-    /// Per block asked for, in order; best first; empty where nobody holds it. Where it is shorter
-    /// than the question, the rest was not answered, and is asked for again.
-    pub candidates: Vec<Vec<LocatedBlock>>,
-}
+use crate::{
+    coordinators::Located,
+    transport::{BoxFuture, ConnectError, Link, PeerTarget, TransportKind},
+};
 
 /// Why nobody could say who holds a block. Never means that nobody does.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +40,8 @@ pub enum LocateError {
 
 /// Knows who holds the pull's blocks.
 pub trait Locate: Send + Sync + 'static {
-    /// Asks for these blocks. May be dropped at any time.
+    /// Asks for these blocks: the answer is in their order, and what it is too short for is asked for
+    /// again. May be dropped at any time.
     fn locate<'a>(
         &'a self,
         blocks: &'a [BlockIndex],

@@ -15,10 +15,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    BlockOutcome, Connect, Landing, Locate, LocateError, Located, Parts, PullSummary,
+    BlockOutcome, Connect, Landing, Locate, LocateError, Parts, PullSummary,
     flight::{Flights, Words},
 };
 use crate::{
+    coordinators::Located,
     transfer::{
         Time,
         command::{BlockIndex, Command, OpId, SlotRead, SourceKey},

@@ -6,9 +6,9 @@ use kvferry_proto::{BlockHash, NamespaceSpec};
 use tokio::time::Instant;
 
 use crate::{
-    coordinators::CoordinatorError,
+    coordinators::{CoordinatorError, Located},
     service::local::LocalApi,
-    transfer::{BlockIndex, Connect, Locate, LocateError, Located},
+    transfer::{BlockIndex, Connect, Locate, LocateError},
     transport::{BoxFuture, ConnectError, Link, Links, PeerTarget},
 };
 
@@ -46,7 +46,6 @@ impl Locate for Asking {
             self.api
                 .locate(&self.spec, hashes, self.deadline)
                 .await
-                .map(convert)
                 .map_err(|error| {
                     let detail = error.to_string();
                     match error {
@@ -57,31 +56,6 @@ impl Locate for Asking {
                     }
                 })
         })
-    }
-}
-
-fn convert(located: crate::coordinators::Located) -> Located {
-    let candidates = (0..located.len()).map(|i| {
-        let places = located.candidates(i).iter();
-        let place = |c: &crate::coordinators::LocatedCandidate| crate::transfer::LocatedBlock {
-            owner: c.owner as u32,
-            slot: c.slot,
-            generation: c.generation,
-            checksum: c.checksum,
-        };
-        places.map(place).collect()
-    });
-    Located {
-        candidates: candidates.collect(),
-        owners: located
-            .owners
-            .iter()
-            .map(|o| crate::transfer::OwnerRegion {
-                peer: o.peer.clone(),
-                region: o.region,
-                geometry: o.geometry.clone(),
-            })
-            .collect(),
     }
 }
 

@@ -6,10 +6,11 @@ use tokio::task::{Id, JoinError};
 
 use super::{Answer, Asked, Run};
 use crate::{
+    coordinators::{Located, OwnerRegion},
     transfer::{
         command::{OpId, SourceKey},
         driver::{
-            Connect, Landing, Locate, LocateError, Located, OwnerRegion,
+            Connect, Landing, Locate, LocateError,
             flight::{self, Settled, Words},
         },
         event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint},
@@ -113,7 +114,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         };
         let owners: Vec<_> = located
             .owners
-            .into_iter()
+            .iter()
             .map(|owner| self.learn(owner))
             .collect();
         let hints = owners
@@ -127,12 +128,10 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 })
             })
             .collect();
-        let candidates = located
-            .candidates
-            .into_iter()
-            .map(|places| {
-                let known = places.into_iter().filter_map(|place| {
-                    let &(source, region, spans) = owners.get(place.owner as usize)?;
+        let candidates = (0..located.len())
+            .map(|block| {
+                let known = located.candidates(block).iter().filter_map(|place| {
+                    let &(source, region, spans) = owners.get(place.owner)?;
                     Some(Candidate {
                         source,
                         region,
@@ -153,12 +152,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
     }
 
     /// Gives an owner its number, and keeps what reading from it needs.
-    fn learn(&mut self, owner: OwnerRegion) -> (SourceKey, kvferry_proto::RegionId, u32) {
-        let OwnerRegion {
-            peer,
-            region,
-            geometry,
-        } = owner;
+    fn learn(&mut self, owner: &OwnerRegion) -> (SourceKey, kvferry_proto::RegionId, u32) {
+        let (peer, region) = (owner.peer.clone(), owner.region);
         let next = SourceKey(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
         let name = (peer.node.clone(), peer.incarnation);
         let source = *self.keys.entry(name).or_insert(next);
@@ -168,8 +163,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             None => self.peers.push(peer),
         }
         // At most MAX_PLANES.
-        let spans = u32::try_from(geometry.planes().len()).unwrap_or(u32::MAX);
-        self.geometries.insert((source, region), geometry);
+        let spans = u32::try_from(owner.geometry.planes().len()).unwrap_or(u32::MAX);
+        self.geometries
+            .insert((source, region), owner.geometry.clone());
         (source, region, spans)
     }
 }

@@ -3,10 +3,13 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use kvferry_memory::{GenerationTable, HostMemory, copy_ranges, fold_ranges};
-use kvferry_proto::{Incarnation, NodeAddresses, Part, Plane};
+use kvferry_proto::{
+    Generation, Geometry, Incarnation, NodeAddresses, Part, Plane, RegionId, Slot,
+};
 use parking_lot::Mutex;
 
 use super::*;
+use crate::coordinators::{LocatedCandidate, OwnerRegion};
 use crate::transport::{CancelRead, Capabilities, Completion, PendingRead, ReadError, ReadRequest};
 
 /// Bytes of a block; at the owners in two planes, here in one.
@@ -260,9 +263,9 @@ impl Locate for World {
                 geometry: owner.geometry.clone(),
             });
             let candidates = blocks.iter().map(|&block| {
-                let places = 0..self.owners.len() as u32 + 1; // one owner too many
+                let places = 0..self.owners.len() + 1; // one owner too many
                 let checksum = Checksum::of_bytes(&contents(block));
-                let place = |owner| LocatedBlock {
+                let place = |owner| LocatedCandidate {
                     owner,
                     slot: Slot(block + self.slot_shift.load(Ordering::Relaxed)),
                     generation: Generation(2),
@@ -270,10 +273,8 @@ impl Locate for World {
                 };
                 places.map(place).collect()
             });
-            Ok(Located {
-                owners: owners.collect(),
-                candidates: candidates.collect(),
-            })
+            let candidates: Vec<_> = candidates.collect();
+            Ok(Located::new(owners.collect(), candidates))
         })
     }
 }
