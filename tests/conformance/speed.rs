@@ -19,6 +19,8 @@ use crate::{
 
 const LENGTH: Duration = Duration::from_secs(2);
 const MIB: u64 = 1 << 20;
+/// Bytes every measurement writes to, in turn.
+const SINK_BYTES: u64 = 64 << 20;
 
 /// Processor time of this process, in seconds: clock ticks are a hundredth each on every Linux.
 fn cpu_seconds() -> f64 {
@@ -69,12 +71,15 @@ fn plain_sockets() -> f64 {
         }
     });
     let mut stream = TcpStream::connect(address).unwrap();
-    let mut sink = vec![0u8; 64 << 20];
-    let (meter, mut bytes) = (Meter::new(), 0);
-    while meter.start.elapsed() < LENGTH {
+    let mut sink = vec![0u8; SINK_BYTES as usize];
+    let (mut meter, mut bytes, mut warm) = (Meter::new(), 0, false);
+    while !warm || meter.start.elapsed() < LENGTH {
         for piece in sink.chunks_mut(MIB as usize) {
             stream.read_exact(piece).unwrap();
             bytes += MIB;
+        }
+        if !warm {
+            (warm, meter, bytes) = (true, Meter::new(), 0);
         }
     }
     let rate = meter.report("plain sockets, 1 MiB", bytes);
@@ -120,15 +125,19 @@ fn median(rounds: usize, mut round: impl FnMut()) -> Duration {
 
 /// Rounds of `count` reads of `len` bytes, each cut into remote spans of `cut` bytes.
 async fn rounds(link: &Arc<dyn Link>, what: &str, count: u64, len: u64, cut: u64) -> f64 {
-    let memory = local(count * len);
-    let (mut meter, mut bytes) = (Meter::new(), 0);
-    let mut warm = false;
+    // As much memory as the yardstick writes to, used in turn: a small destination would stay in the
+    // cache, and flatter.
+    let memory = local(SINK_BYTES);
+    let (mut meter, mut bytes, mut round, mut warm) = (Meter::new(), 0, 0, false);
+    let rounds = SINK_BYTES / (count * len);
     while !warm || meter.start.elapsed() < LENGTH {
+        let base = round % rounds * count * len;
+        round += 1;
         let reads: Vec<_> = (0..count)
             .map(|i| {
                 // Every second piece of the region, so that neighbours do not become one.
                 let remote = (0..len / cut).map(|j| {
-                    let start = (i * len + 2 * j * cut) % (REGION_BYTES - cut);
+                    let start = (base + i * len + 2 * j * cut) % (REGION_BYTES - cut);
                     data(start..start + cut)
                 });
                 link.read(ReadRequest {
@@ -136,7 +145,7 @@ async fn rounds(link: &Arc<dyn Link>, what: &str, count: u64, len: u64, cut: u64
                     local: LocalSpans {
                         memory: Arc::clone(&memory),
                         ranges: (0..len / cut)
-                            .map(|j| i * len + j * cut..i * len + (j + 1) * cut)
+                            .map(|j| base + i * len + j * cut..base + i * len + (j + 1) * cut)
                             .collect(),
                     },
                 })
@@ -146,7 +155,8 @@ async fn rounds(link: &Arc<dyn Link>, what: &str, count: u64, len: u64, cut: u64
             settled(read).await.unwrap();
         }
         bytes += count * len;
-        if !warm {
+        // Once through the destination, so that its pages are there.
+        if !warm && round >= rounds {
             (warm, meter, bytes) = (true, Meter::new(), 0);
         }
     }
@@ -194,7 +204,7 @@ async fn speed_of_shm() {
     let link = world.link().await;
     let region = world.catalog().get(crate::world::REGION).unwrap();
     let view = HostMemory::view(region.memory.read_only_descriptor().unwrap()).unwrap();
-    let into = local(32 * 2 * MIB);
+    let into = local(SINK_BYTES);
     #[allow(clippy::single_range_in_vec_init)]
     for _ in 0..3 {
         let (mut meter, mut bytes) = (Meter::new(), 0);
