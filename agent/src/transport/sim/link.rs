@@ -1,12 +1,15 @@
 //! Links into the simulated network.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use kvferry_proto::{NodeId, Part, RemoteSpan};
-use tokio::{runtime::Handle, select};
+use tokio::{runtime::Handle, select, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::network::{SimChunk, SimFaults, SimNetwork, SimNode};
@@ -21,6 +24,8 @@ use crate::{
     },
 };
 
+/// Until a stopped owner is given up.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// As the transports that it stands for.
 const CAPABILITIES: Capabilities = Capabilities {
     max_spans: 16_384,
@@ -40,7 +45,7 @@ impl SimTransport {
         Self { network }
     }
 
-    fn open(&self, peer: &PeerTarget) -> Result<SimLink, ConnectError> {
+    async fn open(&self, peer: &PeerTarget) -> Result<SimLink, ConnectError> {
         let unreachable = |detail: &str| ConnectError::Unreachable {
             node: peer.node.clone(),
             address: "sim".to_owned(),
@@ -50,6 +55,11 @@ impl SimTransport {
         let node = node.ok_or_else(|| unreachable("it is not running"))?;
         if self.network.happens(self.network.faults().unreachable_ppm) {
             return Err(unreachable("as chance would have it"));
+        }
+        let mut frozen = node.frozen.subscribe();
+        let thawed = timeout(CONNECT_TIMEOUT, frozen.wait_for(|frozen| !*frozen));
+        if thawed.await.is_err() {
+            return Err(unreachable("no answer in time"));
         }
         let found = node.catalog.incarnation();
         if found != peer.incarnation {
@@ -83,7 +93,7 @@ impl Transport for SimTransport {
         &'a self,
         peer: &'a PeerTarget,
     ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
-        Box::pin(async move { Ok(Arc::new(self.open(peer)?) as Arc<dyn Link>) })
+        Box::pin(async move { Ok(Arc::new(self.open(peer).await?) as Arc<dyn Link>) })
     }
 }
 
@@ -202,10 +212,10 @@ impl SimRead {
         Ok(())
     }
 
-    fn delay(&mut self) -> std::time::Duration {
-        let nanos = |d: &std::time::Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
+    fn delay(&mut self) -> Duration {
+        let nanos = |d: &Duration| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX);
         let (low, high) = (self.faults.delay.start(), self.faults.delay.end());
-        std::time::Duration::from_nanos(self.random.within(nanos(low), nanos(high)))
+        Duration::from_nanos(self.random.within(nanos(low), nanos(high)))
     }
 
     async fn while_frozen(&self) {

@@ -196,7 +196,8 @@ fn adopt(shared: &Weak<Shared>, connection: Arc<Connection>) {
         // link has no connections and gets no new ones.
         Some(shared) => {
             let mut connections = shared.connections.lock();
-            if connections.is_empty() {
+            // Once lost, lost for ever.
+            if connections.iter().all(|c| c.closed().is_some()) {
                 connection.close("the link was dropped");
             } else {
                 connections.push(connection);

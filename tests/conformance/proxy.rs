@@ -1,0 +1,85 @@
+//! Stands between a reader and an owner, and stops in the middle when it is told to.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+
+/// Forwards bytes; what goes to the reader only as far as its budget lasts.
+pub struct Proxy {
+    pub address: SocketAddr,
+    budget: watch::Sender<u64>,
+    cut: Arc<Notify>,
+}
+
+impl Proxy {
+    pub async fn start(owner: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let budget = watch::Sender::new(u64::MAX);
+        let cut = Arc::new(Notify::new());
+        let (shared, ended) = (budget.clone(), Arc::clone(&cut));
+        tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                tokio::select! {
+                    () = ended.notified() => return,
+                    accepted = listener.accept() => {
+                        let reader = accepted.unwrap().0;
+                        let Ok(owner) = TcpStream::connect(owner).await else { continue };
+                        let (from_reader, to_reader) = reader.into_split();
+                        let (from_owner, to_owner) = owner.into_split();
+                        connections.spawn(forward(from_reader, to_owner, watch::Sender::new(u64::MAX)));
+                        connections.spawn(forward(from_owner, to_reader, shared.clone()));
+                    }
+                }
+            }
+        });
+        Self {
+            address,
+            budget,
+            cut,
+        }
+    }
+
+    pub fn allow(&self, bytes: u64) {
+        self.budget.send_replace(bytes);
+    }
+
+    pub fn cut(&self) {
+        self.cut.notify_one();
+    }
+}
+
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, budget: watch::Sender<u64>) {
+    let mut changes = budget.subscribe();
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        if changes.wait_for(|budget| *budget > 0).await.is_err() {
+            return;
+        }
+        let room = (*budget.borrow()).min(buffer.len() as u64) as usize;
+        let Ok(count) = from.read(&mut buffer[..room.max(1)]).await else {
+            return;
+        };
+        // It may have been told to stop while it waited for bytes.
+        if changes.wait_for(|budget| *budget > 0).await.is_err() {
+            return;
+        }
+        budget.send_modify(|budget| {
+            if *budget != u64::MAX {
+                *budget = budget.saturating_sub(count as u64);
+            }
+        });
+        if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! TCP: an owner behind a proxy that can stop, and what only sockets can get wrong.
+
+use std::{sync::Arc, time::Duration};
+
+use kvferry_agent::{
+    region::RegionCatalog,
+    transport::{
+        Link, PeerTarget, ReadError, ReadRequest, Transport,
+        tcp::{ServeCounters, TcpConfig, TcpLimits, TcpServer, TcpTransport},
+    },
+};
+use kvferry_memory::HostMemory;
+use kvferry_proto::{NodeAddresses, RegionId, RemoteSpan};
+use tokio::sync::Notify;
+
+use crate::{
+    proxy::Proxy,
+    world::{
+        Stalls, World, catalog, check_alive, data, eventually, insert, local, peer, read, settled,
+        whole,
+    },
+};
+
+pub struct TcpWorld {
+    pub catalog: Arc<RegionCatalog>,
+    pub counters: Arc<ServeCounters>,
+    proxy: Proxy,
+    stop: Arc<Notify>,
+    /// Past the proxy.
+    pub direct: PeerTarget,
+}
+
+impl TcpWorld {
+    pub async fn with(limits: TcpLimits) -> Self {
+        let catalog = catalog();
+        let loopback = "127.0.0.1:0".parse().unwrap();
+        let server = TcpServer::bind(loopback, Arc::clone(&catalog), limits)
+            .await
+            .unwrap();
+        let (address, counters) = (server.local_addr(), server.counters());
+        let stop = Arc::new(Notify::new());
+        let stopped = Arc::clone(&stop);
+        tokio::spawn(async move { server.serve(stopped.notified()).await });
+        Self {
+            catalog,
+            counters,
+            proxy: Proxy::start(address).await,
+            stop,
+            direct: peer(NodeAddresses {
+                data: Some(address),
+                ..NodeAddresses::default()
+            }),
+        }
+    }
+
+    pub async fn direct_link(&self) -> Arc<dyn Link> {
+        self.connect(&self.direct).await.unwrap()
+    }
+}
+
+impl World for TcpWorld {
+    async fn start() -> Self {
+        Self::with(TcpLimits::default()).await
+    }
+    fn catalog(&self) -> Arc<RegionCatalog> {
+        Arc::clone(&self.catalog)
+    }
+    fn transport(&self) -> Arc<dyn Transport> {
+        Arc::new(TcpTransport::default())
+    }
+    fn peer(&self) -> PeerTarget {
+        peer(NodeAddresses {
+            data: Some(self.proxy.address),
+            ..NodeAddresses::default()
+        })
+    }
+    fn kill(&self) {
+        self.stop.notify_one();
+        self.proxy.cut();
+    }
+}
+
+impl Stalls for TcpWorld {
+    fn stall_after(&self, bytes: u64) {
+        self.proxy.allow(bytes);
+    }
+    fn resume(&self) {
+        self.proxy.allow(u64::MAX);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_owes_abandoned_bytes_and_stands_still_is_closed() {
+    let world = TcpWorld::start().await;
+    let link = world.link().await;
+    world.stall_after(0);
+    let pending = link.read(ReadRequest {
+        remote: vec![data(0..1000)],
+        local: whole(&local(1000)),
+    });
+    pending.cancel();
+    assert!(matches!(settled(pending).await, Err(ReadError::Cancelled)));
+    eventually("closed", || link.is_lost()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_connections_are_opened_under_load() {
+    let world = TcpWorld::start().await;
+    let link = world.link().await;
+    world.stall_after(0);
+    let reads: Vec<_> = (0..40)
+        .map(|_| {
+            link.read(ReadRequest {
+                remote: vec![data(0..1 << 20)],
+                local: whole(&local(1 << 20)),
+            })
+        })
+        .collect();
+    world.resume();
+    for pending in reads {
+        settled(pending).await.unwrap();
+    }
+    eventually("more connections", || world.counters.accepted() > 1).await;
+    let most = TcpConfig::default().max_connections as u64;
+    assert!(world.counters.accepted() <= most);
+    check_alive(&link).await;
+}
+
+/// An engine that cuts the file of memory that is registered: its readers lose a connection, and the
+/// owner goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_region_closes_the_connection_and_nothing_else() {
+    let world = TcpWorld::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(1 << 20).unwrap();
+    let id = RegionId(30);
+    let memory = HostMemory::import_path(file.path()).unwrap();
+    insert(&world.catalog, id, memory, 16);
+    let span = RemoteSpan {
+        region: id,
+        ..data(0..1 << 20)
+    };
+    let link = world.link().await;
+    read(&link, vec![span], whole(&local(1 << 20)))
+        .await
+        .unwrap();
+    file.as_file().set_len(4096).unwrap();
+    let result = read(&link, vec![span], whole(&local(1 << 20))).await;
+    assert!(
+        matches!(result, Err(ReadError::LinkLost { .. })),
+        "{result:?}"
+    );
+    check_alive(&world.link().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_takes_nothing_loses_its_connection_and_no_one_else_does() {
+    let world = TcpWorld::with(TcpLimits {
+        write_stall: Duration::from_secs(1),
+        ..TcpLimits::default()
+    })
+    .await;
+    let other = world.direct_link().await;
+    let link = world.link().await;
+    world.stall_after(0);
+    let span = data(0..8 << 20);
+    let reads: Vec<_> = (0..8)
+        .map(|_| {
+            link.read(ReadRequest {
+                remote: vec![span],
+                local: whole(&local(8 << 20)),
+            })
+        })
+        .collect();
+    check_alive(&other).await;
+    eventually("dropped", || world.counters.open() == 1).await;
+    check_alive(&other).await;
+    world.resume();
+    let mut lost = 0;
+    for pending in reads {
+        lost += usize::from(settled(pending).await.is_err());
+    }
+    assert!(lost > 0);
+}
