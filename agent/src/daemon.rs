@@ -34,10 +34,10 @@ use crate::{
     transfer::TransferConfig,
     transport::{
         Links, LinksConfig, Transport, TransportKind,
-        shm::{ShmBindError, ShmOptions, ShmServer, ShmTransport, host_id},
+        shm::{ShmOptions, ShmServer, ShmTransport, host_id},
         tcp::{BindError, TcpConfig, TcpLimits, TcpServer, TcpTransport},
     },
-    unix_socket::{BoundSocket, SocketError},
+    unix_socket::{BoundSocket, Reach, SocketError},
 };
 
 /// Everything must have ended this long after the signal; what has not is dropped.
@@ -79,9 +79,6 @@ pub enum StartError {
     /// A unix socket that is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The descriptor socket is not to be had.
-    #[error(transparent)]
-    Descriptors(#[from] ShmBindError),
 }
 
 /// Why an agent ended other than by being told to.
@@ -140,7 +137,7 @@ impl Agent {
         let incarnation = new_incarnation()?;
         let catalog = Arc::new(RegionCatalog::new(incarnation));
 
-        let local = BoundSocket::bind(&config.socket_path()).await?;
+        let local = BoundSocket::bind(&config.socket_path(), Reach::ThisUser)?;
         let shm = ShmServer::bind(
             &config.descriptor_socket_path(),
             Arc::clone(&catalog),

@@ -16,3 +16,4 @@ mod unix_socket;
 
 pub use config::AgentConfig;
 pub use daemon::{Agent, AgentAddresses, ServeError, StartError};
+pub use unix_socket::SocketError;

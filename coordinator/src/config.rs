@@ -70,7 +70,7 @@ pub enum ConfigError {
     /// The world could reach a server that asks nobody who they are.
     #[error(
         "listen = \"{listen}\": only loopback addresses are allowed, because there is no TLS yet; \
-         set insecure = true where the network itself keeps strangers out"
+         set insecure = true (--insecure) where the network itself keeps strangers out"
     )]
     NotLoopback {
         /// The address.

@@ -9,7 +9,6 @@ mod overwrite;
 mod proxy;
 mod shm;
 mod sim;
-mod speed;
 mod stalls;
 mod suite;
 mod tcp;

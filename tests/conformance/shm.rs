@@ -14,8 +14,8 @@ use kvferry_agent::{
     transport::{
         Link, PeerTarget, ReadError, ReadRequest, Transport,
         shm::{
-            DepositBox, DescriptorClient, DescriptorError, ShmBindError, ShmOptions, ShmServer,
-            ShmTransport, host_id,
+            DepositBox, DescriptorClient, DescriptorError, ShmOptions, ShmServer, ShmTransport,
+            host_id,
         },
     },
 };
@@ -85,7 +85,7 @@ impl World for ShmWorld {
     }
 }
 
-fn bind(path: &std::path::Path) -> Result<ShmServer, ShmBindError> {
+fn bind(path: &std::path::Path) -> Result<ShmServer, kvferry_agent::SocketError> {
     ShmServer::bind(path, catalog(), ShmOptions::default())
 }
 
@@ -97,7 +97,10 @@ async fn the_socket_is_private_and_never_taken_from_a_live_agent() {
     let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
-    assert!(matches!(bind(&path), Err(ShmBindError::InUse { .. })));
+    assert!(matches!(
+        bind(&path),
+        Err(kvferry_agent::SocketError::InUse { .. })
+    ));
     drop(server);
     assert!(!path.exists());
     // What a dead process left: a socket that nobody answers on.
@@ -105,10 +108,16 @@ async fn the_socket_is_private_and_never_taken_from_a_live_agent() {
     assert!(path.symlink_metadata().unwrap().file_type().is_socket());
     drop(bind(&path).unwrap());
     std::fs::write(&path, "precious").unwrap();
-    assert!(matches!(bind(&path), Err(ShmBindError::NotASocket { .. })));
+    assert!(matches!(
+        bind(&path),
+        Err(kvferry_agent::SocketError::NotASocket { .. })
+    ));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
     let long = directory.path().join("x".repeat(120));
-    assert!(matches!(bind(&long), Err(ShmBindError::TooLong { .. })));
+    assert!(matches!(
+        bind(&long),
+        Err(kvferry_agent::SocketError::TooLong { .. })
+    ));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,5 +21,5 @@ pub use deposit::DepositBox;
 pub use frame::ShmFrameError;
 pub use host::host_id;
 pub use link::ShmLink;
-pub use server::{ShmBindError, ShmOptions, ShmServer};
+pub use server::{ShmOptions, ShmServer};
 pub use transport::ShmTransport;

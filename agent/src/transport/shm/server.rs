@@ -1,14 +1,8 @@
 //! The owner's end of the descriptor socket.
 
 use std::{
-    fs,
     future::Future,
-    io,
-    os::unix::{
-        fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
-        net::UnixStream as StdUnixStream,
-    },
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,16 +10,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::UnixListener, pin, select, sync::Semaphore, task::JoinSet};
+use tokio::{pin, select, sync::Semaphore, task::JoinSet};
 
 use super::{
     deposit::DepositBox,
     session::{self, Shared},
 };
-use crate::region::RegionCatalog;
+use crate::{
+    SocketError,
+    region::RegionCatalog,
+    unix_socket::{BoundSocket, Reach},
+};
 
-/// Longest path of a unix socket: `sun_path` holds 108 bytes with its end.
-const MAX_PATH_BYTES: usize = 107;
 /// Most connections at a time: every process on one host, with room to spare.
 const MAX_CONNECTIONS: usize = 1024;
 /// After the kernel could not accept.
@@ -40,42 +36,10 @@ pub struct ShmOptions {
     pub engine_uids: Vec<u32>,
 }
 
-/// Why the server does not listen.
-#[derive(Debug, thiserror::Error)]
-pub enum ShmBindError {
-    /// Something answers on the path.
-    #[error("{} is in use; stop the agent that listens there, or choose another path", path.display())]
-    InUse {
-        /// As asked for.
-        path: PathBuf,
-    },
-    /// The path is there and is no socket.
-    #[error("{} exists and is no socket; choose another path", path.display())]
-    NotASocket {
-        /// As asked for.
-        path: PathBuf,
-    },
-    /// Longer than a socket's address can be.
-    #[error("{} is longer than {MAX_PATH_BYTES} bytes; choose a shorter path", path.display())]
-    TooLong {
-        /// As asked for.
-        path: PathBuf,
-    },
-    /// Anything else.
-    #[error("cannot listen on {}: {source}", path.display())]
-    Failed {
-        /// As asked for.
-        path: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// Hands out descriptors of a catalogue's regions. Removes its socket when it is dropped.
 #[derive(Debug)]
 pub struct ShmServer {
-    listener: UnixListener,
-    socket: SocketFile,
+    socket: BoundSocket,
     shared: Arc<Shared>,
 }
 
@@ -84,37 +48,22 @@ impl ShmServer {
     /// user only, where there is none. Must be called on a tokio runtime.
     ///
     /// # Errors
-    /// [`ShmBindError`].
+    /// [`SocketError`].
     pub fn bind(
         path: &Path,
         catalog: Arc<RegionCatalog>,
         options: ShmOptions,
-    ) -> Result<Self, ShmBindError> {
-        let failed = |source: io::Error| match source.kind() {
-            io::ErrorKind::AddrInUse => ShmBindError::InUse {
-                path: path.to_owned(),
-            },
-            _ => ShmBindError::Failed {
-                path: path.to_owned(),
-                source,
-            },
-        };
-        if path.as_os_str().len() > MAX_PATH_BYTES {
-            return Err(ShmBindError::TooLong {
-                path: path.to_owned(),
-            });
-        }
-        make_directory(path).map_err(failed)?;
-        make_room(path)?;
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        let socket = SocketFile::new(path).map_err(failed)?;
+    ) -> Result<Self, SocketError> {
         // Other users reach the socket only where some are allowed; who they are is checked on every
         // connection.
         let alone = options.reader_uids.is_empty() && options.engine_uids.is_empty();
-        let mode = if alone { 0o600 } else { 0o666 };
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+        let reach = if alone {
+            Reach::ThisUser
+        } else {
+            Reach::Everybody
+        };
+        let socket = BoundSocket::bind(path, reach)?;
         Ok(Self {
-            listener,
             socket,
             shared: Arc::new(Shared {
                 catalog,
@@ -128,7 +77,7 @@ impl ShmServer {
     /// Where it listens.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.socket.path
+        self.socket.path()
     }
 
     /// What engines left.
@@ -147,8 +96,8 @@ impl ShmServer {
             select! {
                 () = &mut shutdown => break,
                 Some(_) = sessions.join_next() => {}
-                accepted = self.listener.accept() => match accepted {
-                    Ok((stream, _)) => {
+                accepted = self.socket.accept() => match accepted {
+                    Ok(stream) => {
                         next_connection += 1;
                         let permit = Arc::clone(&room).try_acquire_owned().ok();
                         let shared = Arc::clone(&self.shared);
@@ -171,67 +120,5 @@ impl ShmServer {
         sessions.shutdown().await;
         let handed_out = self.shared.handed_out.load(Ordering::Relaxed);
         tracing::debug!(handed_out, "the descriptor socket is closed");
-    }
-}
-
-fn make_directory(path: &Path) -> io::Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.exists() => fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(parent),
-        _ => Ok(()),
-    }
-}
-
-/// Removes a socket that a dead process left; refuses anything else.
-fn make_room(path: &Path) -> Result<(), ShmBindError> {
-    let failed = |source| ShmBindError::Failed {
-        path: path.to_owned(),
-        source,
-    };
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(ShmBindError::NotASocket {
-                path: path.to_owned(),
-            });
-        }
-        Ok(_) => {}
-    }
-    match StdUnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)
-        }
-        // Also where it could not be found out: a live agent's socket is never taken away.
-        _ => Err(ShmBindError::InUse {
-            path: path.to_owned(),
-        }),
-    }
-}
-
-/// The socket in the file system, while it is ours.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn new(path: &Path) -> io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            inode: fs::symlink_metadata(path)?.ino(),
-        })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove the socket");
-        }
     }
 }
