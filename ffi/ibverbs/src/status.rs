@@ -44,7 +44,7 @@ statuses! {
         "the local pieces do not fit the bytes read: a bug of this program";
     /// The request cannot be carried out by this queue pair.
     LocalOperation = IBV_WC_LOC_QP_OP_ERR,
-        "the device cannot do this request: more pieces or bytes than the queue pair was made for, a bug of this program";
+        "the device cannot do this request: it has no route to the peer (its own link is down; Soft-RoCE says it so), or the request has more pieces or bytes than the queue pair was made for; connect again or use another path";
     /// End-to-end context; not used by reliable connections.
     LocalContext = IBV_WC_LOC_EEC_OP_ERR,
         "the device reports an end-to-end context error, which reliable connections do not have; see the device's log";
