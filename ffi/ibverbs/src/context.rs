@@ -3,7 +3,7 @@
 use std::{
     ffi::CStr,
     fmt, io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     ptr::NonNull,
     sync::Arc,
 };
@@ -317,6 +317,12 @@ impl AsFd for Context {
         // SAFETY: the descriptor is open as long as the context, which `self` keeps open, and the
         // field is not written to after the device was opened.
         unsafe { BorrowedFd::borrow_raw((*self.raw.as_ptr()).async_fd) }
+    }
+}
+
+impl AsRawFd for Context {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

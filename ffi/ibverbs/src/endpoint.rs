@@ -61,9 +61,9 @@ impl ConnectOptions {
 impl Default for ConnectOptions {
     fn default() -> Self {
         Self {
-            retries: 3,
-            // 34 ms a try: more than any queue in a fabric, and a dead peer is noticed within a second.
-            timeout_exponent: 13,
+            retries: Self::MAX_RETRIES,
+            // 67 ms a try: longer than any queue in a fabric, and a dead peer is noticed in half a second.
+            timeout_exponent: 14,
             not_ready_retries: Self::MAX_RETRIES,
             traffic_class: 0,
             service_level: 0,
@@ -137,6 +137,7 @@ mod tests {
             gid: ipv4(last),
             lid: 0,
             mtu: Mtu::B4096,
+            max_read_bytes: 1 << 30,
         };
         let endpoint = Endpoint {
             qp_num: 17,

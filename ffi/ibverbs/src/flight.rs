@@ -78,26 +78,25 @@ impl<K> Flight<K> {
         self.entries.truncate(keep);
     }
 
-    /// A completion was polled. Reports every request that is over now, oldest first, each after it
-    /// let go of its memory. False where the number is not in flight.
+    /// A completion was polled. Hands out every request that is over now, oldest first, with what it
+    /// kept alive. False where the number is not in flight.
     pub(crate) fn finish(
         &mut self,
         number: u32,
         status: Option<WorkStatus>,
-        mut report: impl FnMut(u64, Result<(), WorkError>),
+        mut over: impl FnMut(u64, K, Result<(), WorkError>),
     ) -> bool {
         let place = number.wrapping_sub(self.oldest) as usize;
         if place >= self.entries.len() {
             return false;
         }
         for (at, Entry { token, keep }) in self.entries.drain(..=place).enumerate() {
-            drop(keep);
             let result = match status {
                 None => Ok(()),
                 Some(status) if at == place => Err(WorkError::Failed(status)),
                 Some(_) => Err(WorkError::Unconfirmed),
             };
-            report(token, result);
+            over(token, keep, result);
         }
         self.oldest = number.wrapping_add(1);
         true
@@ -120,7 +119,9 @@ mod tests {
 
     fn finish(flight: &mut Flight<Arc<()>>, number: u32, status: Option<WorkStatus>) -> Seen {
         let mut seen = Vec::new();
-        flight.finish(number, status, |token, result| seen.push((token, result)));
+        flight.finish(number, status, |token, _, result| {
+            seen.push((token, result))
+        });
         seen
     }
 

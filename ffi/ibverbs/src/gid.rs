@@ -138,6 +138,8 @@ pub struct LocalAddress {
     pub lid: u16,
     /// What the port can do now.
     pub mtu: Mtu,
+    /// Most bytes of one READ.
+    pub max_read_bytes: u32,
 }
 
 /// No address of a port can be used.
@@ -247,6 +249,7 @@ pub fn choose_address(
         gid,
         lid: port.lid,
         mtu: port.active_mtu,
+        max_read_bytes: port.max_message_bytes,
     })
 }
 

@@ -25,6 +25,18 @@ pub enum ListError {
         "the kernel has no RDMA: no ib_uverbs module is loaded (modprobe ib_uverbs, or install the card's driver)"
     )]
     NoKernelSupport,
+    /// The kernel has devices, and there are no nodes to reach them by.
+    #[error("the kernel has RDMA devices ({}), but /dev/infiniband has no node for them; give the container the devices (--device /dev/infiniband)", devices.join(", "))]
+    NoNodes {
+        /// As the kernel calls them.
+        devices: Vec<String>,
+    },
+    /// The kernel has devices, and the library has no driver for any.
+    #[error("the kernel has RDMA devices ({}), but libibverbs has no driver for them; install it (Debian: ibverbs-providers, RHEL: libibverbs)", devices.join(", "))]
+    NoDrivers {
+        /// As the kernel calls them.
+        devices: Vec<String>,
+    },
     /// It has, and the library fails all the same.
     #[error("libibverbs cannot list the RDMA devices: {0}")]
     Failed(io::Error),
@@ -93,9 +105,13 @@ impl Library {
                 list: Arc::clone(&list),
             })
         };
-        Ok((0..usize::try_from(count).unwrap_or(0))
+        let devices: Vec<Device> = (0..usize::try_from(count).unwrap_or(0))
             .filter_map(device)
-            .collect())
+            .collect();
+        if devices.is_empty() {
+            return why_none();
+        }
+        Ok(devices)
     }
 }
 
@@ -171,6 +187,26 @@ impl std::fmt::Debug for Device {
             .field("numa_node", &self.numa_node)
             .finish_non_exhaustive()
     }
+}
+
+/// The library leaves out what it cannot use, and does not say so.
+fn why_none() -> Result<Vec<Device>, ListError> {
+    let names = |path| -> Vec<String> {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    };
+    let devices = names("/sys/class/infiniband");
+    if devices.is_empty() {
+        return Ok(Vec::new());
+    }
+    let nodes = names("/dev/infiniband");
+    Err(if nodes.iter().any(|node| node.starts_with("uverbs")) {
+        ListError::NoDrivers { devices }
+    } else {
+        ListError::NoNodes { devices }
+    })
 }
 
 fn numa_node(device: &str) -> Option<u32> {

@@ -110,6 +110,7 @@ pub struct Init {
 /// Knows its peer, and lets it read.
 #[derive(Debug)]
 pub struct ReadyToReceive {
+    address: LocalAddress,
     local: Endpoint,
     agreed: Agreed,
     options: ConnectOptions,
@@ -118,6 +119,7 @@ pub struct ReadyToReceive {
 /// Connected: reads from its peer.
 #[derive(Debug)]
 pub struct ReadyToSend {
+    address: LocalAddress,
     local: Endpoint,
     agreed: Agreed,
 }
@@ -321,6 +323,7 @@ impl QueuePair<Init> {
         Ok(QueuePair {
             core: self.core,
             state: ReadyToReceive {
+                address,
                 local,
                 agreed,
                 options: *options,
@@ -336,6 +339,7 @@ impl QueuePair<ReadyToReceive> {
     /// [`ConnectError`].
     pub fn ready(self) -> Result<QueuePair<ReadyToSend>, ConnectError> {
         let ReadyToReceive {
+            address,
             local,
             agreed,
             options,
@@ -358,7 +362,11 @@ impl QueuePair<ReadyToReceive> {
         self.core.modify(&mut attributes, what, "ready to send")?;
         Ok(QueuePair {
             core: self.core,
-            state: ReadyToSend { local, agreed },
+            state: ReadyToSend {
+                address,
+                local,
+                agreed,
+            },
         })
     }
 }
@@ -367,8 +375,7 @@ impl QueuePair<ReadyToSend> {
     /// An empty chain for READs to this queue pair.
     #[must_use]
     pub fn chain(&self) -> ReadChain {
-        // Port attributes name the true bound; every device has at least this.
-        ReadChain::new(self.core.max_pieces, 1 << 30)
+        ReadChain::new(self.core.max_pieces, self.state.address.max_read_bytes)
     }
 
     /// Posts READs from the front of the chain, as many as there is room for: one doorbell for all. Gives how many;
@@ -391,6 +398,12 @@ impl QueuePair<ReadyToSend> {
     #[must_use]
     pub fn reads_at_a_time(&self) -> u8 {
         self.state.agreed.asks
+    }
+
+    /// Most bytes of one READ.
+    #[must_use]
+    pub fn max_read_bytes(&self) -> u32 {
+        self.state.address.max_read_bytes
     }
 
     /// This side, as the peer was told.

@@ -15,7 +15,7 @@ use std::{
 use kvferry_rdma_sys::{ibv_cq, ibv_wc, poll_cq, req_notify_cq};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::{CompletionChannel, Context, WorkError, WorkStatus, lock, sender::Sender};
+use crate::{CompletionChannel, Context, WorkError, WorkStatus, chain::Keep, lock, sender::Sender};
 
 /// Completions taken from the device in one call.
 const BATCH: usize = 64;
@@ -168,10 +168,13 @@ impl CompletionQueue {
     /// [`PollError`].
     pub fn poll(&self, into: &mut Vec<Finished>) -> Result<usize, PollError> {
         let before = into.len();
+        let mut spent = Vec::new();
         let mut state = lock(&self.state);
         into.extend(state.set_aside.drain(..));
-        self.take(&mut state, |finished| into.push(finished))?;
-        Ok(into.len() - before)
+        let result = self.take(&mut state, &mut spent, |finished| into.push(finished));
+        drop(state);
+        drop(spent); // without the lock: this may deregister memory
+        result.map(|()| into.len() - before)
     }
 
     /// Asks the channel to tell of the next completion. Poll once more afterwards: what arrived before is not told.
@@ -259,14 +262,21 @@ impl CompletionQueue {
 
     /// Takes what the device has, and sets it aside for the next who polls.
     pub(crate) fn set_aside(&self) -> Result<(), PollError> {
+        let (mut spent, mut taken) = (Vec::new(), Vec::new());
         let mut state = lock(&self.state);
-        let mut taken = Vec::new();
-        let result = self.take(&mut state, |finished| taken.push(finished));
+        let result = self.take(&mut state, &mut spent, |finished| taken.push(finished));
         state.set_aside.extend(taken);
+        drop(state);
+        drop(spent); // without the lock: this may deregister memory
         result
     }
 
-    fn take(&self, state: &mut State, mut report: impl FnMut(Finished)) -> Result<(), PollError> {
+    fn take(
+        &self,
+        state: &mut State,
+        spent: &mut Vec<Keep>,
+        mut report: impl FnMut(Finished),
+    ) -> Result<(), PollError> {
         let State { senders, batch, .. } = state;
         for _ in 0..BATCHES_AT_ONCE {
             // SAFETY: the queue is alive.
@@ -277,7 +287,7 @@ impl CompletionQueue {
                 let (number, status) = (completion.wr_id, completion.status);
                 let (serial, number) = ((number >> 32) as u32, number as u32);
                 if let Some(sender) = senders.get(&serial) {
-                    sender.finish(number, WorkStatus::from_raw(status), &mut report);
+                    sender.finish(number, WorkStatus::from_raw(status), spent, &mut report);
                 }
             }
             if taken < BATCH {

@@ -208,15 +208,18 @@ impl Sender {
         Err(PostError::Refused { taken, source })
     }
 
-    /// A completion was polled.
+    /// A completion was polled. What it kept alive goes to `spent`, for the caller to drop without a
+    /// lock: deregistering takes time, and runs the code of whoever owns the memory.
     pub(crate) fn finish(
         &self,
         number: u32,
         status: Option<WorkStatus>,
+        spent: &mut Vec<Keep>,
         report: &mut impl FnMut(Finished),
     ) {
         let mut state = lock(&self.state);
-        let known = state.flight.finish(number, status, |token, result| {
+        let known = state.flight.finish(number, status, |token, keep, result| {
+            spent.push(keep);
             report(Finished {
                 qp_num: self.qp_num,
                 token,

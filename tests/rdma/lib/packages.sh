@@ -6,6 +6,8 @@ need_machine() {
     why="the virtual machine is for x86-64 Linux, this is $(uname -s) on $(uname -m)"
   elif ! command -v apt-get > /dev/null || ! command -v dpkg > /dev/null; then
     why="the virtual machine is made of Debian packages, and there is no apt here"
+  elif [[ $repo == *[[:space:]]* ]]; then
+    why="the path of this checkout has a space in it, which the guest's command line cannot carry"
   else
     return 0
   fi

@@ -10,7 +10,7 @@ use kvferry_ibverbs::{
     WorkError, WorkStatus, lost_bytes,
 };
 
-use crate::rig::{self, Rig, at, memory, patterned};
+use crate::rig::{self, Rig, at, contents, memory, patterned};
 
 const BYTES: u64 = 4096;
 
@@ -158,12 +158,20 @@ fn closing_while_reads_are_under_way_settles_all_of_them() {
         let from = rig.owner.readable(&source);
         let target = post(&rig, &reader, at(from.key(), 0), 100, None);
         std::thread::sleep(Duration::from_micros(300 * round));
+        let memory = target.upgrade();
         let closed = reader.close();
         assert!(
             closed.settle(Duration::from_secs(2)).unwrap(),
             "round {round}"
         );
         assert_eq!(closed.in_flight(), 0);
+        if let Some(memory) = memory {
+            // It is ours again: answers that are still on the wire must not arrive.
+            let bytes = vec![0xee; usize::try_from(memory.len()).unwrap()];
+            memory.write_at(0, &bytes).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            assert!(contents(&memory, 0, memory.len()) == bytes, "round {round}");
+        }
         assert!(target.upgrade().is_none());
         assert_eq!(rig.reader.collect(100).len(), 100);
     }
@@ -190,6 +198,18 @@ fn wrong_use_is_refused_before_the_device_sees_it() {
         chain.push(1, remote, many),
         Err(ChainError::TooManyPieces { .. })
     ));
+    let most = reader.max_read_bytes();
+    let big = memory(u64::from(most) + 8);
+    let halves = rig.reader.local(&big);
+    let half = u64::from(most) / 2 + 4;
+    let pieces = [halves.piece(0..half), halves.piece(half..2 * half)];
+    assert_eq!(
+        chain.push(1, remote, pieces.map(Option::unwrap)),
+        Err(ChainError::TooLong {
+            bytes: u64::from(most) + 8,
+            most
+        })
+    );
     assert_eq!(reader.post(&mut chain).unwrap(), 0);
     let foreign = kvferry_ibverbs::ProtectionDomain::new(&rig.reader.context).unwrap();
     let elsewhere = kvferry_ibverbs::LocalRegion::register(
@@ -210,4 +230,40 @@ fn wrong_use_is_refused_before_the_device_sees_it() {
     chain.push(1, remote, [piece()]).unwrap();
     assert_eq!(reader.post(&mut chain).unwrap(), 1);
     assert_eq!(rig.reader.collect(1)[0].result, Ok(()));
+}
+
+/// It removes a device: only where somebody said that it may, and in a guest of its own.
+#[test]
+fn a_device_that_is_removed_in_use_holds_nobody_up() {
+    if std::env::var("KVFERRY_RDMA_UNPLUG").is_err() {
+        return println!("skipped: KVFERRY_RDMA_UNPLUG is not set");
+    }
+    let Some(rig) = rig::rig() else { return };
+    let slow = ConnectOptions {
+        timeout_exponent: 20,
+        ..ConnectOptions::default()
+    };
+    let (reader, owner) = rig.connect(PairOptions::default(), slow);
+    let source = patterned(BYTES, 1);
+    let from = rig.owner.readable(&source);
+    drop(owner);
+    let target = post(&rig, &reader, at(from.key(), 0), 8, None);
+    let mut removal = std::process::Command::new("rdma")
+        .args(["link", "del", rig.reader.context.name()])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    drop(reader);
+    println!(
+        "closed within {:?}, {} bytes lost",
+        start.elapsed(),
+        lost_bytes()
+    );
+    assert!(start.elapsed() < Duration::from_secs(3));
+    // Either the device gave it up, or it is never freed.
+    assert_eq!(target.upgrade().is_some(), lost_bytes() > 0);
+    assert_eq!(rig.reader.collect(8).len(), 8);
+    drop((from, rig));
+    assert!(removal.wait().unwrap().success());
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvferry_ibverbs::{ConnectOptions, PairOptions, ReadyToSend};
+use kvferry_ibverbs::{ConnectOptions, PairOptions};
 
 use crate::rig::{self, Rig, at, contents, memory, pattern, patterned};
 
@@ -19,17 +19,16 @@ fn measure(rig: &Rig, bytes: u64, blocks: u64, event_driven: bool) {
     let (reader, _owner) = rig.connect(options, ConnectOptions::default());
     let (source, target) = (patterned(bytes * blocks, 7), memory(bytes * blocks));
     let (from, to) = (rig.owner.readable(&source), rig.reader.local(&target));
-    let round = |reader: &kvferry_ibverbs::QueuePair<ReadyToSend>| {
+    let run = |rounds: u64| {
         let mut chain = reader.chain();
-        for block in 0..blocks {
-            let piece = to.piece(block * bytes..(block + 1) * bytes).unwrap();
-            chain
-                .push(block, at(from.key(), block * bytes), [piece])
-                .unwrap();
+        for read in 0..rounds * blocks {
+            let start = read % blocks * bytes;
+            let piece = to.piece(start..start + bytes).unwrap();
+            chain.push(read, at(from.key(), start), [piece]).unwrap();
         }
         let (mut done, mut over) = (Vec::new(), 0);
         let start = Instant::now();
-        while over < blocks {
+        while over < rounds * blocks {
             reader.post(&mut chain).unwrap();
             if event_driven {
                 rig.reader.queue.wait(&mut done, rig::PATIENCE).unwrap();
@@ -43,9 +42,9 @@ fn measure(rig: &Rig, bytes: u64, blocks: u64, event_driven: bool) {
         }
         start.elapsed()
     };
-    round(&reader); // first touch
+    run(1); // first touch
     let rounds = 3;
-    let spent: Duration = (0..rounds).map(|_| round(&reader)).sum();
+    let spent = run(rounds);
     assert!(contents(&target, 0, bytes * blocks) == pattern(0, bytes * blocks, 7));
     let mib = (bytes * blocks * rounds) as f64 / f64::from(1 << 20);
     let way = if event_driven { "waiting" } else { "polling" };

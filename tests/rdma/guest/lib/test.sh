@@ -1,7 +1,7 @@
 # Runs tests and tells the host. Sourced by guest scripts.
 #
-# On the host, with LIST=1, a guest script only names the tests that the filter leaves: what needs the guest stands
-# behind `in_guest || exit 0`... see guest/verbs.sh.
+# Each guest script is also run on the host, with LIST=1, to know whether the filter leaves it any test: there
+# `one_test` only names its test. Whatever else a script does must stand behind `in_guest &&`.
 
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/run TMPDIR=/dev/shm
 guest=$(basename "$0" .sh)
