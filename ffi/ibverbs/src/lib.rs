@@ -25,6 +25,7 @@ mod library;
 mod memlock;
 mod mtu;
 mod pair;
+mod pair_core;
 mod port;
 mod psn;
 mod queue;
@@ -49,10 +50,8 @@ pub use kvferry_rdma_sys::LoadError;
 pub use library::{Device, Library, ListError};
 pub use memlock::MemlockLimit;
 pub use mtu::Mtu;
-pub use pair::{
-    ConnectError, Failed, Init, PairError, PairOptions, QueuePair, ReadyToReceive, ReadyToSend,
-    Reset,
-};
+pub use pair::{Failed, Init, QueuePair, ReadyToReceive, ReadyToSend, Reset};
+pub use pair_core::{ConnectError, PairError, PairOptions};
 pub use port::{LinkLayer, PortInfo, PortState};
 pub use psn::Psn;
 pub use queue::{CompletionQueue, Finished, PollError, QueueError};
