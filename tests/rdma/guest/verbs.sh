@@ -39,9 +39,10 @@ unset KVFERRY_RDMA_GID
 in_guest && tc qdisc add dev vb root netem loss 1%
 rust_test reads::chains_with_scatter_lists_bring_every_byte loss_of_1_percent.
 rust_test reads::many_pairs_read_both_ways_at_once loss_of_1_percent.
+compgen -G '/mnt/loss*.log' > /dev/null && note "packets lost on purpose: $(tc -s qdisc show dev vb | grep -oE 'dropped [0-9]+')"
 in_guest && tc qdisc change dev vb root netem loss 100%
 rust_test faults::closing_while_reads_are_under_way_settles_all_of_them loss_of_everything.
-in_guest && note "packets lost on purpose: $(tc -s qdisc show dev vb | grep -oE 'dropped [0-9]+')" && tc qdisc del dev vb root
+in_guest && tc qdisc del dev vb root
 
 in_guest && mount -t tmpfs none /dev/infiniband
 KVFERRY_RDMA_NO_NODES=1 rust_test devices::missing_device_nodes_are_told ""

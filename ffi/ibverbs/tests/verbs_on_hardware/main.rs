@@ -13,3 +13,4 @@ mod processes;
 mod reads;
 mod rig;
 mod speed;
+mod teardown;

@@ -108,8 +108,21 @@ impl Drop for Killed {
 fn an_owner_that_is_killed_is_noticed_and_what_came_before_is_right() {
     let Some(rig) = rig::rig() else { return };
     let side = &rig.reader;
-    let mut owner = Command::new(env::current_exe().unwrap())
-        .args(["--exact", "processes::owner_process", "--nocapture"])
+    // On another machine it is reached by a command that carries its input and output.
+    let mut command = match env::var("KVFERRY_RDMA_OWNER_COMMAND") {
+        Ok(reached_by) => {
+            let mut words = reached_by.split_whitespace();
+            let mut command = Command::new(words.next().unwrap());
+            command.args(words);
+            command
+        }
+        Err(_) => {
+            let mut command = Command::new(env::current_exe().unwrap());
+            command.args(["--exact", "processes::owner_process", "--nocapture"]);
+            command
+        }
+    };
+    let mut owner = command
         .env("KVFERRY_RDMA_OWNER", "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
