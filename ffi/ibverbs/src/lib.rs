@@ -66,3 +66,25 @@ pub use status::WorkStatus;
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Device>();
+        shared::<Context>();
+        shared::<ProtectionDomain>();
+        shared::<ReadableRegion>();
+        shared::<LocalRegion>();
+        shared::<RegionCache>();
+        shared::<CompletionChannel>();
+        shared::<CompletionQueue>();
+        shared::<QueuePair<Init>>();
+        shared::<QueuePair<ReadyToSend>>();
+        fn sent<T: Send>() {}
+        sent::<ReadChain>();
+    }
+}

@@ -203,13 +203,13 @@ impl Core {
     }
 
     pub(crate) fn settle(&self, bound: Duration) -> Result<bool, PollError> {
-        let deadline = Instant::now() + bound;
+        let deadline = Instant::now().checked_add(bound);
         while self.sender.in_flight() > 0 {
             self.queue.set_aside()?;
             if self.sender.in_flight() == 0 {
                 break;
             }
-            if Instant::now() >= deadline {
+            if deadline.is_some_and(|at| Instant::now() >= at) {
                 return Ok(false);
             }
             std::thread::sleep(DRAIN_STEP);
