@@ -247,6 +247,13 @@ impl HostMemory {
         }
     }
 
+    /// Where the mapping begins and how many bytes it has, for devices that are told addresses. What
+    /// lies there may change at any time: no reference to it may ever be made. Valid as long as `self`.
+    #[must_use]
+    pub fn as_raw_parts(&self) -> (*mut u8, usize) {
+        (self.map.as_mut_ptr(), self.map.len())
+    }
+
     /// Loads the little-endian u64 at an offset in one access, after everything this thread copied
     /// before. For words that another process stores atomically.
     ///
