@@ -9,7 +9,9 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use kvferry_proto::pb::{self, BlockOutcome, OutcomeKind, agent_client::AgentClient};
+use kvferry_proto::pb::{
+    self, BlockOutcome, OutcomeKind, agent_client::AgentClient, pull_request::Destination,
+};
 use sha2::{Digest, Sha256};
 use tokio::net::UnixStream;
 use tonic::{
@@ -173,7 +175,6 @@ impl Engine {
         memory: Option<&Memory>,
         timeout: Duration,
     ) -> Result<Vec<BlockOutcome>, Status> {
-        use pb::pull_request::Destination;
         let destination = match memory {
             Some(memory) => Destination::Slots(pb::SlotDestination {
                 region: memory.region,
@@ -181,6 +182,30 @@ impl Engine {
             }),
             None => Destination::Pool(pb::PoolDestination { pin_ttl_ms: 0 }),
         };
+        self.pull_to(namespace, blocks, destination, timeout).await
+    }
+
+    /// As `pull`, into the first slots of a region.
+    pub(crate) async fn pull_into(
+        &self,
+        namespace: &str,
+        blocks: &[u64],
+        region: u32,
+        slots: u32,
+        timeout: Duration,
+    ) -> Result<Vec<BlockOutcome>, Status> {
+        let slots = (0..slots).collect();
+        let destination = Destination::Slots(pb::SlotDestination { region, slots });
+        self.pull_to(namespace, blocks, destination, timeout).await
+    }
+
+    async fn pull_to(
+        &self,
+        namespace: &str,
+        blocks: &[u64],
+        destination: Destination,
+        timeout: Duration,
+    ) -> Result<Vec<BlockOutcome>, Status> {
         let mut stream = self
             .api
             .clone()
