@@ -122,8 +122,8 @@ async fn memory_is_given_back_only_when_nothing_writes_to_it_any_more() {
     cluster.agent_process("a").signal("STOP");
     let wanted: Vec<u64> = (0..64).collect();
     let pulling = {
-        let (b, region, slots) = (b.clone(), to.region, to.slots);
-        tokio::spawn(async move { b.pull_into("n", &wanted, region, slots, timeout).await })
+        let (b, region, slots) = (b.clone(), to.region, (0..to.slots).collect());
+        tokio::spawn(async move { b.pull_slots("n", &wanted, region, slots, timeout).await })
     };
     eventually("the pull is under way", || async {
         b.stats().await.pulls_in_flight == 1
