@@ -170,6 +170,7 @@ impl Coordinator {
         tokio::select! {
             outcome = &mut server => return Ok(outcome?),
             () = tick(&self.hub) => {}
+            () = self.hub.sweep() => {}
             () = shutdown => {}
         }
         announce(&self.hub, &health).await;
