@@ -2,7 +2,6 @@
 
 /// Positions of one bucket: with a tag of a byte each and two bytes of a count, a cache line is full.
 const LANES: usize = 12;
-const ALL: u32 = (1 << LANES) - 1;
 /// Where in `meta` the count of overflows is.
 const OVERFLOW: usize = LANES;
 /// Buckets are filled to four fifths: one key in thirty is then not in its own bucket.
@@ -14,6 +13,17 @@ const FILL: (usize, usize) = (LANES * 4, 5);
 struct Bucket {
     meta: [u8; 16],
     positions: [u32; LANES],
+}
+
+/// The first lane of some. Bit 8n is lane n, bit 8n + 1 is lane 8 + n.
+fn lane(lanes: u64) -> usize {
+    let bit = lanes.trailing_zeros() as usize;
+    (bit >> 3) + ((bit & 1) << 3)
+}
+
+fn words(meta: &[u8; 16]) -> [u64; 2] {
+    let whole = u128::from_le_bytes(*meta);
+    [whole as u64, (whole >> 64) as u64]
 }
 
 const EMPTY: Bucket = Bucket {
@@ -34,13 +44,17 @@ fn tag(hash: u64) -> u8 {
 }
 
 impl Bucket {
-    /// The lanes whose tag is this: one comparison of 16 bytes.
-    fn lanes(&self, tag: u8) -> u32 {
-        let mut lanes = 0;
-        for (lane, other) in self.meta.iter().enumerate() {
-            lanes |= u32::from(*other == tag) << lane;
-        }
-        lanes & ALL
+    /// The lanes whose tag is this: a bit a lane, see [`lane`]. Eight lanes are compared at a time
+    /// in a plain word, exactly: the autovectorizer makes three times as many instructions of it.
+    fn lanes(&self, tag: u8) -> u64 {
+        const LOW: u64 = u64::from_le_bytes([0x7f; 8]);
+        let splat = u64::from_le_bytes([tag; 8]);
+        let equal = |word: u64| {
+            let differs = word ^ splat;
+            !(((differs & LOW) + LOW) | differs | LOW)
+        };
+        let [low, high] = words(&self.meta);
+        (equal(low) >> 7) | ((equal(high) & 0x8080_8080) >> 6)
     }
 
     fn overflow(&self) -> u16 {
@@ -97,15 +111,12 @@ impl Buckets {
         if next == self.buckets.len() { 0 } else { next }
     }
 
-    /// A first guess without a branch: the position of the first key with this tag in the key's own
+    /// A first guess: the position of the first key with this tag in the key's own
     /// bucket. None where there is none, which doesn't say that the key is not in the table.
     pub(super) fn guess(&self, hash: u64) -> Option<u32> {
         let bucket = self.buckets.get(self.home(hash))?;
         let lanes = bucket.lanes(tag(hash));
-        bucket
-            .positions
-            .get(lanes.trailing_zeros() as usize)
-            .copied()
+        (lanes != 0).then(|| bucket.positions[lane(lanes)])
     }
 
     /// Loads the key's bucket, so that it is near when it is wanted. The value is of no use.
@@ -127,7 +138,7 @@ impl Buckets {
             let bucket = &self.buckets[at];
             let mut lanes = bucket.lanes(tag(hash));
             while lanes != 0 {
-                let lane = lanes.trailing_zeros() as usize;
+                let lane = lane(lanes);
                 if right(bucket.positions[lane]) {
                     return Some((at, lane));
                 }
@@ -147,8 +158,9 @@ impl Buckets {
         for _ in 0..self.buckets.len() {
             let next = self.after(at);
             let bucket = &mut self.buckets[at];
-            let lane = bucket.lanes(0).trailing_zeros() as usize;
-            if lane < LANES {
+            let free = bucket.lanes(0);
+            if free != 0 {
+                let lane = lane(free);
                 bucket.meta[lane] = tag(hash);
                 bucket.positions[lane] = position;
                 self.len += 1;
@@ -192,6 +204,32 @@ impl Buckets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Random keys against a plain map.
+    #[test]
+    fn a_table_is_a_map() {
+        let mut buckets = Buckets::new(8);
+        let mut model = std::collections::BTreeMap::new();
+        let mut state = 1u64;
+        for _ in 0..100_000 {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(99);
+            let hash = (state >> 33).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 5;
+            let position = (state >> 33) as u32 % 128;
+            let hash = hash ^ hash >> 31;
+            if let Some(hash) = model.remove(&position) {
+                assert!(buckets.remove(hash, position), "{position}");
+            } else if buckets.len() < buckets.capacity() {
+                model.insert(position, hash);
+                buckets.insert(hash, position);
+            }
+            assert_eq!(buckets.len(), model.len());
+            for (position, hash) in &model {
+                assert_eq!(buckets.find(*hash, |p| p == *position), Some(*position));
+            }
+        }
+    }
 
     /// A full table of few buckets, all keys in one bucket: probing, counting and removing.
     #[test]

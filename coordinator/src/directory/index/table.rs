@@ -23,11 +23,12 @@ impl Table {
 
     /// Buckets of the table to grow into before `more` keys are added.
     ///
-    /// Half as much again, not twice as much: memory is what a directory is short of.
+    /// Twice as many each time: half as many again would save 3 bytes a block at worst, and move
+    /// each key twice as often, at a cache miss each.
     pub(super) fn wants(&self, more: usize) -> Option<usize> {
         let keys = self.len() + more;
         (keys > self.new.capacity()).then(|| {
-            let grown = self.new.buckets() + self.new.buckets() / 2;
+            let grown = 2 * self.new.buckets();
             grown.max(Buckets::buckets_for(keys))
         })
     }
@@ -108,6 +109,7 @@ impl Table {
         {
             old.remove(hash, position);
         }
+        debug_assert_eq!(self.find(hash, |other| other == position), None);
     }
 }
 
