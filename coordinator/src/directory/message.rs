@@ -153,12 +153,12 @@ impl Directory {
     ///
     /// # Errors
     /// The event comes back where it needs [`begin`](Self::begin). Nothing was changed.
-    pub fn begin_shared(&self, now: Duration, event: Event) -> Result<Begun, Event> {
+    pub fn begin_shared(&self, now: Duration, event: Event) -> Result<Begun, Box<Event>> {
         let (Event::Delta { session, .. }
         | Event::Heartbeat { session, .. }
         | Event::Inventory { session, .. }) = &event
         else {
-            return Err(event);
+            return Err(event.into());
         };
         let session = *session;
         let Some(&handle) = self.sessions.get(&session) else {
@@ -166,14 +166,14 @@ impl Directory {
         };
         // A hidden node is to be shown again.
         let Some(node) = self.nodes.get(handle).filter(|node| !node.hidden) else {
-            return Err(event);
+            return Err(event.into());
         };
         match event {
             Event::Delta { delta, .. } => {
                 let structure =
                     !delta.regions_added.is_empty() || !delta.regions_removed.is_empty();
                 if structure || self.check_delta(handle, &delta).is_err() {
-                    return Err(Event::Delta { session, delta });
+                    return Err(Event::Delta { session, delta }.into());
                 }
                 touch(node, now);
                 Ok(match self.out_of_turn(handle, session, &delta) {
@@ -187,7 +187,7 @@ impl Directory {
             Event::Inventory { part, .. } => {
                 let structure = part.first || !part.regions.is_empty();
                 if structure || self.check_part(handle, &part).is_err() {
-                    return Err(Event::Inventory { session, part });
+                    return Err(Event::Inventory { session, part }.into());
                 }
                 touch(node, now);
                 Ok(Begun {
@@ -199,7 +199,7 @@ impl Directory {
                 touch(node, now);
                 Ok(Begun::done(vec![Effect::HeartbeatAck { session, number }]))
             }
-            other => Err(other),
+            other => Err(other.into()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Hash bits -> positions, a cache line a bucket.
 
 /// Positions of one bucket: with a tag of a byte each and two bytes of a count, a cache line is full.
-const LANES: usize = 12;
+pub(super) const LANES: usize = 12;
 /// Where in `meta` the count of overflows is.
 const OVERFLOW: usize = LANES;
 /// Buckets are filled to four fifths: one key in thirty is then not in its own bucket.

@@ -178,17 +178,9 @@ impl<const N: usize> Shard<N> {
     }
 
     /// Adds a copy; None where there is no position left. The caller has made room in the table.
-    /// The second value is to be dropped where nobody waits.
-    pub(super) fn insert(
-        &mut self,
-        hash: u64,
-        key: &[u8; N],
-        held: Held,
-        hash_of: impl Fn(&[u8; N]) -> u64,
-    ) -> (Option<u32>, Option<Buckets>) {
+    pub(super) fn insert(&mut self, hash: u64, key: &[u8; N], held: Held) -> Option<u32> {
         if let Some(at) = self.position(hash, key) {
-            let added = self.push_copy(at, held);
-            return (added.then_some(at), None);
+            return self.push_copy(at, held).then_some(at);
         }
         let entry = Entry {
             hash: *key,
@@ -196,13 +188,10 @@ impl<const N: usize> Shard<N> {
             region: held.owner.region,
             slot: held.owner.slot,
         };
-        let Some(at) = self.entries.insert(entry, MAX_ENTRIES - 1) else {
-            return (None, None);
-        };
+        let at = self.entries.insert(entry, MAX_ENTRIES - 1)?;
         self.set_checksum(at, held.checksum);
-        let entries = &self.entries;
-        let hash_at = |at| entries.get(at).map_or(0, |entry| hash_of(&entry.hash));
-        (Some(at), self.table.insert(hash, at, hash_at))
+        self.table.insert(hash, at);
+        Some(at)
     }
 
     /// False where the side table is full.
@@ -306,11 +295,16 @@ impl<const N: usize> Shard<N> {
         }
     }
 
-    /// Moves a little of a growth under way. What comes back is to be dropped where nobody waits.
-    pub(super) fn step(&mut self, hash_of: impl Fn(&[u8; N]) -> u64) -> Option<Buckets> {
+    /// Moves some of a growth under way, after so many writes. What comes back is to be dropped where
+    /// nobody waits.
+    pub(super) fn step(
+        &mut self,
+        writes: usize,
+        hash_of: impl Fn(&[u8; N]) -> u64,
+    ) -> Option<Buckets> {
         let entries = &self.entries;
         let hash_at = |at| entries.get(at).map_or(0, |entry| hash_of(&entry.hash));
-        self.table.step(hash_at)
+        self.table.step(writes, hash_at)
     }
 
     /// Pages that take memory, and room of the table.

@@ -160,10 +160,10 @@ impl<const N: usize> Sharded<N> {
         black_box(some.iter().fold(0, |n, s| n ^ shard.touch(s.bits)));
         for sealing in some {
             let key = self.key_at(hashes, sealing.hash as usize);
-            let (at, old) = shard.insert(sealing.bits, &key, sealing.held, self.hash_of());
-            retired.extend(old);
+            let at = shard.insert(sealing.bits, &key, sealing.held);
             placed(sealing, at.map(|at| Place::new(number, at)));
         }
+        retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
     }
 
@@ -190,8 +190,8 @@ impl<const N: usize> Sharded<N> {
         black_box(touched);
         for (place, owner) in some {
             shard.remove(place.at(), *owner, self.hash_of());
-            retired.extend(shard.step(self.hash_of()));
         }
+        retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
     }
 

@@ -1,10 +1,12 @@
 //! A table that grows step by step: no insert ever pays for all that came before.
 
-use super::buckets::Buckets;
+use super::buckets::{Buckets, LANES};
 
-/// Buckets of the old table that an insert moves. The new table has room for several times as many
+/// Buckets of the old table that a write moves. The new table has room for nine times as many
 /// inserts as it takes until the old one is empty.
-const MOVED_PER_INSERT: usize = 4;
+const MOVED_PER_WRITE: usize = 1;
+/// Buckets moved together: their keys' entries are loaded at the same time.
+const MOVED_TOGETHER: usize = 4;
 /// Up to this many buckets (16 KiB) a table is moved at once, in some microseconds.
 pub(super) const SMALL: usize = 256;
 
@@ -58,30 +60,35 @@ impl Table {
         done
     }
 
-    /// Adds a key, and moves a little where there is something to move.
-    pub(super) fn insert(
-        &mut self,
-        hash: u64,
-        position: u32,
-        hash_of: impl Fn(u32) -> u64,
-    ) -> Option<Buckets> {
+    /// Adds a key.
+    pub(super) fn insert(&mut self, hash: u64, position: u32) {
         self.new.insert(hash, position);
-        self.move_buckets(MOVED_PER_INSERT, hash_of)
     }
 
-    /// Moves a little more where there is something to move.
-    pub(super) fn step(&mut self, hash_of: impl Fn(u32) -> u64) -> Option<Buckets> {
-        self.move_buckets(MOVED_PER_INSERT, hash_of)
+    /// Moves as much as so many writes owe, where there is something to move.
+    pub(super) fn step(&mut self, writes: usize, hash_of: impl Fn(u32) -> u64) -> Option<Buckets> {
+        self.move_buckets(writes * MOVED_PER_WRITE, hash_of)
     }
 
     fn move_buckets(&mut self, most: usize, hash_of: impl Fn(u32) -> u64) -> Option<Buckets> {
         let Self { new, old } = self;
         let (from, next) = old.as_mut()?;
         let end = from.buckets().min(next.saturating_add(most));
-        for bucket in *next..end {
-            from.drain(bucket, |position| new.insert(hash_of(position), position));
+        let mut keys = Vec::with_capacity(MOVED_TOGETHER * LANES);
+        while *next < end {
+            let together = end.min(*next + MOVED_TOGETHER);
+            // Reading an entry misses every cache; a loop of nothing else has the misses overlap.
+            for bucket in *next..together {
+                from.drain(bucket, |position| keys.push((position, 0)));
+            }
+            for (position, hash) in &mut keys {
+                *hash = hash_of(*position);
+            }
+            for (position, hash) in keys.drain(..) {
+                new.insert(hash, position);
+            }
+            *next = together;
         }
-        *next = end;
         if end < from.buckets() {
             return None;
         }
