@@ -1,7 +1,8 @@
 //! Values at positions that stay: pages of a fixed size, no allocation a value, none moved ever.
 
-/// Values of a page: some tens of KiB, so that the last page's empty half is nothing.
-const PAGE: usize = 1024;
+/// Values of a page: 12 KiB of 48-byte entries. One open page a shard then fits the second cache, and
+/// the last page of each is nothing beside what it holds.
+const PAGE: usize = 256;
 const WORDS: usize = PAGE / 64;
 
 #[derive(Debug)]

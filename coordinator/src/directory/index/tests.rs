@@ -153,3 +153,45 @@ fn memory_comes_back_when_blocks_go() {
     assert_eq!(pages, 1);
     assert!(room < 400_000 / 2, "{room}");
 }
+
+/// Readers beside a writer through many growths: what is found is never another block's.
+#[test]
+fn look_ups_beside_a_writer_find_what_is_there() {
+    const BLOCKS: u32 = 60_000;
+    let index = &Index::new(HashLen::new(32).unwrap());
+    let done = &std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..3 {
+                let mut places = Vec::new();
+                for start in (0..BLOCKS).step_by(1_000) {
+                    let some: Vec<(u64, u32)> =
+                        (start..start + 1_000).map(|n| (u64::from(n), n)).collect();
+                    places.extend(insert(index, 32, &some));
+                }
+                if round < 2 {
+                    let mut gone: Vec<(Place, Owner)> = places
+                        .into_iter()
+                        .map(|(slot, place)| (place, owner(slot)))
+                        .collect();
+                    gone.chunks_mut(1_000).for_each(|some| index.remove(some));
+                }
+            }
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    for start in (0..u64::from(BLOCKS)).step_by(3_000) {
+                        let found = look_up(index, 32, start..start + 3_000);
+                        for (number, slots) in (start..).zip(found) {
+                            assert!(slots.iter().all(|slot| u64::from(*slot) == number));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let all = look_up(index, 32, 0..BLOCKS.into());
+    assert!(all.iter().all(|slots| slots.len() == 1));
+}

@@ -255,7 +255,7 @@ fn event(session: u64, expected: u64, said: &Said) -> Event {
     }
 }
 
-fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
+fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way: Way) {
     let now = model.now;
     let effects = match operation {
         Operation::Hello {
@@ -270,7 +270,7 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
             let epoch = if *knows_us { EPOCH } else { 0 };
             let event = hello_from(session, NODES[*node], incarnation, epoch, *oldest, *next);
             let resync = model.hello(session, *node, incarnation, *knows_us, *oldest..=*next);
-            let effects = directory.handle(now, event);
+            let effects = way(directory, now, event);
             let told = effects.iter().find_map(|effect| match effect {
                 Effect::Welcome { resync, .. } => Some(*resync),
                 _ => None,
@@ -287,11 +287,11 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
             };
             let event = event(session, model.expected(session), &said);
             model.say(session, &said);
-            directory.handle(now, event)
+            way(directory, now, event)
         }
         Operation::Tick { advance_ms } => {
             model.tick(at(*advance_ms));
-            directory.handle(model.now, Event::Tick)
+            way(directory, model.now, Event::Tick)
         }
         Operation::Create { namespace, variant } => {
             let outcome = directory.create_namespace(&variant_spec(*namespace, *variant));
@@ -446,13 +446,71 @@ proptest! {
 
     #[test]
     fn directory_and_model_agree(operations in vec(operation(), 1..80)) {
+        agree(&operations, Directory::handle);
+    }
+
+    /// The same in the steps that a shell takes.
+    #[test]
+    fn directory_and_model_agree_step_by_step(operations in vec(operation(), 1..80)) {
+        agree(&operations, step_by_step_and_sweep);
+    }
+
+    /// However long the sweep takes, what went is offered to nobody, and in the end all is well.
+    #[test]
+    fn what_went_is_invisible_before_it_is_swept(operations in vec((operation(), 0..3u32), 1..80)) {
         let mut directory = directory_of(LIMITS);
         let mut model = Model::default();
-        for operation in &operations {
-            run(&mut directory, &mut model, operation);
-            compare(&directory, &model);
+        for (operation, sweep) in &operations {
+            run(&mut directory, &mut model, operation, step_by_step);
+            if directory.sweep(*sweep) {
+                compare_offered(&directory, &model);
+            } else {
+                directory.reap();
+                compare(&directory, &model);
+            }
         }
-        directory.handle(model.now + PURGE, Event::Tick);
-        assert_empty(&directory);
+        while directory.sweep(1) {}
+        directory.reap();
+        compare(&directory, &model);
+    }
+}
+
+fn agree(operations: &[Operation], way: Way) {
+    let mut directory = directory_of(LIMITS);
+    let mut model = Model::default();
+    for operation in operations {
+        run(&mut directory, &mut model, operation, way);
+        compare(&directory, &model);
+    }
+    way(&mut directory, model.now + PURGE, Event::Tick);
+    assert_empty(&directory);
+}
+
+/// Owners that are offered live, and every block the model offers is.
+fn compare_offered(directory: &Directory, model: &Model) {
+    let hashes: Vec<u64> = (0..HASHES).collect();
+    for (index, name) in NAMESPACES.iter().enumerate() {
+        let located = directory.locate(&LocateQuery {
+            namespace: &namespace(name),
+            hashes: &packed(&hashes),
+            mode: LocateMode::Set,
+            max_candidates: MAX_CANDIDATES,
+            host_id: "",
+            prefer: &Labels::default(),
+            exclude: None,
+        });
+        let Ok(located) = located else {
+            assert!(!model.namespaces.contains_key(&index));
+            continue;
+        };
+        for (hash, told) in (0..).zip(places(&located)) {
+            for place in &told {
+                let node = &model.nodes[&place.node];
+                assert_eq!(place.incarnation, node.incarnation);
+                assert!(node.accepted().any(|(id, _)| id == place.region));
+            }
+            let mut offered = model.owners(index, hash).into_iter();
+            assert!(offered.all(|o| model.hidden(o.node) || told.contains(&o)));
+        }
     }
 }
