@@ -10,8 +10,9 @@
 //! | `catalog` | namespaces and regions |
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
-//! | `locate`, `row` | who is offered to a reader, in which order |
+//! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
+mod answer;
 mod bounds;
 mod catalog;
 mod changes;
@@ -40,6 +41,7 @@ use std::{
 
 use kvferry_proto::{NamespaceName, NamespaceSpec, NodeId};
 
+pub use answer::{Answer, LocateMode, LocateQuery, Located, LocatedOwner, OwnerRow};
 pub use bounds::{
     BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
 };
@@ -48,7 +50,7 @@ pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause}
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
 };
-pub use locate::{Answer, LocateError, LocateMode, LocateQuery, Located, LocatedOwner, OwnerRow};
+pub use locate::LocateError;
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};

@@ -19,7 +19,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Status;
 
-use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status};
+use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message};
 use crate::directory::{Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId};
 
 /// Slots taken in or swept out before a writer that waits is let in: some hundred microseconds.
@@ -344,59 +344,6 @@ impl State {
             handle.stop.notify_one();
         }
     }
-}
-
-/// What an agent is told of an effect, if it is for one.
-fn message(config: &HubConfig, effect: Effect) -> Option<(SessionId, Message)> {
-    Some(match effect {
-        Effect::Welcome {
-            session,
-            expect_delta,
-            resync,
-        } => {
-            let welcome = pb::Welcome {
-                epoch: config.directory.epoch,
-                heartbeat_interval_ms: config.heartbeat_interval_ms,
-                hide_after_ms: config.hide_after_ms,
-                expect_delta,
-                resync,
-            };
-            (session, Message::Welcome(welcome))
-        }
-        Effect::Ack { session, seq } => (session, Message::Ack(pb::Ack { seq })),
-        Effect::ResyncRequest {
-            session,
-            expected,
-            got,
-        } => {
-            tracing::warn!(session = session.0, expected, got, "gap in deltas, resync");
-            let request = pb::ResyncRequest {
-                expected_seq: expected,
-                got_seq: got,
-            };
-            (session, Message::Resync(request))
-        }
-        Effect::HeartbeatAck { session, number } => {
-            (session, Message::HeartbeatAck(pb::HeartbeatAck { number }))
-        }
-        Effect::RegionRefused {
-            session,
-            region,
-            refusal,
-        } => {
-            tracing::warn!(session = session.0, %region, %refusal, "region refused");
-            let refused = pb::RegionRefused {
-                region: region.0,
-                reason: status::region(&refusal).into(),
-                message: refusal.to_string(),
-            };
-            (session, Message::RegionRefused(refused))
-        }
-        Effect::Close { .. }
-        | Effect::NodeHidden { .. }
-        | Effect::NodeShown { .. }
-        | Effect::NodeRemoved { .. } => return None,
-    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod parse;
 mod router;
 mod session;
 mod status;
+mod told;
 mod wire;
 
 use std::sync::Arc;
