@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
+
 use super::{
     BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
-    node::{Node, SyncState},
+    node::{Node, Progress, SyncState},
 };
 
 impl Directory {
@@ -64,12 +66,14 @@ impl Directory {
             addresses: Arc::default(),
             labels: hello.labels.clone(),
             session: None,
-            last_seen: now,
             hidden: false,
             draining,
-            applied: 0,
-            sync: SyncState::Live,
             regions: BTreeMap::new(),
+            progress: Mutex::new(Progress {
+                last_seen: now,
+                applied: 0,
+                sync: SyncState::Live,
+            }),
         };
         let welcome = welcome(self.config.epoch, &mut node, session, hello);
         let handle = self.nodes.insert(node);
@@ -101,29 +105,27 @@ impl Directory {
         }
         effects.push(welcome(self.config.epoch, node, session, hello));
         self.sessions.insert(session, handle);
+        // The node may be reached elsewhere now.
+        self.write_rows(handle);
         effects
     }
 
-    /// Any message of an open session: a sign of life, then what it says.
-    pub(super) fn message(
+    /// The node of an open session, seen just now.
+    pub(super) fn heard(
         &mut self,
         now: Duration,
         session: SessionId,
-        apply: impl FnOnce(&mut Self, u32) -> Result<Vec<Effect>, CloseCause>,
-    ) -> Vec<Effect> {
-        let Some(&handle) = self.sessions.get(&session) else {
-            return Vec::new();
-        };
-        let mut effects = Vec::new();
-        self.touch(now, handle, &mut effects);
-        match apply(self, handle) {
-            Ok(more) => effects.extend(more),
-            Err(cause) => {
-                self.end_session(session);
-                effects.push(close(session, cause));
-            }
-        }
-        effects
+        effects: &mut Vec<Effect>,
+    ) -> Option<u32> {
+        let handle = self.sessions.get(&session).copied()?;
+        self.touch(now, handle, effects);
+        Some(handle)
+    }
+
+    /// A session that broke the protocol or a bound.
+    pub(super) fn fail(&mut self, session: SessionId, cause: CloseCause) -> Effect {
+        self.end_session(session);
+        close(session, cause)
     }
 
     pub(super) fn goodbye(&mut self, session: SessionId) -> Vec<Effect> {
@@ -144,6 +146,19 @@ impl Directory {
         Some(handle)
     }
 
+    /// Would a tick do anything? Asked first, because it needs the directory only to read.
+    #[must_use]
+    pub fn tick_is_due(&self, now: Duration) -> bool {
+        self.names
+            .values()
+            .filter_map(|handle| self.nodes.get(*handle))
+            .any(|node| {
+                let silent = now.saturating_sub(node.progress.lock().last_seen);
+                silent >= self.config.purge_after
+                    || (silent >= self.config.hide_after && !node.hidden)
+            })
+    }
+
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut purge = Vec::new();
@@ -151,7 +166,7 @@ impl Directory {
             let Some(node) = self.nodes.get_mut(*handle) else {
                 continue;
             };
-            let silent = now.saturating_sub(node.last_seen);
+            let silent = now.saturating_sub(node.progress.get_mut().last_seen);
             if silent >= self.config.purge_after {
                 purge.push((*handle, silent));
             } else if silent >= self.config.hide_after && !node.hidden {
@@ -178,7 +193,7 @@ impl Directory {
 
     fn touch(&mut self, now: Duration, handle: u32, effects: &mut Vec<Effect>) {
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.last_seen = now;
+            node.progress.get_mut().last_seen = now;
             if node.hidden {
                 node.hidden = false;
                 effects.push(Effect::NodeShown {
@@ -217,13 +232,14 @@ fn welcome(epoch: u64, node: &mut Node, session: SessionId, hello: Hello) -> Eff
     node.session = Some(session);
     node.addresses = Arc::new(hello.addresses);
     node.labels = hello.labels;
-    let expect_delta = node.expected();
+    let progress = node.progress.get_mut();
+    let expect_delta = progress.expected();
     // What the agent can send again must meet what is here, and nothing may be known in part.
     let resync = hello.coordinator_epoch != epoch
-        || !matches!(node.sync, SyncState::Live)
+        || !matches!(progress.sync, SyncState::Live)
         || !(hello.oldest_delta..=hello.next_delta).contains(&expect_delta);
     if resync {
-        node.sync = SyncState::Awaiting;
+        progress.sync = SyncState::Awaiting;
     }
     Effect::Welcome {
         session,

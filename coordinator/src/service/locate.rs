@@ -1,12 +1,34 @@
-//! The hot call.
+//! The hot call, from a request to an answer of any kind.
 
-use kvferry_proto::{InvalidMessage, Labels, NamespaceName, NodeId, pb};
+use kvferry_proto::{InvalidMessage, Labels, MAX_HASHES_PER_REQUEST, NamespaceName, NodeId, pb};
 use tonic::Status;
 
-use super::{hub::Hub, parse, status};
-use crate::directory::{DEFAULT_CANDIDATES, LocateMode, LocateQuery, Located, LocatedOwner};
+use super::{hub::Hub, parse, status, wire::Columns};
+use crate::directory::{
+    Answer, DEFAULT_CANDIDATES, LocateMode, LocateQuery, Located, LocatedOwner,
+};
 
+/// As it travels.
+pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, Status> {
+    let asked = request.hashes.as_ref();
+    let blocks = asked.map_or(0, |h| h.hashes.len() / (h.hash_len as usize).max(1));
+    let mut columns = Columns::with_room(blocks.min(MAX_HASHES_PER_REQUEST));
+    locate_into(hub, request, &mut columns)?;
+    Ok(columns)
+}
+
+/// As a message.
 pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
+    let mut located = Located::default();
+    locate_into(hub, request, &mut located)?;
+    Ok(response(located))
+}
+
+fn locate_into(
+    hub: &Hub,
+    request: pb::LocateRequest,
+    answer: &mut impl Answer,
+) -> Result<(), Status> {
     let mode = match request.mode() {
         pb::LocateMode::Prefix => LocateMode::Prefix,
         pb::LocateMode::Set | pb::LocateMode::Unspecified => LocateMode::Set,
@@ -31,11 +53,8 @@ pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::Locate
         prefer: &prefer,
         exclude: exclude.as_ref(),
     };
-    let located = hub.read().locate(&query);
-    match located {
-        Ok(located) => Ok(response(located)),
-        Err(error) => Err(status::locate(&error)),
-    }
+    let located = hub.read().locate_into(&query, answer);
+    located.map_err(|error| status::locate(&error))
 }
 
 fn response(located: Located) -> pb::LocateResponse {

@@ -7,8 +7,9 @@ use kvferry_proto::{
 
 use crate::directory::{Delta, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots};
 
-/// Most slots one delta or inventory part may name, removed and added together: the directory is
-/// locked while they are applied, some ten milliseconds for this many. Agents send a sixteenth.
+/// Most slots one delta or inventory part may name, removed and added together: some twenty
+/// milliseconds of work, in slices that others come between. Where the message declares regions as
+/// well, other sessions (not look-ups) wait for all of it. Agents send a sixteenth.
 const MAX_SLOTS_PER_MESSAGE: usize = 65_536;
 /// Most regions one message may declare or remove: as many as a node has by default.
 pub(super) const MAX_REGIONS_PER_MESSAGE: usize = 256;
