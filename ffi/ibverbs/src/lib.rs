@@ -21,6 +21,7 @@ mod endpoint;
 mod events;
 mod flight;
 mod gid;
+mod leak;
 mod library;
 mod memlock;
 mod mtu;

@@ -227,8 +227,8 @@ impl Drop for Core {
         }
         if self.sender.destroy().is_err() {
             // It lives on in the driver, and so must what it was made from.
-            std::mem::forget(Arc::clone(&self.queue));
-            std::mem::forget(Arc::clone(&self.domain));
+            crate::leak::keep_for_ever(Arc::clone(&self.queue));
+            crate::leak::keep_for_ever(Arc::clone(&self.domain));
         }
         self.queue.detach(&self.sender, self.depth + 1);
     }

@@ -318,8 +318,8 @@ impl Drop for CompletionQueue {
         let result = unsafe { self.context.verbs.ibv_destroy_cq(self.raw.as_ptr()) };
         if result != 0 {
             // It lives on in the driver, and so must what it was made from.
-            std::mem::forget(self.channel.clone());
-            std::mem::forget(Arc::clone(&self.context));
+            crate::leak::keep_for_ever(self.channel.clone());
+            crate::leak::keep_for_ever(Arc::clone(&self.context));
         }
     }
 }

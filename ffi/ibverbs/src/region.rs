@@ -186,8 +186,8 @@ impl Drop for Registration {
         // ours names it: those in flight hold an `Arc` of it.
         if unsafe { verbs.ibv_dereg_mr(self.raw.as_ptr()) } != 0 {
             // The device may go on using the memory: it must never be given to anyone else.
-            std::mem::forget(Arc::clone(&self._memory));
-            std::mem::forget(Arc::clone(&self.domain));
+            crate::leak::keep_for_ever(Arc::clone(&self._memory));
+            crate::leak::keep_for_ever(Arc::clone(&self.domain));
         }
     }
 }

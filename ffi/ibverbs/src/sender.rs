@@ -270,7 +270,7 @@ impl Sender {
         lock(&self.state).flight.abandon(|token, keep| {
             let bytes = keep.regions().map(|region| region.len()).sum();
             LOST_BYTES.fetch_add(bytes, Ordering::Relaxed);
-            std::mem::forget(keep);
+            crate::leak::keep_for_ever(keep);
             report(Finished {
                 qp_num: self.qp_num,
                 token,
