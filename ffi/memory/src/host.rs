@@ -208,6 +208,13 @@ impl HostMemory {
         Ok(Some((stat.st_dev, stat.st_ino)))
     }
 
+    /// Where the mapping begins and how many bytes it has, for devices that are told addresses. What
+    /// lies there may change at any time: no reference to it may ever be made. Valid as long as `self`.
+    #[must_use]
+    pub fn as_raw_parts(&self) -> (*mut u8, usize) {
+        (self.map.as_mut_ptr(), self.map.len())
+    }
+
     /// A descriptor through which this memory can be mapped for reading only.
     ///
     /// # Errors
