@@ -25,6 +25,7 @@ mod library;
 mod memlock;
 mod mtu;
 mod pair;
+mod pair_core;
 mod port;
 mod psn;
 mod queue;
@@ -49,10 +50,8 @@ pub use kvferry_rdma_sys::LoadError;
 pub use library::{Device, Library, ListError};
 pub use memlock::MemlockLimit;
 pub use mtu::Mtu;
-pub use pair::{
-    ConnectError, Failed, Init, PairError, PairOptions, QueuePair, ReadyToReceive, ReadyToSend,
-    Reset,
-};
+pub use pair::{Failed, Init, QueuePair, ReadyToReceive, ReadyToSend, Reset};
+pub use pair_core::{ConnectError, PairError, PairOptions};
 pub use port::{LinkLayer, PortInfo, PortState};
 pub use psn::Psn;
 pub use queue::{CompletionQueue, Finished, PollError, QueueError};
@@ -66,4 +65,26 @@ pub use status::WorkStatus;
 /// A panic elsewhere does not make what the lock guards wrong: every change under it is complete.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_can_be_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Device>();
+        shared::<Context>();
+        shared::<ProtectionDomain>();
+        shared::<ReadableRegion>();
+        shared::<LocalRegion>();
+        shared::<RegionCache>();
+        shared::<CompletionChannel>();
+        shared::<CompletionQueue>();
+        shared::<QueuePair<Init>>();
+        shared::<QueuePair<ReadyToSend>>();
+        fn sent<T: Send>() {}
+        sent::<ReadChain>();
+    }
 }

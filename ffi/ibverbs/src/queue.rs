@@ -193,7 +193,8 @@ impl CompletionQueue {
     /// # Errors
     /// [`PollError`].
     pub fn wait(&self, into: &mut Vec<Finished>, timeout: Duration) -> Result<usize, PollError> {
-        let deadline = Instant::now() + timeout;
+        // None: so far off that it is never.
+        let deadline = Instant::now().checked_add(timeout);
         let waiting = |source| self.failed("wait for completions", source);
         let Some(channel) = &self.channel else {
             return Err(waiting(io::ErrorKind::Unsupported.into()));
@@ -208,11 +209,11 @@ impl CompletionQueue {
             if polled > 0 {
                 return Ok(polled);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
                 return Ok(0);
             }
-            let left = Timespec::try_from(left).ok();
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = [PollFd::from_borrowed_fd(channel.as_fd(), PollFlags::IN)];
             match poll(&mut fds, left.as_ref()) {
                 Ok(_) => {}

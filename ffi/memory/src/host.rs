@@ -192,29 +192,6 @@ impl HostMemory {
         self.len
     }
 
-    /// Device and inode of the file behind it: equal for two mappings of the same bytes. None for
-    /// anonymous memory.
-    ///
-    /// # Errors
-    /// [`MemoryError::Descriptor`].
-    pub fn file_identity(&self) -> Result<Option<(u64, u64)>, MemoryError> {
-        let Some(file) = &self.file else {
-            return Ok(None);
-        };
-        let stat = rustix::fs::fstat(file).map_err(|source| MemoryError::Descriptor {
-            what: "cannot inspect the descriptor",
-            source: source.into(),
-        })?;
-        Ok(Some((stat.st_dev, stat.st_ino)))
-    }
-
-    /// Where the mapping begins and how many bytes it has, for devices that are told addresses. What
-    /// lies there may change at any time: no reference to it may ever be made. Valid as long as `self`.
-    #[must_use]
-    pub fn as_raw_parts(&self) -> (*mut u8, usize) {
-        (self.map.as_mut_ptr(), self.map.len())
-    }
-
     /// A descriptor through which this memory can be mapped for reading only.
     ///
     /// # Errors
@@ -252,6 +229,13 @@ impl HostMemory {
                 source: source(),
             }),
         }
+    }
+
+    /// Where the mapping begins and how many bytes it has, for devices that are told addresses. What
+    /// lies there may change at any time: no reference to it may ever be made. Valid as long as `self`.
+    #[must_use]
+    pub fn as_raw_parts(&self) -> (*mut u8, usize) {
+        (self.map.as_mut_ptr(), self.map.len())
     }
 
     /// Loads the little-endian u64 at an offset in one access, after everything this thread copied
@@ -299,6 +283,22 @@ impl HostMemory {
 
     pub(crate) fn is_stable(&self) -> bool {
         self.stable
+    }
+
+    /// Is the whole mapping still backed? A device writes past the end of a file that was cut without
+    /// noticing: ask after it has.
+    ///
+    /// # Errors
+    /// [`AccessError::Gone`] where the file behind it is shorter by now.
+    pub fn check_backed(&self) -> Result<(), AccessError> {
+        let Some(file) = self.file.as_ref().filter(|_| !self.stable) else {
+            return Ok(());
+        };
+        let stat = rustix::fs::fstat(file).map_err(|error| AccessError::Gone(error.into()))?;
+        match u64::try_from(stat.st_size) {
+            Ok(bytes) if bytes >= self.len => Ok(()),
+            _ => Err(AccessError::Gone(io::ErrorKind::UnexpectedEof.into())),
+        }
     }
 
     pub(crate) fn is_writable(&self) -> bool {

@@ -11,12 +11,12 @@ in_guest && one_device
 # Prints "theirs BYTES MIB_PER_S". As many READs as our own measurement has.
 theirs() {
   local reads=$((3 * (24 << 20) / $1)) try
-  ib_read_bw -d rxe0 -x 1 -s "$1" -n $reads -t 128 -F > /dev/null 2>&1 &
+  ib_read_bw -d rxe0 -x 1 -s "$1" -n "$reads" -t 128 -F > /dev/null 2>&1 &
   for try in {1..50}; do
     ss -Hltn 'sport = :18515' | grep -q . && break
     sleep 0.1
   done
-  timeout 60 ib_read_bw -d rxe0 -x 1 -s "$1" -n $reads -t 128 -F 127.0.0.1 2>&1 \
+  timeout 60 ib_read_bw -d rxe0 -x 1 -s "$1" -n "$reads" -t 128 -F 127.0.0.1 2>&1 \
     | awk -v bytes="$1" '$1 == bytes {print "theirs", bytes, $4}'
   wait
 }
@@ -24,7 +24,7 @@ theirs() {
 compare() {
   local round size
   for round in 1 2 3; do
-    for size in 65536 1048576; do theirs $size; done
+    for size in 65536 1048576; do theirs "$size"; done
     "$VERBS_TEST" --ignored --exact speed::throughput --nocapture --test-threads=1 || return 1
   done > /dev/shm/runs
   cat /dev/shm/runs

@@ -17,7 +17,7 @@ rust_test() {
 for name in $("$VERBS_TEST" --list 2> /dev/null | sed -n 's/: test$//p'); do
   case $name in
     # The others of these have lines of their own.
-    speed::* | devices::missing_device_nodes* | faults::a_device_that_is_removed*) ;;
+    speed::* | processes::owner_process | devices::missing_device_nodes* | faults::a_device_that_is_removed*) ;;
     events::*)
       KVFERRY_RDMA_LINK_DOWN=1 rust_test "$name" ""
       in_guest && veth_up
@@ -36,6 +36,14 @@ rust_test faults::a_wrong_key_is_told_as_such_and_the_memory_is_free_afterwards 
 unset KVFERRY_RDMA_GID
 
 # Where there is no /dev/infiniband, the answer is a clear line.
+in_guest && tc qdisc add dev vb root netem loss 1%
+rust_test reads::chains_with_scatter_lists_bring_every_byte loss_of_1_percent.
+rust_test reads::many_pairs_read_both_ways_at_once loss_of_1_percent.
+compgen -G '/mnt/loss*.log' > /dev/null && note "packets lost on purpose: $(tc -s qdisc show dev vb | grep -oE 'dropped [0-9]+')"
+in_guest && tc qdisc change dev vb root netem loss 100%
+rust_test faults::closing_while_reads_are_under_way_settles_all_of_them loss_of_everything.
+in_guest && tc qdisc del dev vb root
+
 in_guest && mount -t tmpfs none /dev/infiniband
 KVFERRY_RDMA_NO_NODES=1 rust_test devices::missing_device_nodes_are_told ""
 in_guest && umount /dev/infiniband

@@ -31,7 +31,7 @@ result() {
     skip) skipped=$((skipped + 1)) ;;
     *) failed=$((failed + 1)) ;;
   esac
-  printf 'rdma: %-4s %-78s %6ss%s\n' "$1" "$2" "$3" "$detail"
+  printf 'rdma: %-4s %-92s %6ss%s\n' "$1" "$2" "$3" "$detail"
   if [ "$1" != pass ] && [ "$1" != skip ] && [ -s "$log" ]; then
     sed 's/^/    /' "$log" | tail -60
   fi

@@ -9,6 +9,8 @@ mod devices;
 mod events;
 mod faults;
 mod limits;
+mod processes;
 mod reads;
 mod rig;
 mod speed;
+mod teardown;

@@ -54,3 +54,11 @@ veth_up() {
   ip -6 neigh replace fd08::2 lladdr "$b" dev va nud permanent
   ip -6 neigh replace fd08::1 lladdr "$a" dev vb nud permanent
 }
+
+# One device, rxe0, on the wire to the other machine: 10.7.0.1 and 10.7.0.2.
+machine_on_wire() {
+  ip link set eth0 mtu 9000 up
+  ip addr add "10.7.0.$1/24" dev eth0
+  rdma link add rxe0 type rxe netdev eth0
+  sleep 0.3
+}
