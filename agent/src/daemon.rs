@@ -163,6 +163,7 @@ impl Agent {
                 data: Some(reachable(data.local_addr())),
                 shm: Some(config.descriptor_socket_path().display().to_string()),
                 host_id: host_id(),
+                rdma: false,
             },
             labels,
         };
@@ -400,7 +401,7 @@ async fn serve_peers(identity: Identity, listener: TcpListener, stop: Cancellati
         .set_service_status("kvferry.v1.Peer", tonic_health::ServingStatus::Serving)
         .await;
     let served = Server::builder()
-        .add_service(PeerApi::server(identity))
+        .add_service(PeerApi::server(identity, None))
         .add_service(health)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
         .await;

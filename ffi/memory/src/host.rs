@@ -192,6 +192,22 @@ impl HostMemory {
         self.len
     }
 
+    /// Device and inode of the file behind it: equal for two mappings of the same bytes. None for
+    /// anonymous memory.
+    ///
+    /// # Errors
+    /// [`MemoryError::Descriptor`].
+    pub fn file_identity(&self) -> Result<Option<(u64, u64)>, MemoryError> {
+        let Some(file) = &self.file else {
+            return Ok(None);
+        };
+        let stat = rustix::fs::fstat(file).map_err(|source| MemoryError::Descriptor {
+            what: "cannot inspect the descriptor",
+            source: source.into(),
+        })?;
+        Ok(Some((stat.st_dev, stat.st_ino)))
+    }
+
     /// A descriptor through which this memory can be mapped for reading only.
     ///
     /// # Errors
