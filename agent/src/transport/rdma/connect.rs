@@ -50,9 +50,9 @@ pub(super) async fn lanes(
     if offered.is_empty() {
         return Err(no_path(&peer.node, &reasons.join("; ")));
     }
-    let endpoints = offered.iter().map(|(device, pair)| {
-        endpoint_message(&pair.endpoint(), device.guid, device.port)
-    });
+    let endpoints = offered
+        .iter()
+        .map(|(device, pair)| endpoint_message(&pair.endpoint(), device.guid, device.port));
     let answers = client.connect_pairs(peer, endpoints.collect()).await?;
     let mut proofs = JoinSet::new();
     for ((device, pair), answer) in offered.into_iter().zip(answers) {
@@ -118,7 +118,10 @@ fn accept(
         return Err(format!("the owner refuses: {}", answer.refused));
     }
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let endpoint = answer.endpoint.as_ref().ok_or("the owner names no endpoint")?;
+    let endpoint = answer
+        .endpoint
+        .as_ref()
+        .ok_or("the owner names no endpoint")?;
     let endpoint = parse_endpoint(endpoint).map_err(|e| text(&e))?;
     let probe = parse_memory(answer.probe.as_ref()).map_err(|e| text(&e))?;
     let connected = pair
@@ -159,9 +162,9 @@ async fn prove(
     device.in_flight.fetch_add(1, Ordering::Relaxed);
     let posted = pair.post(&mut chain).map_err(|e| e.to_string());
     let result = match posted {
-        Ok(_) => timeout(PROBE_BOUND, ended).await.map_err(|_| {
-            "the owner's device does not answer".to_owned()
-        }),
+        Ok(_) => timeout(PROBE_BOUND, ended)
+            .await
+            .map_err(|_| "the owner's device does not answer".to_owned()),
         Err(error) => Err(error),
     };
     device.in_flight.fetch_sub(1, Ordering::Relaxed);

@@ -24,8 +24,8 @@ use tracing::{info, warn};
 
 use super::{
     config::{
-        IDLE_WAIT, MAX_ANSWERING_PAIRS, MAX_REGISTRATIONS, PAIR_DEPTH, READER_COMPLETIONS, RdmaConfig,
-        SIGNAL_EVERY,
+        IDLE_WAIT, MAX_ANSWERING_PAIRS, MAX_REGISTRATIONS, PAIR_DEPTH, READER_COMPLETIONS,
+        RdmaConfig, SIGNAL_EVERY,
     },
     link::Shared,
     memory::LocalMemories,
@@ -106,8 +106,7 @@ impl Device {
         let channel = CompletionChannel::new(&context).map_err(|e| text(&e))?;
         let most = context.attributes().max_completions;
         let room = READER_COMPLETIONS.min(most);
-        let reading =
-            CompletionQueue::new(&context, room, Some(&channel)).map_err(|e| text(&e))?;
+        let reading = CompletionQueue::new(&context, room, Some(&channel)).map_err(|e| text(&e))?;
         let room = (MAX_ANSWERING_PAIRS * 2).min(most);
         let answering = CompletionQueue::new(&context, room, None).map_err(|e| text(&e))?;
         let options = RegisterOptions {
@@ -167,9 +166,9 @@ fn choose_port(context: &Context, wanted: Option<u8>, gid: GidPreference) -> Res
             false => Err(format!("{} has no port {wanted}", context.name())),
         };
     }
-    let usable = ports.iter().find(|port| {
-        port.state == PortState::Active && context.address(port.number, gid).is_ok()
-    });
+    let usable = ports
+        .iter()
+        .find(|port| port.state == PortState::Active && context.address(port.number, gid).is_ok());
     usable
         .or(ports.first())
         .map(|port| port.number)
@@ -252,7 +251,10 @@ impl Devices {
                 numa_node = node,
                 "RDMA device ready"
             ),
-            Err(error) => warn!(device = name, port, "RDMA device cannot be used now: {error}"),
+            Err(error) => warn!(
+                device = name,
+                port, "RDMA device cannot be used now: {error}"
+            ),
         }
     }
 
@@ -265,7 +267,10 @@ impl Devices {
         match event {
             AsyncEvent::PortActive { port } => info!(device = name, port, "RDMA port is up"),
             AsyncEvent::PortError { port } => {
-                warn!(device = name, port, "RDMA port is down: its peers are reached another way");
+                warn!(
+                    device = name,
+                    port, "RDMA port is down: its peers are reached another way"
+                );
                 self.tell(DeviceEvent::Down { device: index });
             }
             AsyncEvent::DeviceFatal | AsyncEvent::CompletionQueueError => {
@@ -351,7 +356,10 @@ fn watch(devices: &Arc<Devices>, device: &Device) {
             }
         });
     if let Err(error) = started {
-        warn!(device = device.name(), "cannot watch for its events: {error}");
+        warn!(
+            device = device.name(),
+            "cannot watch for its events: {error}"
+        );
     }
 }
 

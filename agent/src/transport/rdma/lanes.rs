@@ -211,7 +211,12 @@ impl Lanes {
     }
 
     /// Closes queue pairs, all that `which` says.
-    pub(super) fn close(&mut self, cause: &Cause, which: impl Fn(&Lane) -> bool, after: &mut After) {
+    pub(super) fn close(
+        &mut self,
+        cause: &Cause,
+        which: impl Fn(&Lane) -> bool,
+        after: &mut After,
+    ) {
         for lane in self.list.iter_mut().filter(|lane| which(lane)) {
             lane.close(cause.clone());
         }
@@ -240,7 +245,9 @@ impl Lanes {
             }
         }
         self.queue = kept;
-        self.flying.values().any(|(_, item)| Arc::ptr_eq(&item.op, op))
+        self.flying
+            .values()
+            .any(|(_, item)| Arc::ptr_eq(&item.op, op))
     }
 
     /// Nothing will complete any more: what waits ends now, what is with a device when it comes back.
@@ -281,9 +288,10 @@ impl Lanes {
         // With another queue pair, or one that only a cancel closed, there is a way yet.
         if let Some(why) = path
             && self.lost.is_none()
-            && self.list.iter().all(|lane| {
-                matches!(&lane.closed, Some((Cause::Path(_), _)))
-            })
+            && self
+                .list
+                .iter()
+                .all(|lane| matches!(&lane.closed, Some((Cause::Path(_), _))))
         {
             self.lose(&why, after);
         }
@@ -350,7 +358,9 @@ impl Lanes {
             lane.chain.clear();
             let back = lane.chained.split_off(posted.min(chained));
             lane.chained.clear();
-            lane.device.in_flight.fetch_sub(back.len(), Ordering::Relaxed);
+            lane.device
+                .in_flight
+                .fetch_sub(back.len(), Ordering::Relaxed);
             for number in back.into_iter().rev() {
                 if let Some((_, item)) = self.flying.remove(&number) {
                     lane.bytes = lane.bytes.saturating_sub(item.len);
@@ -379,7 +389,11 @@ fn chain(lane: &mut Lane, link: u32, number: u32, item: &Item) -> bool {
         address: key.address.wrapping_add(item.offset),
         rkey: key.rkey,
     };
-    if lane.chain.push(token(link, number), remote, pieces).is_err() {
+    if lane
+        .chain
+        .push(token(link, number), remote, pieces)
+        .is_err()
+    {
         return false;
     }
     lane.chained.push(number);

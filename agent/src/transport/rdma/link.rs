@@ -142,7 +142,11 @@ impl Link for RdmaLink {
     }
 
     fn received_bytes(&self) -> u64 {
-        let fallback = self.0.fallback.get().map_or(0, |link| link.received_bytes());
+        let fallback = self
+            .0
+            .fallback
+            .get()
+            .map_or(0, |link| link.received_bytes());
         self.0.received.load(Ordering::Relaxed) + fallback
     }
 
@@ -265,7 +269,12 @@ impl Shared {
         let device = |d: &Arc<super::device::Device>| d.context.attributes().max_pieces;
         let pieces = self.devices.list.iter().map(device).min().unwrap_or(1);
         let pieces = pieces.clamp(1, CHUNK_PIECES) as usize;
-        let cuts = cut(remote.iter().map(|span| span.len), local, CHUNK_BYTES, pieces);
+        let cuts = cut(
+            remote.iter().map(|span| span.len),
+            local,
+            CHUNK_BYTES,
+            pieces,
+        );
         op.add(cuts.len());
         let items = cuts.into_iter().filter_map(|cut| {
             let (span, region) = (remote.get(cut.span)?, regions.get(cut.span)?);

@@ -123,10 +123,7 @@ impl LocalMemories {
             memory: Arc::downgrade(memory),
             local: Arc::clone(&local),
         };
-        let before = self
-            .known
-            .lock()
-            .insert(Arc::as_ptr(memory).addr(), known);
+        let before = self.known.lock().insert(Arc::as_ptr(memory).addr(), known);
         drop(before); // deregisters, without the lock
         Ok(local)
     }

@@ -1,11 +1,6 @@
 //! The owner's side: lets readers in, and takes no part in what they read.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Instant};
 
 use kvferry_ibverbs::{ConnectOptions, Endpoint, LocalAddress, QueuePair, ReadyToSend};
 use kvferry_proto::{RegionId, pb};
@@ -122,7 +117,10 @@ impl RdmaOwner {
         let late = |_: &u64, session: &mut Session| session.renewed.elapsed() >= LEASE;
         let expired: Vec<_> = self.sessions.lock().extract_if(late).collect();
         for (_, session) in &expired {
-            info!(reader = session.from, "an RDMA session was not renewed: torn down");
+            info!(
+                reader = session.from,
+                "an RDMA session was not renewed: torn down"
+            );
         }
         drop_aside(expired);
     }
@@ -160,10 +158,12 @@ impl RdmaOwner {
         let mut made = Vec::new();
         for endpoint in &request.endpoints {
             let lane = self.answer(endpoint, &addresses, &mut made);
-            response.lanes.push(lane.unwrap_or_else(|refused| pb::RdmaLane {
-                refused,
-                ..Default::default()
-            }));
+            response
+                .lanes
+                .push(lane.unwrap_or_else(|refused| pb::RdmaLane {
+                    refused,
+                    ..Default::default()
+                }));
         }
         let mut sessions = self.sessions.lock();
         match sessions.get_mut(&response.session) {

@@ -87,9 +87,7 @@ impl OwnerClient {
             endpoints,
         };
         let answer = self.client.clone().connect_rdma(request).await;
-        let answer = answer
-            .map_err(|status| failed(peer, &status))?
-            .into_inner();
+        let answer = answer.map_err(|status| failed(peer, &status))?.into_inner();
         if answer.incarnation != peer.incarnation.get() {
             return Err(match Incarnation::new(answer.incarnation) {
                 Ok(found) => ConnectError::WrongIncarnation {
@@ -182,7 +180,10 @@ fn failed(peer: &PeerTarget, status: &Status) -> ConnectError {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
             ConnectError::Unreachable {
                 node: peer.node.clone(),
-                address: peer.addresses.peer.map_or_else(String::new, |a| a.to_string()),
+                address: peer
+                    .addresses
+                    .peer
+                    .map_or_else(String::new, |a| a.to_string()),
                 detail: text(status),
             }
         }

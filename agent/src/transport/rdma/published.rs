@@ -108,9 +108,7 @@ impl Published {
         for registered in gone {
             for device in &self.devices.list {
                 device.cache.forget(&registered.region.memory);
-                device
-                    .cache
-                    .forget(registered.region.generations.memory());
+                device.cache.forget(registered.region.generations.memory());
             }
         }
     }
@@ -157,10 +155,7 @@ impl Published {
         registered
     }
 
-    fn register(
-        &self,
-        region: &Region,
-    ) -> Vec<Option<(Arc<ReadableRegion>, Arc<ReadableRegion>)>> {
+    fn register(&self, region: &Region) -> Vec<Option<(Arc<ReadableRegion>, Arc<ReadableRegion>)>> {
         let memory = &region.memory;
         let words = region.generations.memory();
         let devices = &self.devices.list;
@@ -168,16 +163,18 @@ impl Published {
             .iter()
             .map(|device| {
                 let data = device.cache.readable(memory, 0..memory.len());
-                let both = data.and_then(|data| {
-                    Ok((data, device.cache.readable(words, 0..words.len())?))
-                });
-                both.map_err(|error| error!(region = %region.id, "{error}")).ok()
+                let both =
+                    data.and_then(|data| Ok((data, device.cache.readable(words, 0..words.len())?)));
+                both.map_err(|error| error!(region = %region.id, "{error}"))
+                    .ok()
             })
             .collect();
         let count = registered.iter().flatten().count();
         let bytes = memory.len();
         match count {
-            0 => error!(region = %region.id, bytes, "no RDMA device registers the region: it is served by TCP and shared memory only"),
+            0 => {
+                error!(region = %region.id, bytes, "no RDMA device registers the region: it is served by TCP and shared memory only")
+            }
             _ => info!(region = %region.id, bytes, devices = count, "region readable by RDMA"),
         }
         registered

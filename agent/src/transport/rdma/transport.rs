@@ -5,11 +5,7 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use super::{
-    config::CONNECT_BOUND,
-    connect,
-    device::Devices,
-    link::RdmaLink,
-    owner_client::OwnerClient,
+    config::CONNECT_BOUND, connect, device::Devices, link::RdmaLink, owner_client::OwnerClient,
 };
 use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
 
@@ -67,7 +63,10 @@ impl Transport for RdmaTransport {
                 Ok(result) => result,
                 Err(_) => Err(ConnectError::Unreachable {
                     node: peer.node.clone(),
-                    address: peer.addresses.peer.map_or_else(String::new, |a| a.to_string()),
+                    address: peer
+                        .addresses
+                        .peer
+                        .map_or_else(String::new, |a| a.to_string()),
                     detail: format!("not connected within {CONNECT_BOUND:?}"),
                 }),
             }
