@@ -16,4 +16,5 @@ mod unix_socket;
 
 pub use config::AgentConfig;
 pub use daemon::{Agent, AgentAddresses, ServeError, StartError};
+pub use service::PeerApi;
 pub use unix_socket::SocketError;

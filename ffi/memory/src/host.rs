@@ -301,6 +301,22 @@ impl HostMemory {
         self.stable
     }
 
+    /// Is the whole mapping still backed? A device writes past the end of a file that was cut without
+    /// noticing: ask after it has.
+    ///
+    /// # Errors
+    /// [`AccessError::Gone`] where the file behind it is shorter by now.
+    pub fn check_backed(&self) -> Result<(), AccessError> {
+        let Some(file) = self.file.as_ref().filter(|_| !self.stable) else {
+            return Ok(());
+        };
+        let stat = rustix::fs::fstat(file).map_err(|error| AccessError::Gone(error.into()))?;
+        match u64::try_from(stat.st_size) {
+            Ok(bytes) if bytes >= self.len => Ok(()),
+            _ => Err(AccessError::Gone(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
     pub(crate) fn is_writable(&self) -> bool {
         self.writable
     }
