@@ -6,6 +6,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::sabotage::{self, Bug};
+
 /// Deltas under way without acknowledgement: enough to fill a long path, few enough to resend.
 const MAX_UNACKNOWLEDGED: u64 = 64;
 /// Sessions give a coordinator this many of its own heartbeat intervals before they think it gone.
@@ -302,6 +304,11 @@ impl SessionMachine {
             self.resyncs += 1;
             self.commands
                 .retain(|command| !matches!(command, Command::SendDelta(_)));
+            if sabotage::is(Bug::ResyncDropped) {
+                self.state = State::Live { resyncing: false };
+                self.cursor = self.next_delta;
+                return;
+            }
             self.commands.push_back(Command::SendInventory);
         }
     }
@@ -309,9 +316,13 @@ impl SessionMachine {
     fn send_deltas(&mut self) {
         while self.is_live()
             && self.cursor < self.next_delta
-            && self.cursor <= self.acknowledged + MAX_UNACKNOWLEDGED
+            && (self.cursor <= self.acknowledged + MAX_UNACKNOWLEDGED
+                || sabotage::is(Bug::WindowIgnored))
         {
             self.commands.push_back(Command::SendDelta(self.cursor));
+            if sabotage::is(Bug::AcknowledgedTooMuch) {
+                self.acknowledged = self.cursor;
+            }
             self.cursor += 1;
         }
     }

@@ -4,9 +4,33 @@ use kvferry_proto::{InvalidMessage, Labels, NamespaceName, NodeId, pb};
 use tonic::Status;
 
 use super::{hub::Hub, parse, status};
-use crate::directory::{DEFAULT_CANDIDATES, LocateMode, LocateQuery, Located, LocatedOwner};
+use crate::directory::{
+    DEFAULT_CANDIDATES, Directory, LocateError, LocateMode, LocateQuery, Located, LocatedOwner,
+};
 
+#[allow(clippy::result_large_err)] // tonic's signature
 pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
+    ask(request, |query| hub.read().locate(query))
+}
+
+/// Answers the message from a directory, as the service does.
+///
+/// # Errors
+/// What the caller is told.
+#[allow(clippy::result_large_err)] // tonic's signature
+pub fn answer(
+    directory: &Directory,
+    request: pb::LocateRequest,
+) -> Result<pb::LocateResponse, Status> {
+    ask(request, |query| directory.locate(query))
+}
+
+/// The directory is locked for `find` only, not while messages are parsed and built.
+#[allow(clippy::result_large_err)] // tonic's signature
+fn ask(
+    request: pb::LocateRequest,
+    find: impl FnOnce(&LocateQuery<'_>) -> Result<Located, LocateError>,
+) -> Result<pb::LocateResponse, Status> {
     let mode = match request.mode() {
         pb::LocateMode::Prefix => LocateMode::Prefix,
         pb::LocateMode::Set | pb::LocateMode::Unspecified => LocateMode::Set,
@@ -31,8 +55,7 @@ pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::Locate
         prefer: &prefer,
         exclude: exclude.as_ref(),
     };
-    let located = hub.read().locate(&query);
-    match located {
+    match find(&query) {
         Ok(located) => Ok(response(located)),
         Err(error) => Err(status::locate(&error)),
     }

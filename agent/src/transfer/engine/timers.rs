@@ -7,6 +7,7 @@ use crate::transfer::{
     outcome::{Failure, Outcome},
     source::Path,
 };
+use crate::sabotage::{self, Bug};
 
 impl PullEngine {
     /// Does what is due. To be called after the events that have happened by now, so that a driver
@@ -59,6 +60,9 @@ impl PullEngine {
 
     /// Leaves sources that stand still alone. Whether they ever settle is seen when they do.
     fn pass_stalls(&mut self) {
+        if sabotage::is(Bug::StallIgnored) {
+            return;
+        }
         let due: Vec<_> = self
             .watched()
             .filter(|(_, due)| *due <= self.now)
@@ -93,6 +97,9 @@ impl PullEngine {
     pub(super) fn pass_deadlines(&mut self, now: Time) {
         // Time that runs backwards stands still.
         self.now = self.now.max(now);
+        if sabotage::is(Bug::DeadlineMissed) {
+            return;
+        }
         if self.now >= self.settle_at {
             self.begin_stop(Stop::Timeout);
         }
@@ -147,6 +154,16 @@ impl PullEngine {
             return;
         }
         for index in self.indices() {
+            if sabotage::is(Bug::FreedBeforeSettled) {
+                self.close(index, stop.outcome(false));
+            }
+            if sabotage::is(Bug::OutcomeTwice)
+                && let Some(block) = self.block_mut(index)
+                && block.finished
+            {
+                block.finished = false;
+                self.unfinished += 1;
+            }
             self.finish(index, stop.outcome(false));
         }
     }
