@@ -17,8 +17,6 @@ pub enum Bug {
     NeverAbandoned,
     /// A pull goes on past its deadline.
     DeadlineMissed,
-    /// A source that stands still is waited for.
-    StallIgnored,
     /// A block's outcome is given again at the deadline.
     OutcomeTwice,
     /// A session does not send the inventory that was asked for.

@@ -141,7 +141,10 @@ impl Pins {
     /// In the order they were made.
     pub(super) fn of_client(&self, client: ClientId) -> Vec<PinId> {
         let of = self.clients.get(&client);
-        let mut pins: Vec<_> = of.into_iter().flat_map(|of| of.pins.iter().copied()).collect();
+        let mut pins: Vec<_> = of
+            .into_iter()
+            .flat_map(|of| of.pins.iter().copied())
+            .collect();
         pins.sort_unstable();
         pins
     }

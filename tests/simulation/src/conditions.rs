@@ -11,57 +11,57 @@ use crate::{
 };
 
 /// A coordinator wants to hear from its agents this often.
-pub const HEARTBEAT: Micros = SECOND;
+pub(crate) const HEARTBEAT: Micros = SECOND;
 /// Silent nodes are hidden after this time,
-pub const HIDE_AFTER: Micros = 3 * SECOND;
+pub(crate) const HIDE_AFTER: Micros = 3 * SECOND;
 /// and forgotten after this.
-pub const PURGE_AFTER: Micros = 10 * SECOND;
+pub(crate) const PURGE_AFTER: Micros = 10 * SECOND;
 /// How often a coordinator looks for the silent.
-pub const TICK: Micros = 500 * MS;
+pub(crate) const TICK: Micros = 500 * MS;
 /// After the last fault everything must have converged within this time: a silent stream is noticed
 /// within 4 heartbeats, a dead node with a greater incarnation is purged, the session tries again
 /// after its longest pause (5 s), and pulls (5 s), settling (3 s) and pins (10 s) end beside it.
-pub const CONVERGES_WITHIN: Micros = 40 * SECOND;
+pub(crate) const CONVERGES_WITHIN: Micros = 40 * SECOND;
 
 /// Conditions of one world.
 #[derive(Debug, Clone)]
-pub struct Conditions {
+pub(crate) struct Conditions {
     /// What blocks are.
-    pub spec: NamespaceSpec,
+    pub(crate) spec: NamespaceSpec,
     /// Slots of a pool.
-    pub pool_slots: u32,
+    pub(crate) pool_slots: u32,
     /// Slots of an engine's region, where a node has one.
-    pub engine_slots: u32,
+    pub(crate) engine_slots: u32,
     /// Hashes there are.
-    pub hashes: u64,
+    pub(crate) hashes: u64,
     /// Between two operations of a node, on average.
-    pub pace: Micros,
+    pub(crate) pace: Micros,
     /// Shortest and longest way of a message.
-    pub delay: (Micros, Micros),
+    pub(crate) delay: (Micros, Micros),
     /// Unary calls lost, of a thousand.
-    pub loss: u64,
+    pub(crate) loss: u64,
     /// Unary calls that arrive twice.
-    pub duplicates: u64,
+    pub(crate) duplicates: u64,
     /// Reads that stand still.
-    pub hangs: u64,
+    pub(crate) hangs: u64,
     /// Reads in which the link is lost.
-    pub link_loss: u64,
+    pub(crate) link_loss: u64,
     /// Links on which the owner's processor takes no part, as with RDMA.
-    pub one_sided: u64,
+    pub(crate) one_sided: u64,
     /// Longest time such a link takes to settle a read that is cancelled.
-    pub settles_within: Micros,
+    pub(crate) settles_within: Micros,
     /// Clocks that run fast or slow by up to so many per million.
-    pub drift_ppm: u64,
+    pub(crate) drift_ppm: u64,
     /// The bounds of a pull.
-    pub transfer: TransferConfig,
+    pub(crate) transfer: TransferConfig,
     /// Spans and bytes a link takes at once.
-    pub link: (usize, u64),
+    pub(crate) link: (usize, u64),
 }
 
 impl Conditions {
     /// Those of a seed.
     #[must_use]
-    pub fn of(seed: u64, nodes: usize) -> Self {
+    pub(crate) fn of(seed: u64, nodes: usize) -> Self {
         let mut random = Random::of(seed, 2);
         let plane = 8 * random.within(3, 12);
         let checksum = random.pick(&[

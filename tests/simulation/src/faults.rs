@@ -102,7 +102,7 @@ pub enum Kind {
 
 /// The faults of a seed; all are over by `until`.
 #[must_use]
-pub fn schedule(seed: u64, nodes: usize, coordinators: usize, until: Micros) -> Vec<Fault> {
+pub(crate) fn schedule(seed: u64, nodes: usize, coordinators: usize, until: Micros) -> Vec<Fault> {
     let mut random = Random::of(seed, 1);
     // From calm to one a second.
     let pace = random.pick(&[1, 2, 3, 6, 15]) * SECOND;

@@ -13,7 +13,7 @@ const HEAD: usize = 16;
 
 /// Every version of every block that was ever published.
 #[derive(Debug, Default)]
-pub struct History {
+pub(crate) struct History {
     versions: BTreeMap<u64, BTreeSet<u64>>,
     last: u64,
 }
@@ -21,18 +21,18 @@ pub struct History {
 impl History {
     /// Somebody is about to write a block: a version of its own, so that bytes of two writers are
     /// told apart even under one hash.
-    pub fn new_version(&mut self) -> u64 {
+    pub(crate) fn new_version(&mut self) -> u64 {
         self.last += 1;
         self.last
     }
 
     /// From now on these bytes may be delivered under this hash.
-    pub fn published(&mut self, hash: u64, version: u64) {
+    pub(crate) fn published(&mut self, hash: u64, version: u64) {
         self.versions.entry(hash).or_default().insert(version);
     }
 
     /// Every hash under which something was published.
-    pub fn hashes(&self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn hashes(&self) -> impl Iterator<Item = u64> + '_ {
         self.versions.keys().copied()
     }
 
@@ -40,7 +40,7 @@ impl History {
     ///
     /// # Errors
     /// What they are instead.
-    pub fn check(&self, hash: u64, bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn check(&self, hash: u64, bytes: &[u8]) -> Result<(), String> {
         let word = |at: usize| {
             let mut word = [0; 8];
             word.copy_from_slice(&bytes[at..at + 8]);
@@ -66,7 +66,7 @@ impl History {
 
 /// The bytes of one version of one block.
 #[must_use]
-pub fn content(hash: u64, version: u64, len: usize) -> Vec<u8> {
+pub(crate) fn content(hash: u64, version: u64, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len + 8);
     bytes.extend_from_slice(&hash.to_le_bytes());
     bytes.extend_from_slice(&version.to_le_bytes());
@@ -80,7 +80,7 @@ pub fn content(hash: u64, version: u64, len: usize) -> Vec<u8> {
 
 /// A block's hash as the system knows it.
 #[must_use]
-pub fn block_hash(number: u64) -> BlockHash {
+pub(crate) fn block_hash(number: u64) -> BlockHash {
     match BlockHash::new(&number.to_be_bytes()) {
         Ok(hash) => hash,
         Err(error) => unreachable!("eight bytes are a hash: {error}"),
@@ -89,12 +89,16 @@ pub fn block_hash(number: u64) -> BlockHash {
 
 /// The bytes that lie in a slot now.
 #[must_use]
-pub fn bytes_of(region: &Region, slot: Slot) -> Vec<u8> {
+pub(crate) fn bytes_of(region: &Region, slot: Slot) -> Vec<u8> {
     let mut bytes = vec![0; region.geometry.block_bytes() as usize];
     let mut at = 0;
     for range in region.geometry.ranges(slot) {
         let len = (range.end - range.start) as usize;
-        if region.memory.read_at(range.start, &mut bytes[at..at + len]).is_err() {
+        if region
+            .memory
+            .read_at(range.start, &mut bytes[at..at + len])
+            .is_err()
+        {
             unreachable!("a geometry lies in its memory");
         }
         at += len;
@@ -103,14 +107,18 @@ pub fn bytes_of(region: &Region, slot: Slot) -> Vec<u8> {
 }
 
 /// Writes some of a slot's bytes, as its engine does.
-pub fn write_part(region: &Region, slot: Slot, from: usize, part: &[u8]) {
+pub(crate) fn write_part(region: &Region, slot: Slot, from: usize, part: &[u8]) {
     let (mut at, end) = (0, from + part.len());
     for range in region.geometry.ranges(slot) {
         let len = (range.end - range.start) as usize;
         let (low, high) = (from.max(at), end.min(at + len));
         if low < high {
             let target = range.start + (low - at) as u64;
-            if region.memory.write_at(target, &part[low - from..high - from]).is_err() {
+            if region
+                .memory
+                .write_at(target, &part[low - from..high - from])
+                .is_err()
+            {
                 unreachable!("a geometry lies in its memory");
             }
         }

@@ -43,7 +43,9 @@ struct Args {
 }
 
 fn range(text: &str) -> Result<Range<u64>, String> {
-    let parsed = text.split_once("..").and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
+    let parsed = text
+        .split_once("..")
+        .and_then(|(a, b)| Some(a.parse().ok()?..b.parse().ok()?));
     parsed.ok_or_else(|| format!("{text:?} is no range of seeds; write A..B"))
 }
 
@@ -59,7 +61,11 @@ fn faults(text: &str) -> Result<BTreeSet<usize>, String> {
         return Ok(BTreeSet::new());
     }
     text.split(',')
-        .map(|number| number.parse().map_err(|_| format!("{number:?} is no number of a fault")))
+        .map(|number| {
+            number
+                .parse()
+                .map_err(|_| format!("{number:?} is no number of a fault"))
+        })
         .collect()
 }
 
@@ -84,7 +90,10 @@ fn main() -> ExitCode {
             Some(bug) => run_seeds(&args, Some(bug)),
             None => {
                 let names: Vec<_> = sabotage::all().iter().map(|bug| bug.name).collect();
-                eprintln!("there is no bug {name:?} in this build; there are: {}", names.join(", "));
+                eprintln!(
+                    "there is no bug {name:?} in this build; there are: {}",
+                    names.join(", ")
+                );
                 ExitCode::FAILURE
             }
         },
@@ -110,7 +119,10 @@ fn run_seeds(args: &Args, sabotage: Option<Sabotage>) -> ExitCode {
             return ExitCode::FAILURE;
         }
         if args.seeds.is_none() && !args.until_stopped {
-            println!("seed {seed}: {} nodes, {} s", options.nodes, options.seconds);
+            println!(
+                "seed {seed}: {} nodes, {} s",
+                options.nodes, options.seconds
+            );
             println!("digest {:016x}", report.digest);
         }
         if runs.is_multiple_of(1000) {
@@ -155,7 +167,11 @@ fn command(options: &Options) -> String {
     );
     if let Some(keep) = &options.keep {
         let keep: Vec<_> = keep.iter().map(usize::to_string).collect();
-        let keep = if keep.is_empty() { "none".to_owned() } else { keep.join(",") };
+        let keep = if keep.is_empty() {
+            "none".to_owned()
+        } else {
+            keep.join(",")
+        };
         command.push_str(&format!(" --keep {keep}"));
     }
     if let Some(bug) = options.sabotage {
@@ -175,7 +191,11 @@ fn catch_all(args: &Args) -> ExitCode {
         });
         match caught {
             Some((seed, violation, wanted)) => {
-                let note = if wanted { "" } else { " (by another promise than it should be)" };
+                let note = if wanted {
+                    ""
+                } else {
+                    " (by another promise than it should be)"
+                };
                 missed += usize::from(!wanted);
                 println!("{}: caught by seed {seed}{note}: {violation}", bug.name);
             }

@@ -3,16 +3,16 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 /// Microseconds since the world began.
-pub type Micros = u64;
+pub(crate) type Micros = u64;
 
 /// One millisecond.
-pub const MS: Micros = 1_000;
+pub(crate) const MS: Micros = 1_000;
 /// One second.
-pub const SECOND: Micros = 1_000_000;
+pub(crate) const SECOND: Micros = 1_000_000;
 
 /// Events that are to happen.
 #[derive(Debug)]
-pub struct Queue<E> {
+pub(crate) struct Queue<E> {
     /// By moment and number; the numbers make the order total.
     order: std::collections::BinaryHeap<Reverse<(Micros, u64)>>,
     events: BTreeMap<u64, E>,
@@ -31,31 +31,19 @@ impl<E> Default for Queue<E> {
 
 impl<E> Queue<E> {
     /// Lets an event happen.
-    pub fn at(&mut self, when: Micros, event: E) {
+    pub(crate) fn at(&mut self, when: Micros, event: E) {
         self.made += 1;
         self.order.push(Reverse((when, self.made)));
         self.events.insert(self.made, event);
     }
 
     /// The next event that happens by `until`.
-    pub fn next(&mut self, until: Micros) -> Option<(Micros, E)> {
+    pub(crate) fn next(&mut self, until: Micros) -> Option<(Micros, E)> {
         let &Reverse((when, number)) = self.order.peek()?;
         if when > until {
             return None;
         }
         self.order.pop();
         Some((when, self.events.remove(&number)?))
-    }
-
-    /// How many wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.events.len()
-    }
-
-    /// True where none does.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.events.is_empty()
     }
 }

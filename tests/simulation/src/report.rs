@@ -61,10 +61,34 @@ impl Stats {
             ($($field:ident),*) => { [$((stringify!($field), &mut self.$field)),*] };
         }
         of![
-            events, operations, published, pulls, drained, locates, reads, reads_checked, pulled,
-            missing, stale, corrupt, unreachable, timed_out, unsettled, other, pins_checked, faults,
-            processes, deltas, lost_deltas, gaps, resyncs, inventories, removals, superseded,
-            fenced_heard, probes
+            events,
+            operations,
+            published,
+            pulls,
+            drained,
+            locates,
+            reads,
+            reads_checked,
+            pulled,
+            missing,
+            stale,
+            corrupt,
+            unreachable,
+            timed_out,
+            unsettled,
+            other,
+            pins_checked,
+            faults,
+            processes,
+            deltas,
+            lost_deltas,
+            gaps,
+            resyncs,
+            inventories,
+            removals,
+            superseded,
+            fenced_heard,
+            probes
         ]
     }
 

@@ -78,9 +78,10 @@ impl Sabotage {
 /// Every known bug that this build can put back.
 #[must_use]
 pub fn all() -> Vec<Sabotage> {
-    let mut bugs = shells();
     #[cfg(feature = "sabotage")]
-    bugs.extend(crates());
+    let bugs = [shells(), crates()].concat();
+    #[cfg(not(feature = "sabotage"))]
+    let bugs = shells();
     bugs
 }
 
@@ -102,14 +103,24 @@ fn shells() -> Vec<Sabotage> {
     use Place::Shell as In;
     use Promise::{BuffersAreOwned, BytesArePublished, Converges, PublishedIsFound};
     vec![
-        bug("words-with-data", In(Shell::WordsWithData), 20, &[BytesArePublished]),
+        bug(
+            "words-with-data",
+            In(Shell::WordsWithData),
+            20,
+            &[BytesArePublished],
+        ),
         bug(
             "inventory-position-late",
             In(Shell::InventoryPositionLate),
             20,
             &[Converges, PublishedIsFound],
         ),
-        bug("any-incarnation", In(Shell::AnyIncarnation), 100, &[BytesArePublished]),
+        bug(
+            "any-incarnation",
+            In(Shell::AnyIncarnation),
+            100,
+            &[BytesArePublished],
+        ),
         bug(
             "settled-too-soon",
             In(Shell::SettledTooSoon),
@@ -122,50 +133,119 @@ fn shells() -> Vec<Sabotage> {
             20,
             &[Converges, PublishedIsFound],
         ),
-        bug("reservations-leak", In(Shell::ReservationsLeak), 20, &[Converges]),
+        bug(
+            "reservations-leak",
+            In(Shell::ReservationsLeak),
+            20,
+            &[Converges],
+        ),
     ]
 }
 
 #[cfg(feature = "sabotage")]
 fn crates() -> Vec<Sabotage> {
-    use kvferry_agent::sabotage::Bug as A;
-    use kvferry_coordinator::sabotage::Bug as C;
     use Place::{Agent, Coordinator};
     use Promise as P;
+    use kvferry_agent::sabotage::Bug as A;
+    use kvferry_coordinator::sabotage::Bug as C;
     vec![
-        bug("generation-unchecked", Agent(A::GenerationUnchecked), 20, &[P::BytesArePublished]),
-        bug("generation-not-bumped", Agent(A::GenerationNotBumped), 20, &[P::BytesArePublished]),
+        bug(
+            "generation-unchecked",
+            Agent(A::GenerationUnchecked),
+            20,
+            &[P::BytesArePublished],
+        ),
+        bug(
+            "generation-not-bumped",
+            Agent(A::GenerationNotBumped),
+            20,
+            &[P::BytesArePublished],
+        ),
         bug(
             "freed-before-settled",
             Agent(A::FreedBeforeSettled),
             20,
             &[P::BuffersAreOwned, P::BytesArePublished],
         ),
-        bug("never-abandoned", Agent(A::NeverAbandoned), 20, &[P::Converges]),
-        bug("deadline-missed", Agent(A::DeadlineMissed), 20, &[P::PullsEnd]),
+        bug(
+            "never-abandoned",
+            Agent(A::NeverAbandoned),
+            20,
+            &[P::Converges],
+        ),
+        bug(
+            "deadline-missed",
+            Agent(A::DeadlineMissed),
+            20,
+            &[P::PullsEnd],
+        ),
         bug("outcome-twice", Agent(A::OutcomeTwice), 20, &[P::PullsEnd]),
-        bug("stall-ignored", Agent(A::StallIgnored), 20, &[P::PullsEnd]),
         bug(
             "resync-dropped",
             Agent(A::ResyncDropped),
             20,
             &[P::Converges, P::PublishedIsFound],
         ),
-        bug("remove-lost", Agent(A::RemoveLost), 20, &[P::Converges, P::PublishedIsFound]),
-        bug("log-unbounded", Agent(A::LogUnbounded), 100, &[P::BoundsHold]),
-        bug("window-ignored", Agent(A::WindowIgnored), 100, &[P::BoundsHold]),
-        bug("acknowledged-too-much", Agent(A::AcknowledgedTooMuch), 20, &[P::PublishedIsFound]),
+        bug(
+            "remove-lost",
+            Agent(A::RemoveLost),
+            20,
+            &[P::Converges, P::PublishedIsFound],
+        ),
+        bug(
+            "log-unbounded",
+            Agent(A::LogUnbounded),
+            100,
+            &[P::BoundsHold],
+        ),
+        bug(
+            "window-ignored",
+            Agent(A::WindowIgnored),
+            100,
+            &[P::BoundsHold],
+        ),
+        bug(
+            "acknowledged-too-much",
+            Agent(A::AcknowledgedTooMuch),
+            20,
+            &[P::PublishedIsFound],
+        ),
         bug("pins-ignored", Agent(A::PinsIgnored), 20, &[P::PinnedStays]),
-        bug("fencing-skipped", Coordinator(C::FencingSkipped), 100, &[P::FencedIsVoid]),
-        bug("fenced-session-kept", Coordinator(C::FencedSessionKept), 100, &[P::FencedIsVoid]),
-        bug("gap-ignored", Coordinator(C::GapIgnored), 50, &[P::Converges, P::PublishedIsFound]),
-        bug("inventory-keeps", Coordinator(C::InventoryKeeps), 50, &[P::Converges]),
+        bug(
+            "fencing-skipped",
+            Coordinator(C::FencingSkipped),
+            100,
+            &[P::FencedIsVoid],
+        ),
+        bug(
+            "fenced-session-kept",
+            Coordinator(C::FencedSessionKept),
+            100,
+            &[P::FencedIsVoid],
+        ),
+        bug(
+            "gap-ignored",
+            Coordinator(C::GapIgnored),
+            50,
+            &[P::Converges, P::PublishedIsFound],
+        ),
+        bug(
+            "inventory-keeps",
+            Coordinator(C::InventoryKeeps),
+            50,
+            &[P::Converges],
+        ),
         bug(
             "resync-not-asked",
             Coordinator(C::AckBeforeInventory),
             20,
             &[],
         ),
-        bug("silent-never-purged", Coordinator(C::SilentNeverPurged), 50, &[P::Converges]),
+        bug(
+            "silent-never-purged",
+            Coordinator(C::SilentNeverPurged),
+            50,
+            &[P::Converges],
+        ),
     ]
 }

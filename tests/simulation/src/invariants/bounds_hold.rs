@@ -36,9 +36,15 @@ pub(crate) fn session_queue<'a>(waiting: impl Iterator<Item = &'a Up>) -> Broken
 /// What a pull has under way.
 pub(crate) fn pull(pull: &Pull, conditions: &Conditions) -> Broken {
     let bytes: u64 = pull.flights.values().map(|flight| flight.bytes).sum();
-    let most = conditions.transfer.inflight_bytes.max(conditions.spec.layout.block_bytes());
+    let most = conditions
+        .transfer
+        .inflight_bytes
+        .max(conditions.spec.layout.block_bytes());
     (bytes > most).then(|| {
-        let detail = format!("pull {} has {bytes} bytes in flight, of at most {most}", pull.id);
+        let detail = format!(
+            "pull {} has {bytes} bytes in flight, of at most {most}",
+            pull.id
+        );
         (Promise::BoundsHold, detail)
     })
 }

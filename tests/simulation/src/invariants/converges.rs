@@ -47,7 +47,11 @@ fn directory(world: &World, at: usize) -> Broken {
     };
     let speakers = speakers(world);
     if speakers.len() != world.nodes.len() {
-        return failed(format!("{} of {} nodes live", speakers.len(), world.nodes.len()));
+        return failed(format!(
+            "{} of {} nodes live",
+            speakers.len(),
+            world.nodes.len()
+        ));
     }
     let mut truth: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
     for process in speakers.values() {
@@ -64,18 +68,24 @@ fn directory(world: &World, at: usize) -> Broken {
             ));
         }
         for (&(region, slot), said) in held.iter() {
-            truth.entry(said.hash.as_bytes().to_vec()).or_default().insert((
-                process.name.clone(),
-                process.incarnation,
-                region,
-                slot,
-                said.generation.0,
-            ));
+            truth
+                .entry(said.hash.as_bytes().to_vec())
+                .or_default()
+                .insert((
+                    process.name.clone(),
+                    process.incarnation,
+                    region,
+                    slot,
+                    said.generation.0,
+                ));
         }
     }
     let known = directory.nodes(Duration::ZERO).count();
     if known != speakers.len() {
-        return failed(format!("coordinator {at} knows {known} nodes, {} live", speakers.len()));
+        return failed(format!(
+            "coordinator {at} knows {known} nodes, {} live",
+            speakers.len()
+        ));
     }
     for number in world.history.hashes() {
         let hash = block_hash(number);

@@ -22,9 +22,15 @@ pub(crate) fn release(
         let region = process.store.region(held.region)?;
         let word = region.generations.load(held.slot.0);
         if word != Some(held.generation.0) {
-            return Some(format!("block {hash} in slot {} was overwritten", held.slot));
+            return Some(format!(
+                "block {hash} in slot {} was overwritten",
+                held.slot
+            ));
         }
-        let wrong = world.history.check(*hash, &bytes_of(&region, held.slot)).err();
+        let wrong = world
+            .history
+            .check(*hash, &bytes_of(&region, held.slot))
+            .err();
         wrong.map(|wrong| format!("block {hash} in slot {}: {wrong}", held.slot))
     });
     // Released means that it had neither expired nor gone with its client.

@@ -58,7 +58,13 @@ fn check_one(world: &World, process: &Process, at: usize) -> Broken {
     let acknowledged = acknowledged?;
     let held = process.mirror.held.lock();
     for (&(region, slot), said) in held.iter().filter(|(_, said)| said.seq <= acknowledged) {
-        let place = (process.name.clone(), process.incarnation, region, slot, said.generation.0);
+        let place = (
+            process.name.clone(),
+            process.incarnation,
+            region,
+            slot,
+            said.generation.0,
+        );
         let (places, all) = places(world, directory, said.hash);
         if all && !places.contains(&place) {
             let (pid, seq) = (process.pid, said.seq);
@@ -95,7 +101,11 @@ pub(super) fn places(world: &World, directory: &Directory, hash: BlockHash) -> (
     let Ok(located) = located else {
         return (Vec::new(), true);
     };
-    let rows = located.owner_index.iter().zip(&located.slots).zip(&located.generations);
+    let rows = located
+        .owner_index
+        .iter()
+        .zip(&located.slots)
+        .zip(&located.generations);
     let places: Vec<_> = rows
         .filter_map(|((row, slot), generation)| {
             let owner = located.owners.get(*row as usize)?;

@@ -33,12 +33,26 @@ pub(crate) fn all_given(pull: &Pull) -> Broken {
     Some((Promise::PullsEnd, detail))
 }
 
+/// It says that it is over: every destination has landed or was given back.
+pub(crate) fn given_back(pull: &Pull) -> Broken {
+    let block = pull.destinations.keys().next()?;
+    let detail = format!(
+        "pull {} is over and still has a place for block {block}",
+        pull.id
+    );
+    Some((Promise::Converges, detail))
+}
+
 /// Its deadline has passed, on the clock of its own process, which was running.
 pub(crate) fn at_deadline(pull: &Pull) -> Broken {
     if pull.engine.is_finished() {
         return None;
     }
-    let open = pull.outcomes.iter().filter(|outcome| outcome.is_none()).count();
+    let open = pull
+        .outcomes
+        .iter()
+        .filter(|outcome| outcome.is_none())
+        .count();
     let detail = format!(
         "pull {} goes on after its deadline ({:?}) with {open} blocks open",
         pull.id, pull.deadline

@@ -197,7 +197,10 @@ impl World {
                 self.send_down(session.0, Down::Said(Answer::HeartbeatAck(ack)));
             }
             Effect::RegionRefused { refusal, .. } => {
-                self.fail(Promise::HonestIsHeard, format!("a region is refused: {refusal}"));
+                self.fail(
+                    Promise::HonestIsHeard,
+                    format!("a region is refused: {refusal}"),
+                );
             }
             Effect::Close { session, cause } => self.close(coordinator, session, &cause),
             Effect::NodeHidden { .. } | Effect::NodeShown { .. } => {}
@@ -207,13 +210,22 @@ impl World {
                 cause,
             } => {
                 self.stats.removals += 1;
-                self.note(&[3, incarnation.get(), u64::from(cause == RemovalCause::Fenced)]);
+                self.note(&[
+                    3,
+                    incarnation.get(),
+                    u64::from(cause == RemovalCause::Fenced),
+                ]);
                 let processes = &self.processes;
-                self.coordinators[coordinator].acknowledged.retain(|&pid, _| {
-                    processes.get(pid).and_then(Option::as_ref).is_some_and(|process| {
-                        process.name != node || process.incarnation != incarnation
-                    })
-                });
+                self.coordinators[coordinator]
+                    .acknowledged
+                    .retain(|&pid, _| {
+                        processes
+                            .get(pid)
+                            .and_then(Option::as_ref)
+                            .is_some_and(|process| {
+                                process.name != node || process.incarnation != incarnation
+                            })
+                    });
             }
         }
     }
@@ -265,7 +277,9 @@ impl World {
         let answer = match &self.coordinators[coordinator].directory {
             // Its port is closed: refused at once, to be tried again.
             None => Err(true),
-            Some(directory) => answer_locate(directory, *request).map(Box::new).map_err(|_| false),
+            Some(directory) => answer_locate(directory, *request)
+                .map(Box::new)
+                .map_err(|_| false),
         };
         self.stats.locates += 1;
         let way = self.way();

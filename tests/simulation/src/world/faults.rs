@@ -121,7 +121,10 @@ impl World {
     }
 
     fn streams_of(&self, pid: Option<Pid>) -> Vec<u64> {
-        let of = self.streams.iter().filter(|(_, stream)| Some(stream.pid) == pid);
+        let of = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| Some(stream.pid) == pid);
         of.map(|(id, _)| *id).collect()
     }
 
@@ -210,7 +213,9 @@ impl World {
         process.leaving = true;
         let now = process.local(self.now);
         for session in 0..process.sessions.len() {
-            process.sessions[session].machine.handle(now, SessionEvent::Stop);
+            process.sessions[session]
+                .machine
+                .handle(now, SessionEvent::Stop);
             self.session_obey(process, session);
         }
         self.later(process.pid, GOODBYE, Act::Exit);
@@ -225,7 +230,9 @@ impl World {
         if !self.sabotaged(Shell::ReservationsLeak) {
             process.store.release_holder(Holder::Client(client));
         }
-        process.writers.retain(|_, holder| *holder != Holder::Client(client));
+        process
+            .writers
+            .retain(|_, holder| *holder != Holder::Client(client));
         for pull in process.pulls.values_mut() {
             pull.give_up(process.random.permille(500));
         }
@@ -238,7 +245,12 @@ impl World {
     /// The last fault is over: what remains is work that has begun, and one publication each, which
     /// shows a coordinator the gap of a delta that was lost last.
     pub(super) fn calm_down(&mut self) {
-        let living: Vec<_> = self.processes.iter().flatten().map(|process| process.pid).collect();
+        let living: Vec<_> = self
+            .processes
+            .iter()
+            .flatten()
+            .map(|process| process.pid)
+            .collect();
         for pid in living {
             self.later(pid, 0, Act::LastWork);
         }

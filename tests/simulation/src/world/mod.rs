@@ -41,7 +41,7 @@ pub(crate) use process::{Pid, Process};
 
 /// A mean event of a busy node every so often: the bound on events of a run, so that one that feeds
 /// itself for ever is a failure and no hang.
-const EVENTS_PER_NODE_SECOND: u64 = 200_000;
+const EVENTS_PER_NODE_SECOND: u64 = 20_000;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -49,7 +49,11 @@ pub(crate) enum Event {
     /// A fault begins.
     Fault(usize),
     /// A node's next process starts.
-    Start { node: usize, clock_behind: bool, elsewhere: bool },
+    Start {
+        node: usize,
+        clock_behind: bool,
+        elsewhere: bool,
+    },
     /// A coordinator comes back, knowing nothing.
     CoordinatorStarts(usize),
     /// It looks for the silent.
@@ -57,11 +61,26 @@ pub(crate) enum Event {
     /// The front of a stream's pipe may have arrived.
     Deliver { stream: u64, up: bool },
     /// A locate arrives.
-    Locate { coordinator: usize, pid: Pid, pull: u64, op: OpId, request: Box<pb::LocateRequest> },
+    Locate {
+        coordinator: usize,
+        pid: Pid,
+        pull: u64,
+        op: OpId,
+        request: Box<pb::LocateRequest>,
+    },
     /// A connect arrives at its owner.
-    Connect { pid: Pid, pull: u64, source: SourceKey },
+    Connect {
+        pid: Pid,
+        pull: u64,
+        source: SourceKey,
+    },
     /// A read fetches its next piece from its owner's memory.
-    Fetch { pid: Pid, pull: u64, op: OpId, read: usize },
+    Fetch {
+        pid: Pid,
+        pull: u64,
+        op: OpId,
+        read: usize,
+    },
     /// A process does something.
     Process(Pid, Act),
     /// Promises that can be checked at any time are.
@@ -72,21 +91,62 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) enum Act {
     SessionTimer(usize),
-    Connected { session: usize, attempt: u64, ok: bool },
-    FromCoordinator { session: usize, stream: u64, said: network::Down },
+    Connected {
+        session: usize,
+        attempt: u64,
+        ok: bool,
+    },
+    FromCoordinator {
+        session: usize,
+        stream: u64,
+        said: network::Down,
+    },
     LogChanged,
-    LateInventory { session: usize, stream: u64 },
+    LateInventory {
+        session: usize,
+        stream: u64,
+    },
     Work,
     LastWork,
-    Write { job: u64 },
+    Write {
+        job: u64,
+    },
     StoreTick,
-    Release { client: ClientId, pin: PinId, blocks: Vec<(u64, Held)> },
-    Located { pull: u64, op: OpId, answer: Result<Box<pb::LocateResponse>, bool> },
-    LinkUp { pull: u64, source: SourceKey, owner: Pid },
-    LinkFailed { pull: u64, source: SourceKey, failure: ConnectFailure },
-    Arrive { pull: u64, op: OpId, read: usize, bytes: Vec<u8> },
-    ReadFails { pull: u64, op: OpId, failure: ReadFailure },
-    Settle { pull: u64, op: OpId },
+    Release {
+        client: ClientId,
+        pin: PinId,
+        blocks: Vec<(u64, Held)>,
+    },
+    Located {
+        pull: u64,
+        op: OpId,
+        answer: Result<Box<pb::LocateResponse>, bool>,
+    },
+    LinkUp {
+        pull: u64,
+        source: SourceKey,
+        owner: Pid,
+    },
+    LinkFailed {
+        pull: u64,
+        source: SourceKey,
+        failure: ConnectFailure,
+    },
+    Arrive {
+        pull: u64,
+        op: OpId,
+        read: usize,
+        bytes: Vec<u8>,
+    },
+    ReadFails {
+        pull: u64,
+        op: OpId,
+        failure: ReadFailure,
+    },
+    Settle {
+        pull: u64,
+        op: OpId,
+    },
     PullTimer(u64),
     PullDeadline(u64),
     EngineDies,
@@ -161,7 +221,9 @@ impl World {
             violation: None,
         };
         for coordinator in 0..coordinators {
-            world.coordinators.push(Coordinator::new(1 + coordinator as u64));
+            world
+                .coordinators
+                .push(Coordinator::new(1 + coordinator as u64));
             world.queue.at(TICK, Event::CoordinatorTick(coordinator));
         }
         for node in 0..nodes {
@@ -174,7 +236,10 @@ impl World {
             world.queue.at(at, start);
         }
         for (index, fault) in world.faults.iter().enumerate() {
-            let kept = options.keep.as_ref().is_none_or(|keep| keep.contains(&index));
+            let kept = options
+                .keep
+                .as_ref()
+                .is_none_or(|keep| keep.contains(&index));
             if kept {
                 world.queue.at(fault.at, Event::Fault(index));
             }
@@ -237,7 +302,8 @@ impl World {
             } => self.start(node, clock_behind, elsewhere),
             Event::CoordinatorStarts(coordinator) => self.coordinator_starts(coordinator),
             Event::CoordinatorTick(coordinator) => {
-                self.queue.at(self.now + TICK, Event::CoordinatorTick(coordinator));
+                self.queue
+                    .at(self.now + TICK, Event::CoordinatorTick(coordinator));
                 if self.coordinators[coordinator].paused_until <= self.now {
                     self.tell(coordinator, None, DirectoryEvent::Tick);
                 }
@@ -272,7 +338,8 @@ impl World {
             return;
         };
         if process.paused_until > self.now {
-            self.queue.at(process.paused_until, Event::Process(pid, act));
+            self.queue
+                .at(process.paused_until, Event::Process(pid, act));
             self.processes[pid] = Some(process);
             return;
         }
@@ -374,7 +441,9 @@ impl World {
 
     /// Of any process, also one that is gone.
     pub(crate) fn incarnation(&self, pid: Pid) -> Option<Incarnation> {
-        self.identities.get(pid).map(|(_, incarnation)| *incarnation)
+        self.identities
+            .get(pid)
+            .map(|(_, incarnation)| *incarnation)
     }
 
     /// Its node's name.

@@ -125,7 +125,13 @@ impl World {
             let ready = (now + way).max(stream.up.last);
             stream.up.last = ready;
             stream.up.queue.push_back((ready, message));
-            self.queue.at(ready, Event::Deliver { stream: id, up: true });
+            self.queue.at(
+                ready,
+                Event::Deliver {
+                    stream: id,
+                    up: true,
+                },
+            );
         }
     }
 
@@ -136,7 +142,13 @@ impl World {
             let ready = (now + way).max(stream.down.last);
             stream.down.last = ready;
             stream.down.queue.push_back((ready, message));
-            self.queue.at(ready, Event::Deliver { stream: id, up: false });
+            self.queue.at(
+                ready,
+                Event::Deliver {
+                    stream: id,
+                    up: false,
+                },
+            );
         }
     }
 
@@ -164,7 +176,8 @@ impl World {
         if let Some(until) = blocked {
             // It is sent again, and again, until it gets through.
             let wait = self.network.below(50 * MS);
-            self.queue.at(until + wait, Event::Deliver { stream: id, up });
+            self.queue
+                .at(until + wait, Event::Deliver { stream: id, up });
             return;
         }
         let Some(stream) = self.streams.get_mut(&id) else {

@@ -9,7 +9,9 @@ use std::{
 
 use kvferry_agent::{
     region::{Held, Holder, PinId, Region},
-    transfer::{BlockIndex, Destination, Event, OpId, Outcome, PullEngine, ReadFailure, SlotRead, SourceKey},
+    transfer::{
+        BlockIndex, Destination, Event, OpId, Outcome, PullEngine, ReadFailure, SlotRead, SourceKey,
+    },
     transport::{PeerTarget, ReadRequest},
 };
 use kvferry_memory::HostMemory;

@@ -65,7 +65,9 @@ impl World {
             blocks,
             block_bytes: self.conditions.spec.layout.block_bytes(),
             timeout,
-            must_verify: (0..blocks).filter(|block| covered(hashes[*block as usize])).collect(),
+            must_verify: (0..blocks)
+                .filter(|block| covered(hashes[*block as usize]))
+                .collect(),
         };
         let deadline = now + timeout;
         let pull = Pull::new(Begin {
@@ -80,7 +82,8 @@ impl World {
         self.stats.pulls += 1;
         process.pulls.insert(id, pull);
         let at = process.global(deadline + pulls_end::SLACK);
-        self.queue.at(at, Event::Process(process.pid, Act::PullDeadline(id)));
+        self.queue
+            .at(at, Event::Process(process.pid, Act::PullDeadline(id)));
         self.step(process, id, None);
     }
 
@@ -93,11 +96,17 @@ impl World {
         timeout: Duration,
     ) -> Option<(Target, Option<kvferry_agent::region::PinId>)> {
         let now = process.local(self.now);
-        let engine = process.engine.clone().filter(|_| process.random.permille(300));
+        let engine = process
+            .engine
+            .clone()
+            .filter(|_| process.random.permille(300));
         if let Some(region) = engine {
             hashes.truncate(region.geometry.slots() as usize);
             let slots: Vec<_> = (0..hashes.len() as u32).map(Slot).collect();
-            process.store.reserve_slots(now, holder, region.id, &slots).ok()?;
+            process
+                .store
+                .reserve_slots(now, holder, region.id, &slots)
+                .ok()?;
             for slot in &slots {
                 process.writers.insert((region.id, *slot), holder);
             }
@@ -108,7 +117,10 @@ impl World {
             return Some((Target::Pool(pool), None));
         }
         let ttl = Some(PIN + timeout);
-        let pin = process.store.pin_held(now, process.client, None, &[], ttl).ok()?;
+        let pin = process
+            .store
+            .pin_held(now, process.client, None, &[], ttl)
+            .ok()?;
         Some((Target::Pool(pool), Some(pin.0)))
     }
 
@@ -135,7 +147,10 @@ impl World {
                 source,
                 failure,
             } => {
-                let waited = process.pulls.get_mut(&pull).map(|pull| pull.connecting.remove(&source));
+                let waited = process
+                    .pulls
+                    .get_mut(&pull)
+                    .map(|pull| pull.connecting.remove(&source));
                 let event = PullEvent::ConnectFailed { source, failure };
                 self.step(process, pull, (waited == Some(true)).then_some(event));
             }
@@ -195,6 +210,8 @@ impl World {
         }
         if pull.engine.is_drained() {
             self.stats.drained += 1;
+            let broken = pulls_end::given_back(&pull);
+            self.check(broken);
             process.store.release_holder(pull.holder);
             process.writers.retain(|_, holder| *holder != pull.holder);
             process.scratch.truncate(8);
@@ -235,7 +252,8 @@ impl World {
         let at = process.global(due).max(self.now + 1);
         if pull.timer_at.is_none_or(|known| at < known) {
             pull.timer_at = Some(at);
-            self.queue.at(at, Event::Process(process.pid, Act::PullTimer(pull.id)));
+            self.queue
+                .at(at, Event::Process(process.pid, Act::PullTimer(pull.id)));
         }
     }
 
@@ -310,7 +328,10 @@ impl World {
     }
 
     fn ask(&mut self, process: &mut Process, pull: &Pull, op: OpId, blocks: &[BlockIndex]) {
-        let hashes: Vec<_> = blocks.iter().map(|block| block_hash(pull.hashes[*block as usize])).collect();
+        let hashes: Vec<_> = blocks
+            .iter()
+            .map(|block| block_hash(pull.hashes[*block as usize]))
+            .collect();
         let packed = PackedHashes::pack(self.conditions.spec.hash_len, &hashes);
         let Ok(packed) = packed else {
             unreachable!("hashes of the namespace's length");
@@ -324,7 +345,10 @@ impl World {
             ..pb::LocateRequest::default()
         });
         let coordinator = process.random.below(self.coordinators.len() as u64) as usize;
-        let copies = match (self.chance(self.conditions.loss), self.chance(self.conditions.duplicates)) {
+        let copies = match (
+            self.chance(self.conditions.loss),
+            self.chance(self.conditions.duplicates),
+        ) {
             (true, _) => 0,
             (false, true) => 2,
             (false, false) => 1,
@@ -373,13 +397,19 @@ impl World {
                 Some(known) => *known = owner.peer.clone(),
                 None => pull.peers.push(owner.peer.clone()),
             }
-            pull.geometries.insert((source, owner.region), owner.geometry.clone());
+            pull.geometries
+                .insert((source, owner.region), owner.geometry.clone());
             owners.push((source, owner.region, owner.geometry.planes().len() as u32));
         }
         let suspected: BTreeSet<_> = pull
             .links
             .iter()
-            .filter(|(_, link)| process.suspects.get(&link.owner).is_some_and(|at| *at > self.now))
+            .filter(|(_, link)| {
+                process
+                    .suspects
+                    .get(&link.owner)
+                    .is_some_and(|at| *at > self.now)
+            })
             .map(|(source, _)| *source)
             .collect();
         let hints = owners.iter().map(|&(source, ..)| SourceHint {
@@ -487,7 +517,11 @@ impl World {
                 let used = pull.destinations.contains_key(&(block as u32));
                 if !used && !pull.outcomes.get(block).is_some_and(pulled) {
                     // Where it was abandoned it is given back already.
-                    if process.store.abort(pull.holder, region.id, &[*slot]).is_ok() {
+                    if process
+                        .store
+                        .abort(pull.holder, region.id, &[*slot])
+                        .is_ok()
+                    {
                         process.writers.remove(&(region.id, *slot));
                     }
                 }

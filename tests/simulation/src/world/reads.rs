@@ -33,7 +33,10 @@ impl World {
         let Some(process) = &self.processes[pid] else {
             return;
         };
-        let peer = process.pulls.get(&pull).and_then(|pull| pull.peers.get(source.0 as usize));
+        let peer = process
+            .pulls
+            .get(&pull)
+            .and_then(|pull| pull.peers.get(source.0 as usize));
         let Some((peer, reader)) = peer.map(|peer| (peer.clone(), process.node)) else {
             return;
         };
@@ -42,7 +45,10 @@ impl World {
             source,
             failure,
         };
-        let owner = peer.addresses.data.and_then(|address| self.listeners.get(&address).copied());
+        let owner = peer
+            .addresses
+            .data
+            .and_then(|address| self.listeners.get(&address).copied());
         let way = self.way();
         let Some(owner) = owner.and_then(|owner| self.processes[owner].as_ref()) else {
             return self.later(pid, way, failed(ConnectFailure::Unreachable));
@@ -100,17 +106,24 @@ impl World {
         let now = process.local(self.now);
         let planned = match generations {
             true => self.plan_words(process, &slots),
-            false => self.plan_data(pull, source, &slots).map(|reads| (reads, None)),
+            false => self
+                .plan_data(pull, source, &slots)
+                .map(|reads| (reads, None)),
         };
         let Some(((requests, words), _)) = planned.zip(pull.links.get(&source)) else {
             let failure = ReadFailure::SpanRefused;
-            return pull.engine.handle(now, PullEvent::ReadFailed { op, failure });
+            return pull
+                .engine
+                .handle(now, PullEvent::ReadFailed { op, failure });
         };
         if !generations && self.sabotaged(Shell::WordsWithData) {
             self.look_early(pull, source, &slots);
         }
         let block = self.conditions.spec.layout.block_bytes();
-        let bytes = requests.iter().map(|request| request.local.len_bytes()).sum();
+        let bytes = requests
+            .iter()
+            .map(|request| request.local.len_bytes())
+            .sum();
         let reads: Vec<_> = requests
             .iter()
             .map(|request| cut(request, &mut process.random, block))
@@ -155,7 +168,12 @@ impl World {
         }
     }
 
-    fn plan_data(&self, pull: &Pull, source: SourceKey, slots: &[SlotRead]) -> Option<Vec<ReadRequest>> {
+    fn plan_data(
+        &self,
+        pull: &Pull,
+        source: SourceKey,
+        slots: &[SlotRead],
+    ) -> Option<Vec<ReadRequest>> {
         let blocks = slots.iter().map(|read| {
             Some(plan::BlockRead {
                 region: read.region,
@@ -384,7 +402,11 @@ impl World {
         op: OpId,
         failure: ReadFailure,
     ) -> Option<PullEvent> {
-        let one_sided = |flight: &Flight| pull.links.get(&flight.source).is_some_and(|link| link.one_sided);
+        let one_sided = |flight: &Flight| {
+            pull.links
+                .get(&flight.source)
+                .is_some_and(|link| link.one_sided)
+        };
         let lingers = pull.flights.get(&op).map(one_sided)?;
         if !lingers {
             pull.flights.remove(&op);
@@ -399,7 +421,9 @@ impl World {
         {
             self.fetch_all(process.pid, pull.id, op, flight);
         }
-        let wait = process.random.within(1, self.conditions.settles_within.max(MS));
+        let wait = process
+            .random
+            .within(1, self.conditions.settles_within.max(MS));
         self.later(process.pid, wait, Act::Settle { pull: pull.id, op });
         if self.sabotaged(Shell::SettledTooSoon) {
             return Some(PullEvent::ReadFailed { op, failure });

@@ -28,7 +28,12 @@ impl World {
         self.session_event(process, session, SessionEvent::Tick { next_delta })
     }
 
-    fn session_event(&mut self, process: &mut Process, session: usize, event: SessionEvent) -> bool {
+    fn session_event(
+        &mut self,
+        process: &mut Process,
+        session: usize,
+        event: SessionEvent,
+    ) -> bool {
         let now = process.local(self.now);
         process.sessions[session].machine.handle(now, event);
         self.session_obey(process, session)
@@ -46,7 +51,10 @@ impl World {
             let known = &mut process.sessions[session].timer_at;
             if known.is_none_or(|known| at < known) {
                 *known = Some(at);
-                self.queue.at(at, super::Event::Process(process.pid, Act::SessionTimer(session)));
+                self.queue.at(
+                    at,
+                    super::Event::Process(process.pid, Act::SessionTimer(session)),
+                );
             }
         }
         true
@@ -75,7 +83,9 @@ impl World {
                     self.session_send(process, session, Message::Delta(delta.to_message(seq)));
                 }
                 LogEntry::Forgotten => {
-                    process.sessions[session].machine.handle(now, SessionEvent::DeltaForgotten);
+                    process.sessions[session]
+                        .machine
+                        .handle(now, SessionEvent::DeltaForgotten);
                 }
                 LogEntry::UpToDate => {}
             },
@@ -190,17 +200,27 @@ impl World {
             self.session_send(process, session, Message::Inventory(part));
         }
         let now = process.local(self.now);
-        process.sessions[session].machine.handle(now, SessionEvent::InventorySent(seq));
+        process.sessions[session]
+            .machine
+            .handle(now, SessionEvent::InventorySent(seq));
     }
 
     /// Only where it is sabotaged: the contents are from before, the position is from now.
-    pub(super) fn send_late_inventory(&mut self, process: &mut Process, session: usize, stream: u64) {
+    pub(super) fn send_late_inventory(
+        &mut self,
+        process: &mut Process,
+        session: usize,
+        stream: u64,
+    ) {
         let parts = process.sessions[session].late.take();
         if process.sessions[session].stream != Some(stream) {
             return;
         }
         let seq = process.log.seal_position();
-        let parts = parts.into_iter().flatten().map(|part| pb::Inventory { seq, ..part });
+        let parts = parts
+            .into_iter()
+            .flatten()
+            .map(|part| pb::Inventory { seq, ..part });
         self.inventory_out(process, session, parts.collect(), seq);
     }
 

@@ -56,7 +56,10 @@ impl World {
     pub(super) fn begin_publish(&mut self, process: &mut Process, count: u32) {
         let client = process.client;
         let (now, holder) = (process.local(self.now), Holder::Client(client));
-        let of_engine = process.engine.clone().filter(|_| process.random.permille(300));
+        let of_engine = process
+            .engine
+            .clone()
+            .filter(|_| process.random.permille(300));
         let (region, slots) = match of_engine {
             Some(region) => {
                 let slot = Slot(process.random.below(region.geometry.slots().into()) as u32);
@@ -123,7 +126,11 @@ impl World {
         for &(hash, version) in &job.blocks {
             self.history.published(hash, version);
         }
-        let hashes: Vec<_> = job.blocks.iter().map(|(hash, _)| block_hash(*hash)).collect();
+        let hashes: Vec<_> = job
+            .blocks
+            .iter()
+            .map(|(hash, _)| block_hash(*hash))
+            .collect();
         let seal = Seal {
             holder,
             region: job.region.id,
@@ -140,7 +147,10 @@ impl World {
                 process.writers.remove(&(job.region.id, *slot));
             }
             self.stats.published += job.slots.len() as u64;
-            let numbers = job.blocks.iter().map(|(hash, version)| hash ^ (version << 32));
+            let numbers = job
+                .blocks
+                .iter()
+                .map(|(hash, version)| hash ^ (version << 32));
             let numbers: Vec<_> = [4, process.pid as u64].into_iter().chain(numbers).collect();
             self.note(&numbers);
         }
