@@ -230,8 +230,6 @@ impl SessionMachine {
             Event::InventorySent(seq) => {
                 self.state = State::Live { resyncing: false };
                 self.cursor = seq + 1;
-                // What came before is void: a resync may follow a coordinator that lost everything.
-                self.acknowledged = self.acknowledged.min(seq);
                 self.send_deltas();
             }
             Event::Closing => {
@@ -277,10 +275,6 @@ impl SessionMachine {
         heartbeat: Duration,
         expect_delta: Option<u64>,
     ) {
-        if self.epoch != epoch {
-            // Another lifetime of the coordinator knows nothing of what the last one confirmed.
-            self.acknowledged = 0;
-        }
         self.epoch = epoch;
         self.heartbeat = heartbeat.max(Duration::from_millis(10));
         self.next_heartbeat = now + self.heartbeat;
@@ -294,7 +288,12 @@ impl SessionMachine {
                 self.acknowledged = expected - 1;
                 self.send_deltas();
             }
-            _ => self.resync(),
+            _ => {
+                // It knows nothing of us (any more), or only in part: what it confirmed is void, also
+                // where it is the same lifetime, which may have forgotten a node that was silent.
+                self.acknowledged = 0;
+                self.resync();
+            }
         }
     }
 
