@@ -208,7 +208,7 @@ fn crates() -> Vec<Sabotage> {
             "acknowledged-too-much",
             Agent(A::AcknowledgedTooMuch),
             20,
-            &[P::PublishedIsFound],
+            &[P::PublishedIsFound, P::BoundsHold],
         ),
         bug("pins-ignored", Agent(A::PinsIgnored), 20, &[P::PinnedStays]),
         bug(
@@ -220,7 +220,7 @@ fn crates() -> Vec<Sabotage> {
         bug(
             "fenced-session-kept",
             Coordinator(C::FencedSessionKept),
-            100,
+            200,
             &[P::FencedIsVoid],
         ),
         bug(
@@ -238,7 +238,7 @@ fn crates() -> Vec<Sabotage> {
         bug(
             "resync-not-asked",
             Coordinator(C::AckBeforeInventory),
-            20,
+            50,
             &[],
         ),
         bug(

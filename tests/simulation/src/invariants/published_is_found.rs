@@ -30,6 +30,32 @@ pub(crate) fn check(world: &World) -> Broken {
     None
 }
 
+/// What an agent takes for acknowledged was acknowledged by that lifetime of the coordinator, which has
+/// not forgotten the node since.
+pub(crate) fn belief(world: &World, process: &Process, at: usize) -> Broken {
+    let coordinator = &world.coordinators[at];
+    let session = &process.sessions[at];
+    let in_step = session.machine.is_live() && session.epoch == coordinator.epoch;
+    let node = coordinator
+        .directory
+        .as_ref()?
+        .node(Duration::ZERO, &process.name)
+        .ok()?;
+    if !in_step || session.stream.is_none() || node.incarnation != process.incarnation {
+        return None;
+    }
+    let given = coordinator
+        .acknowledged
+        .get(&process.pid)
+        .copied()
+        .unwrap_or(0);
+    let (pid, believed) = (process.pid, session.machine.acknowledged());
+    (believed > given).then(|| {
+        let detail = format!("process {pid} takes {believed} for acknowledged, it is {given}");
+        (Promise::PublishedIsFound, detail)
+    })
+}
+
 fn check_one(world: &World, process: &Process, at: usize) -> Broken {
     let coordinator = &world.coordinators[at];
     let directory = coordinator.directory.as_ref()?;
@@ -37,20 +63,6 @@ fn check_one(world: &World, process: &Process, at: usize) -> Broken {
     let info = directory.node(Duration::ZERO, &process.name).ok()?;
     if info.incarnation != process.incarnation {
         return None;
-    }
-    let session = &process.sessions[at];
-    let believed = session.machine.acknowledged();
-    // A node that was forgotten and comes back starts anew; that is what its session learns next.
-    if let Some(given) = acknowledged
-        && session.epoch == coordinator.epoch
-        && believed > given
-        && session.machine.is_live()
-        && session.stream.is_some()
-        && session.machine.resyncs() == 0
-    {
-        let pid = process.pid;
-        let detail = format!("process {pid} takes {believed} for acknowledged, it is {given}");
-        return Some((Promise::PublishedIsFound, detail));
     }
     if info.state == NodeState::Hidden {
         return None;

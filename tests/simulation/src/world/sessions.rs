@@ -10,7 +10,7 @@ use super::{
     network::{Down, Pipe, Stream, Up},
 };
 use crate::{
-    invariants::bounds_hold,
+    invariants::{bounds_hold, published_is_found},
     queue::{Micros, SECOND},
     sabotage::Shell,
 };
@@ -36,7 +36,10 @@ impl World {
     ) -> bool {
         let now = process.local(self.now);
         process.sessions[session].machine.handle(now, event);
-        self.session_obey(process, session)
+        let lives = self.session_obey(process, session);
+        let broken = published_is_found::belief(self, process, session);
+        self.check(broken);
+        lives
     }
 
     /// Carries out everything the machine wants. False where it gives up for good.
