@@ -8,6 +8,10 @@ pub mod coordinators;
 mod counters;
 mod daemon;
 pub mod region;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
+#[cfg(not(feature = "sabotage"))]
+mod sabotage;
 mod service;
 pub mod session;
 pub mod transfer;

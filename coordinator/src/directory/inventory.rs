@@ -14,6 +14,7 @@ use super::{
     node::{Standing, SyncState},
     slots::SlotSet,
 };
+use crate::sabotage::{self, Bug};
 
 /// An inventory that is coming in.
 #[derive(Debug)]
@@ -144,7 +145,11 @@ impl Directory {
                 let slots = named.remove(id);
                 let stays = slots.is_some();
                 match (*standing, slots) {
-                    (Standing::Accepted(at), Some(slots)) => catalog.retain(at, slots),
+                    (Standing::Accepted(at), Some(slots)) => {
+                        if !sabotage::is(Bug::InventoryKeeps) {
+                            catalog.retain(at, slots);
+                        }
+                    }
                     (Standing::Accepted(at), None) => catalog.remove(at),
                     (Standing::Refused | Standing::Deleted, _) => {}
                 }

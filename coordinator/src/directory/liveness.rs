@@ -8,6 +8,7 @@ use super::{
     BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
     node::{Node, Progress, SyncState},
 };
+use crate::sabotage::{self, Bug};
 
 impl Directory {
     pub(super) fn hello(&mut self, now: Duration, session: SessionId, hello: Hello) -> Vec<Effect> {
@@ -23,7 +24,7 @@ impl Directory {
             return Vec::new();
         };
         let (known, draining) = (node.incarnation, node.draining);
-        if hello.incarnation < known {
+        if hello.incarnation < known && !sabotage::is(Bug::FencingSkipped) {
             let cause = CloseCause::OldIncarnation {
                 node: hello.node,
                 known,
@@ -167,7 +168,7 @@ impl Directory {
                 continue;
             };
             let silent = now.saturating_sub(node.progress.get_mut().last_seen);
-            if silent >= self.config.purge_after {
+            if silent >= self.config.purge_after && !sabotage::is(Bug::SilentNeverPurged) {
                 purge.push((*handle, silent));
             } else if silent >= self.config.hide_after && !node.hidden {
                 node.hidden = true;
@@ -206,7 +207,9 @@ impl Directory {
     fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
-        if let Some(session) = node.session {
+        if let Some(session) = node.session
+            && !sabotage::is(Bug::FencedSessionKept)
+        {
             self.sessions.remove(&session);
         }
         for (_, region) in node.accepted() {
@@ -238,6 +241,7 @@ fn welcome(epoch: u64, node: &mut Node, session: SessionId, hello: Hello) -> Eff
     let resync = hello.coordinator_epoch != epoch
         || !matches!(progress.sync, SyncState::Live)
         || !(hello.oldest_delta..=hello.next_delta).contains(&expect_delta);
+    let resync = resync && !sabotage::is(Bug::AckBeforeInventory);
     if resync {
         progress.sync = SyncState::Awaiting;
     }

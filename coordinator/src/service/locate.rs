@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::{hub::Hub, parse, status, wire::Columns};
 use crate::directory::{
-    Answer, DEFAULT_CANDIDATES, LocateMode, LocateQuery, Located, LocatedOwner,
+    DEFAULT_CANDIDATES, Directory, LocateError, LocateMode, LocateQuery, Located, LocatedOwner,
 };
 
 /// As it travels.
@@ -13,21 +13,36 @@ pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, 
     let asked = request.hashes.as_ref();
     let blocks = asked.map_or(0, |h| h.hashes.len() / (h.hash_len as usize).max(1));
     let mut columns = Columns::with_room(blocks.min(MAX_HASHES_PER_REQUEST));
-    locate_into(hub, request, &mut columns)?;
+    ask(request, |query| hub.read().locate_into(query, &mut columns))?;
     Ok(columns)
 }
 
 /// As a message.
 pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
     let mut located = Located::default();
-    locate_into(hub, request, &mut located)?;
+    ask(request, |query| hub.read().locate_into(query, &mut located))?;
     Ok(response(located))
 }
 
-fn locate_into(
-    hub: &Hub,
+/// Answers the message from a directory, as the service does.
+///
+/// # Errors
+/// What the caller is told.
+#[allow(clippy::result_large_err)] // tonic's signature
+pub fn answer(
+    directory: &Directory,
     request: pb::LocateRequest,
-    answer: &mut impl Answer,
+) -> Result<pb::LocateResponse, Status> {
+    let mut located = Located::default();
+    ask(request, |query| directory.locate_into(query, &mut located))?;
+    Ok(response(located))
+}
+
+/// The directory is locked for `find` only, not while messages are parsed and built.
+#[allow(clippy::result_large_err)] // tonic's signature
+fn ask(
+    request: pb::LocateRequest,
+    find: impl FnOnce(&LocateQuery<'_>) -> Result<(), LocateError>,
 ) -> Result<(), Status> {
     let mode = match request.mode() {
         pb::LocateMode::Prefix => LocateMode::Prefix,
@@ -53,8 +68,7 @@ fn locate_into(
         prefer: &prefer,
         exclude: exclude.as_ref(),
     };
-    let located = hub.read().locate_into(&query, answer);
-    located.map_err(|error| status::locate(&error))
+    find(&query).map_err(|error| status::locate(&error))
 }
 
 fn response(located: Located) -> pb::LocateResponse {

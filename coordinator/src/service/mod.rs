@@ -2,9 +2,9 @@
 
 mod admin;
 mod hub;
-mod locate;
+pub(crate) mod locate;
 mod outbound;
-mod parse;
+pub mod parse;
 mod router;
 mod session;
 mod status;
