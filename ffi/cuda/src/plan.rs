@@ -123,6 +123,7 @@ impl Cutter {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)] // a transfer of one range is meant
 mod tests {
     use super::*;
 

@@ -1,6 +1,7 @@
 //! The checks on a real GPU. Without one each says why, and passes.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy does not take for tests
+#![allow(clippy::single_range_in_vec_init)] // a transfer of one range is meant
 
 mod common;
 

@@ -14,7 +14,7 @@ use super::{
     pattern, read, small_ring, soon, write,
 };
 
-pub fn devices_are_found_by_their_identity(world: &World) {
+pub(crate) fn devices_are_found_by_their_identity(world: &World) {
     let devices = world.library.devices().unwrap();
     assert!(!devices.is_empty());
     for device in &devices {
@@ -63,7 +63,7 @@ fn layouts() -> [Vec<Range<u64>>; 3] {
     [regular, crooked, vec![1..900_000]]
 }
 
-pub fn strided_ranges_go_in_and_come_out(world: &World) {
+pub(crate) fn strided_ranges_go_in_and_come_out(world: &World) {
     let context = world.context();
     let gpu = GpuMemory::allocate(&context, 1 << 20).unwrap();
     for (buffers, ahead) in [(2, 1), (3, 3), (8, 3)] {
@@ -97,7 +97,7 @@ pub fn strided_ranges_go_in_and_come_out(world: &World) {
     }
 }
 
-pub fn memory_that_is_there_is_pinned_and_copied_to_straight(world: &World) {
+pub(crate) fn memory_that_is_there_is_pinned_and_copied_to_straight(world: &World) {
     let context = world.context();
     let gpu = GpuMemory::allocate(&context, 100_000).unwrap();
     let staging = small_ring(&context, 2, 1);
@@ -124,7 +124,7 @@ pub fn memory_that_is_there_is_pinned_and_copied_to_straight(world: &World) {
     assert!(pinned.part(0..200_000_000).is_none() && pinned.part(5..5).is_none());
 }
 
-pub fn wrong_copies_are_refused(world: &World) {
+pub(crate) fn wrong_copies_are_refused(world: &World) {
     let context = world.context();
     let gpu = GpuMemory::allocate(&context, 4096).unwrap();
     let pinned = PinnedMemory::allocate(&context, 4096, HugePages::Off).unwrap();
@@ -203,7 +203,7 @@ pub fn wrong_copies_are_refused(world: &World) {
         .unwrap();
 }
 
-pub fn another_processes_memory_is_read_and_written(world: &World) {
+pub(crate) fn another_processes_memory_is_read_and_written(world: &World) {
     let mut exporter = Exporter::start(world.path.as_deref());
     let context = world
         .library
@@ -259,7 +259,7 @@ pub fn another_processes_memory_is_read_and_written(world: &World) {
     );
 }
 
-pub fn a_process_does_not_open_its_own_handle(world: &World) {
+pub(crate) fn a_process_does_not_open_its_own_handle(world: &World) {
     let context = world.context();
     let gpu = GpuMemory::allocate(&context, 1 << 20).unwrap();
     let (handle, offset) = gpu.export().unwrap();
@@ -273,7 +273,7 @@ pub fn a_process_does_not_open_its_own_handle(world: &World) {
     assert!(!context.is_lost());
 }
 
-pub fn a_dmabuf_is_exported_or_it_says_what_is_lacking(world: &World) {
+pub(crate) fn a_dmabuf_is_exported_or_it_says_what_is_lacking(world: &World) {
     let context = world.context();
     let gpu = GpuMemory::allocate(&context, 4 << 20).unwrap();
     match gpu.export_dmabuf(5_000..1_000_000) {
@@ -303,7 +303,7 @@ pub fn a_dmabuf_is_exported_or_it_says_what_is_lacking(world: &World) {
     }
 }
 
-pub fn threads_share_a_ring(world: &World) {
+pub(crate) fn threads_share_a_ring(world: &World) {
     let context = world.context();
     let staging = small_ring(&context, 4, 2);
     std::thread::scope(|scope| {

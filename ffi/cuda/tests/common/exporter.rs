@@ -18,20 +18,20 @@ const SYSTEM: &str = "system";
 const MARK: &str = "exporter: ";
 
 /// Bytes the child's memory has, and the seed of its pattern.
-pub const LEN: u64 = 3 << 20;
-pub const SEED: u64 = 7;
+pub(crate) const LEN: u64 = 3 << 20;
+pub(crate) const SEED: u64 = 7;
 
-pub struct Exporter {
+pub(crate) struct Exporter {
     child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
-    pub handle: IpcHandle,
-    pub offset: u64,
-    pub uuid: DeviceUuid,
+    pub(crate) handle: IpcHandle,
+    pub(crate) offset: u64,
+    pub(crate) uuid: DeviceUuid,
 }
 
 impl Exporter {
-    pub fn start(library: Option<&Path>) -> Self {
+    pub(crate) fn start(library: Option<&Path>) -> Self {
         let mut child = Command::new(env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -67,13 +67,13 @@ impl Exporter {
     }
 
     /// Is its memory the pattern of this seed, as the child sees it?
-    pub fn sees(&mut self, seed: u64) -> bool {
+    pub(crate) fn sees(&mut self, seed: u64) -> bool {
         writeln!(self.input.as_mut().unwrap(), "{seed}").unwrap();
         heard(&mut self.output) == "true"
     }
 
     /// Ends it, memory and all.
-    pub fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         drop(self.input.take());
         assert!(self.child.wait().unwrap().success());
     }
@@ -101,7 +101,7 @@ fn heard(output: &mut BufReader<ChildStdout>) -> String {
 }
 
 /// The child's half, in the test `exporter_child` of each program.
-pub fn run_as_child() {
+pub(crate) fn run_as_child() {
     let Some(which) = env::var_os(VARIABLE) else {
         return;
     };

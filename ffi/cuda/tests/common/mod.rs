@@ -1,7 +1,7 @@
 //! Checks that hold on any libcuda: run on the fake one and on a GPU.
 
-pub mod checks;
-pub mod exporter;
+pub(crate) mod checks;
+pub(crate) mod exporter;
 
 use std::{
     ops::Range,
@@ -13,14 +13,14 @@ use std::{
 use kvferry_cuda::{Context, GpuMemory, Library, LoadError, Staging, StagingOptions};
 
 /// Which libcuda.
-pub struct World {
+pub(crate) struct World {
     /// None: the system's.
-    pub path: Option<PathBuf>,
-    pub library: Library,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) library: Library,
 }
 
 impl World {
-    pub fn open(path: Option<PathBuf>) -> Result<Self, LoadError> {
+    pub(crate) fn open(path: Option<PathBuf>) -> Result<Self, LoadError> {
         let library = match &path {
             Some(path) => Library::load_from(path)?,
             None => Library::load()?,
@@ -28,17 +28,17 @@ impl World {
         Ok(Self { path, library })
     }
 
-    pub fn context(&self) -> Arc<Context> {
+    pub(crate) fn context(&self) -> Arc<Context> {
         self.library.device(0).unwrap().context().unwrap()
     }
 }
 
 /// Long enough for any copy of these tests, also on a busy machine.
-pub fn soon() -> Instant {
+pub(crate) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-pub fn small_ring(context: &Arc<Context>, buffers: u32, ahead: u32) -> Arc<Staging> {
+pub(crate) fn small_ring(context: &Arc<Context>, buffers: u32, ahead: u32) -> Arc<Staging> {
     let options = StagingOptions {
         buffers,
         ahead,
@@ -49,14 +49,18 @@ pub fn small_ring(context: &Arc<Context>, buffers: u32, ahead: u32) -> Arc<Stagi
 }
 
 /// Bytes that tell where they are.
-pub fn pattern(seed: u64, range: Range<u64>) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, range: Range<u64>) -> Vec<u8> {
     range
         .map(|at| (at.wrapping_mul(0x9e37_79b9).wrapping_add(seed) >> 7) as u8)
         .collect()
 }
 
 /// All bytes of the ranges, through the ring.
-pub fn read(staging: &Arc<Staging>, gpu: &Arc<GpuMemory>, ranges: Vec<Range<u64>>) -> Vec<u8> {
+pub(crate) fn read(
+    staging: &Arc<Staging>,
+    gpu: &Arc<GpuMemory>,
+    ranges: Vec<Range<u64>>,
+) -> Vec<u8> {
     let mut outbound = staging.read(gpu, ranges).unwrap();
     let mut bytes = Vec::new();
     while let Some(chunk) = outbound.next(soon()).unwrap() {
@@ -73,7 +77,12 @@ pub fn read(staging: &Arc<Staging>, gpu: &Arc<GpuMemory>, ranges: Vec<Range<u64>
 }
 
 /// All bytes into the ranges, through the ring.
-pub fn write(staging: &Arc<Staging>, gpu: &Arc<GpuMemory>, ranges: Vec<Range<u64>>, bytes: &[u8]) {
+pub(crate) fn write(
+    staging: &Arc<Staging>,
+    gpu: &Arc<GpuMemory>,
+    ranges: Vec<Range<u64>>,
+    bytes: &[u8],
+) {
     let mut inbound = staging.write(gpu, ranges).unwrap();
     let mut rest = bytes;
     while let Some(fill) = inbound.next_buffer(soon()).unwrap() {

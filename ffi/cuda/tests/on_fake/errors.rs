@@ -13,6 +13,9 @@ use crate::{
     fake::Fake,
 };
 
+/// Is it this error?
+type Is<E> = fn(&E) -> bool;
+
 #[test]
 fn a_context_that_cannot_be_had_says_why() {
     let fake = Fake::new();
@@ -57,7 +60,7 @@ fn memory_that_is_not_there_is_not_allocated() {
 fn an_engines_handle_is_refused_with_what_to_do() {
     let fake = Fake::new();
     let context = fake.world.context();
-    let cases: [(i32, fn(&ImportError) -> bool); 6] = [
+    let cases: [(i32, Is<ImportError>); 6] = [
         (400, |error| matches!(error, ImportError::HandleVoid(_))),
         (201, |error| matches!(error, ImportError::OwnProcess(_))),
         (205, |error| matches!(error, ImportError::CannotMap(_))),

@@ -77,8 +77,9 @@ fn no_device_and_a_stub_are_told_apart() {
         (803, Status::SystemDriverMismatch),
     ] {
         // Loading initialises, so the failure is set in the library before the layer loads it.
-        // SAFETY: the fake runs nothing when it is loaded; the type is the one of its source.
+        // SAFETY: the fake runs nothing when it is loaded.
         let control = unsafe { libloading::Library::new(&path) }.unwrap();
+        // SAFETY: the type is the one of the fake's source; the name is a constant.
         unsafe {
             let fail = control
                 .get::<unsafe extern "C" fn(

@@ -174,6 +174,7 @@ fn a_transfer_is_settled_when_it_says_so_and_not_before() {
     fake.set("hold", 0);
     inbound.settle(soon()).unwrap();
     assert_eq!(fake.get("events"), 0);
+    drop(inbound);
     // A submit that fails half-way is waited for as well.
     let planes: Vec<_> = [0..10, 100..120, 300..301].to_vec();
     let mut inbound = staging.write(&gpu, planes).unwrap();
