@@ -10,8 +10,11 @@ use std::{
 use crate::{
     CallError, Context, ContextError, DeviceUuid, Library,
     sys::{
-        CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED, CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED,
-        CU_DEVICE_ATTRIBUTE_MAX_PITCH, CUdevice, CUuuid,
+        CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED,
+        CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS,
+        CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED,
+        CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING, CU_DEVICE_ATTRIBUTE_MAX_PITCH,
+        CUdevice, CUuuid,
     },
 };
 
@@ -34,6 +37,8 @@ pub struct Device {
     max_pitch: u64,
     dmabuf: bool,
     gpu_direct: bool,
+    rdma_writes_ordering: u64,
+    rdma_flush_options: u64,
 }
 
 impl Device {
@@ -88,6 +93,8 @@ impl Device {
             memory_bytes: bytes as u64,
             max_pitch: attribute(CU_DEVICE_ATTRIBUTE_MAX_PITCH),
             dmabuf: attribute(CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED) != 0,
+            rdma_writes_ordering: attribute(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING),
+            rdma_flush_options: attribute(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS),
             gpu_direct: attribute(CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED) != 0,
         })
     }
@@ -138,6 +145,14 @@ impl Device {
     #[must_use]
     pub fn has_gpu_direct_rdma(&self) -> bool {
         self.gpu_direct
+    }
+
+    pub(crate) fn rdma_writes_ordering(&self) -> u64 {
+        self.rdma_writes_ordering
+    }
+
+    pub(crate) fn rdma_flush_options(&self) -> u64 {
+        self.rdma_flush_options
     }
 
     pub(crate) fn tells_dmabuf(&self) -> bool {

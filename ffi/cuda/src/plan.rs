@@ -182,6 +182,52 @@ mod tests {
         assert_eq!(plan_rows(&[5..5], 1 << 31), []);
     }
 
+    /// Numbers that a seed derives: xorshift.
+    fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        move |below| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        }
+    }
+
+    #[test]
+    fn a_plan_moves_every_byte_to_its_place() {
+        for seed in 0..3000 {
+            let mut pick = numbers(seed);
+            let mut ranges = Vec::new();
+            for _ in 0..=pick(4) {
+                // A run that is regular, or nearly.
+                let (mut at, step, len) = (pick(2000), pick(40), pick(30));
+                for _ in 0..=pick(8) {
+                    ranges.push(at..at + len);
+                    at += step + if pick(6) == 0 { pick(5) } else { 0 };
+                }
+            }
+            let expected: Vec<u64> = ranges.iter().cloned().flatten().collect();
+            let max_pitch = [0, 25, 1 << 31][pick(3) as usize];
+            let mut seen = vec![u64::MAX; expected.len()];
+            for piece in plan_rows(&ranges, max_pitch) {
+                assert!(piece.rows == 1 || piece.device_stride.max(piece.host_stride) <= max_pitch);
+                assert!(
+                    piece.rows == 1 || piece.device_stride >= piece.row_bytes,
+                    "seed {seed}: {piece:?}"
+                );
+                for row in 0..piece.rows {
+                    for byte in 0..piece.row_bytes {
+                        let to = &mut seen
+                            [(piece.host_offset + row * piece.host_stride + byte) as usize];
+                        assert_eq!(*to, u64::MAX, "seed {seed}: written twice");
+                        *to = piece.device_offset + row * piece.device_stride + byte;
+                    }
+                }
+            }
+            assert_eq!(seen, expected, "seed {seed}: {ranges:?}");
+        }
+    }
+
     #[test]
     fn chunks_hold_every_byte_once_and_in_order() {
         let ranges = vec![0..10, 20..20, 30..37, 100..200];

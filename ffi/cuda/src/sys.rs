@@ -60,7 +60,15 @@ pub(crate) const CU_MEMORYTYPE_DEVICE: c_uint = 2;
 
 pub(crate) const CU_DEVICE_ATTRIBUTE_MAX_PITCH: c_int = 11;
 pub(crate) const CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_SUPPORTED: c_int = 116;
+pub(crate) const CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS: c_int = 117;
+pub(crate) const CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING: c_int = 118;
 pub(crate) const CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED: c_int = 124;
+
+/// The device sees RDMA writes to its own memory in order.
+pub(crate) const CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER: u64 = 100;
+pub(crate) const CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TARGET_CURRENT_CTX: c_int = 0;
+pub(crate) const CU_FLUSH_GPU_DIRECT_RDMA_WRITES_TO_ALL_DEVICES: c_int = 200;
+pub(crate) type Flush = unsafe extern "C" fn(c_int, c_int) -> CUresult;
 
 pub(crate) const CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL: c_int = 9;
 
@@ -163,6 +171,8 @@ driver! {
     optional {
         // Since CUDA 11.4. Tells the instance's identity where a GPU is partitioned (MIG).
         cuDeviceGetUuid_v2(*mut CUuuid, CUdevice);
+        // Since CUDA 11.3.
+        cuFlushGPUDirectRDMAWrites(c_int, c_int);
         // Since CUDA 11.7.
         cuMemGetHandleForAddressRange(*mut c_void, CUdeviceptr, usize, c_int, c_ulonglong);
     }

@@ -41,6 +41,39 @@ macro_rules! checks {
     )*};
 }
 
+#[test]
+fn staging_speed_is_shown() {
+    on_gpu(|world| {
+        const BYTES: u64 = 256 << 20;
+        let context = world.context();
+        let gpu = kvferry_cuda::GpuMemory::allocate(&context, BYTES).unwrap();
+        let staging = kvferry_cuda::Staging::new(&context, Default::default()).unwrap();
+        // One range, and planes of 16 KiB in two orders: with a regular stride, and without.
+        let plane = |at: u64| at * (16 << 10)..(at + 1) * (16 << 10);
+        let planes = BYTES / (16 << 10);
+        let every_other: Vec<_> = (0..planes / 2).map(|at| plane(at * 2)).collect();
+        let scattered: Vec<_> = (0..planes / 2)
+            .map(|at| plane(at * 2_654_435_761 % planes))
+            .collect();
+        for (what, ranges) in [
+            ("one range", vec![0..BYTES]),
+            ("regular", every_other),
+            ("scattered", scattered),
+        ] {
+            for _ in 0..2 {
+                let started = std::time::Instant::now();
+                let mut outbound = staging.read(&gpu, ranges.clone()).unwrap();
+                let mut bytes = 0;
+                while let Some(chunk) = outbound.next(common::soon()).unwrap() {
+                    bytes += chunk.range().end - chunk.range().start;
+                }
+                let rate = bytes as f64 / started.elapsed().as_secs_f64() / 1e9;
+                println!("from the GPU, {what}: {rate:.1} GB/s");
+            }
+        }
+    });
+}
+
 checks! {
     devices_are_found_by_their_identity
     strided_ranges_go_in_and_come_out

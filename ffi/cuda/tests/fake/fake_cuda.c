@@ -55,7 +55,7 @@ static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
 
 /* ---- what tests look at and set ---- */
 static struct { char name[64]; long calls; int code; long after, times; } functions[128];
-static long violations, held, delay_us, dmabuf_supported = 1;
+static long violations, held, delay_us, dmabuf_supported = 1, ordering = 0, flush_options = 1;
 static long contexts, memories, imports, pins, streams, events;
 
 static int entry(const char *name) { /* with the lock held: its place in the table */
@@ -106,6 +106,8 @@ void fake_set(const char *what, long value) {
     if (!strcmp(what, "hold")) held = value;
     if (!strcmp(what, "delay_us")) delay_us = value;
     if (!strcmp(what, "dmabuf")) dmabuf_supported = value;
+    if (!strcmp(what, "ordering")) ordering = value;
+    if (!strcmp(what, "flush_options")) flush_options = value;
     pthread_cond_broadcast(&work);
     pthread_mutex_unlock(&lock);
 }
@@ -226,6 +228,8 @@ CUresult cuDeviceGetAttribute(int *value, int which, CUdevice device) {
     switch (which) {
     case 11: *value = PITCH_LIMIT; return OK;
     case 116: *value = 1; return OK;
+    case 117: *value = (int)flush_options; return OK;
+    case 118: *value = (int)ordering; return OK;
     case 124: *value = (int)dmabuf_supported; return OK;
     default: return INVALID_VALUE;
     }
@@ -413,6 +417,7 @@ CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D *c, void *stream) {
 }
 
 #ifndef WITHOUT_OPTIONAL
+CUresult cuFlushGPUDirectRDMAWrites(int target, int scope) { IN_CONTEXT(); return target || (scope != 100 && scope != 200) ? INVALID_VALUE : OK; }
 CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) { ENTER(); memset(uuid->bytes, 0xB0 + device, 16); return OK; }
 CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr at, size_t len, int type, unsigned long long flags) {
     IN_CONTEXT();

@@ -3,8 +3,8 @@
 use std::{fs::File, os::unix::fs::FileExt};
 
 use kvferry_cuda::{
-    AllocateError, ContextError, CopyError, DmaBufError, GpuMemory, ImportError, IpcHandle,
-    PinError, PinnedMemory, Staging, StagingError, StagingOptions, Status, Stream,
+    AllocateError, ContextError, CopyError, DmaBufError, FlushError, GpuMemory, ImportError,
+    IpcHandle, PinError, PinnedMemory, Staging, StagingError, StagingOptions, Status, Stream,
 };
 use kvferry_memory::HugePages;
 
@@ -225,6 +225,41 @@ fn a_gpu_that_failed_is_lost_for_good() {
     assert!(error.to_string().contains("restart the agent"), "{error}");
     assert!(context.is_lost());
     assert!(matches!(outbound.next(soon()), Err(StagingError::Ended)));
+}
+
+#[test]
+fn rdma_writes_are_flushed_where_the_machine_does_not_order_them() {
+    let fake = Fake::new();
+    let device = || fake.world.library.device(0).unwrap().context().unwrap();
+    let context = device();
+    assert!(context.can_flush_rdma_writes());
+    context.flush_rdma_writes().unwrap();
+    assert_eq!(fake.calls("cuFlushGPUDirectRDMAWrites"), 1);
+    fake.fail("cuFlushGPUDirectRDMAWrites", 999, 0, 1);
+    assert!(matches!(
+        context.flush_rdma_writes(),
+        Err(FlushError::Failed(_))
+    ));
+    fake.set("flush_options", 2);
+    let context = device();
+    assert!(!context.can_flush_rdma_writes());
+    assert!(matches!(
+        context.flush_rdma_writes(),
+        Err(FlushError::Unsupported { .. })
+    ));
+    fake.set("ordering", 100);
+    let context = device();
+    assert!(context.can_flush_rdma_writes());
+    context.flush_rdma_writes().unwrap();
+    assert_eq!(fake.calls("cuFlushGPUDirectRDMAWrites"), 2);
+}
+
+#[test]
+fn peer_memory_is_named_by_its_device_address() {
+    let fake = Fake::new();
+    let gpu = GpuMemory::allocate(&fake.world.context(), 5000).unwrap();
+    let (address, len) = kvferry_ibverbs::DeviceMemory::as_raw_parts(gpu.as_ref());
+    assert_eq!((address as u64, len), (gpu.device_address(), 5000));
 }
 
 #[test]

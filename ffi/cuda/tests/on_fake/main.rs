@@ -9,6 +9,7 @@ mod errors;
 mod fake;
 mod libraries;
 mod ownership;
+mod storm;
 mod transfers;
 
 use common::{checks, exporter};

@@ -155,6 +155,35 @@ fn memory_whose_copy_never_ends_is_never_freed() {
 }
 
 #[test]
+fn a_stream_whose_gpu_hangs_is_let_go_and_its_memory_is_not() {
+    let fake = Fake::new();
+    fake.set("hold", 1);
+    let Sides {
+        context,
+        stream,
+        gpu,
+        pinned,
+    } = sides(&fake);
+    let rows = plan_rows(&[0..8192], 0);
+    let before = lost_bytes();
+    drop(
+        stream
+            .copy_from_device(&gpu, pinned.part(0..8192).unwrap(), &rows)
+            .unwrap(),
+    );
+    drop((stream, gpu, pinned, context));
+    assert!(lost_bytes() >= before + 8192);
+    assert_eq!(
+        (fake.get("memories"), fake.get("pins"), fake.get("streams")),
+        (1, 1, 0)
+    );
+    // The GPU comes back, and writes to what is still there.
+    fake.set("hold", 0);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(fake.get("violations"), 0);
+}
+
+#[test]
 fn every_call_leaves_the_thread_as_it_was() {
     let fake = Fake::new();
     let other = fake.world.library.device(1).unwrap().context().unwrap();
