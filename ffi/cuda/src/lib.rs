@@ -15,6 +15,28 @@
 //! No call waits for ever: those that wait take a deadline. Bytes of GPU memory change under a reader's hands like
 //! those of [`HostMemory`](kvferry_memory::HostMemory): whether what was copied is right is decided by the generation words, which lie in host memory.
 //!
+//! An engine's blocks, out of its GPU:
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//!
+//! use kvferry_cuda::{GpuMemory, IpcHandle, Library, Staging, StagingOptions};
+//!
+//! # fn serve(uuid: &str, handle: &[u8], offset: u64, len: u64) -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Library::load()?.device_by_uuid(uuid.parse()?)?;
+//! let context = device.context()?;
+//! let memory = GpuMemory::import(&context, &IpcHandle::try_from(handle)?, offset, len)?;
+//! let staging = Staging::new(&context, StagingOptions::default())?;
+//!
+//! let deadline = Instant::now() + Duration::from_secs(1);
+//! let mut planes = staging.read(&memory, vec![0..4096, 1 << 20..(1 << 20) + 4096])?;
+//! while let Some(chunk) = planes.next(deadline)? {
+//!     // Host memory like any other: send `chunk.range()` of `chunk.memory()`.
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! CUDA does not survive `fork`: a process that forks must exec at once.
 
 mod context;

@@ -110,14 +110,14 @@ impl Library {
     /// # Errors
     /// [`LoadError`] says what is missing. Another call tries again.
     pub fn load() -> Result<Self, LoadError> {
-        static LOADED: Mutex<Option<Library>> = Mutex::new(None);
-        let mut loaded = lock(&LOADED);
-        if let Some(library) = *loaded {
-            return Ok(library);
-        }
-        let library = Self::open(OsStr::new(LIBRARY))?;
-        *loaded = Some(library);
-        Ok(library)
+        // Kept also where it does not start: it is opened once, however often that is tried.
+        static OPENED: Mutex<Option<Library>> = Mutex::new(None);
+        let mut opened = lock(&OPENED);
+        let library = match *opened {
+            Some(library) => library,
+            None => *opened.insert(Self::open(OsStr::new(LIBRARY))?),
+        };
+        library.start()
     }
 
     /// Loads the library at a path, anew with each call: for a driver in an unusual place, and for tests.
@@ -126,21 +126,25 @@ impl Library {
     /// # Errors
     /// As [`Library::load`].
     pub fn load_from(path: &Path) -> Result<Self, LoadError> {
-        Self::open(path.as_os_str())
+        Self::open(path.as_os_str())?.start()
     }
 
     fn open(path: &OsStr) -> Result<Self, LoadError> {
-        let driver: &'static Driver = Box::leak(Box::new(Driver::open(path)?));
-        let library = Self { driver };
+        Ok(Self {
+            driver: Box::leak(Box::new(Driver::open(path)?)),
+        })
+    }
+
+    /// Initialises the driver; does nothing where that was done before.
+    fn start(self) -> Result<Self, LoadError> {
         // SAFETY: takes no pointer; the flags must be 0.
-        let result = unsafe { (driver.cuInit)(0) };
-        library
-            .check("cuInit", result)
+        let result = unsafe { (self.driver.cuInit)(0) };
+        self.check("cuInit", result)
             .map_err(|error| match error.status {
                 Status::NoDevice => LoadError::NoDevice(error),
                 _ => LoadError::Init(error),
             })?;
-        Ok(library)
+        Ok(self)
     }
 
     /// The newest CUDA the driver speaks.

@@ -265,7 +265,12 @@ pub(crate) fn a_process_does_not_open_its_own_handle(world: &World) {
     let (handle, offset) = gpu.export().unwrap();
     let error = GpuMemory::import(&context, &handle, offset, 1 << 20).unwrap_err();
     println!("its own handle: {error}");
-    assert!(matches!(error, ImportError::OwnProcess(_)), "{error:?}");
+    // Drivers do not agree on the number; that of the reference is OwnProcess.
+    let refused = matches!(
+        error,
+        ImportError::OwnProcess(_) | ImportError::HandleVoid(_) | ImportError::CannotMap(_)
+    );
+    assert!(refused, "{error:?}");
     // A handle of nobody's.
     let error =
         GpuMemory::import(&context, &kvferry_cuda::IpcHandle([0x5a; 64]), 0, 1).unwrap_err();
