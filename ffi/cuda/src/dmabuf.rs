@@ -7,7 +7,8 @@ use std::{
 };
 
 use crate::{
-    CallError, GpuMemory, Status, peer_memory_loaded, sys::CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
+    CallError, GpuMemory, Status, peer_memory_loaded,
+    sys::{CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE, CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD},
 };
 
 /// A descriptor, and where the asked-for range lies behind it. `fd`, `offset`, `len` and `address` are what
@@ -122,18 +123,26 @@ impl GpuMemory {
         })?;
         let _current = context.enter()?;
         let mut fd: c_int = -1;
-        // SAFETY: for this type of handle the driver writes one int; the range is of living memory.
-        let result = unsafe {
-            export(
-                (&raw mut fd).cast(),
-                first,
-                size,
-                CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
-                0,
-            )
+        let mut attempt = |flags| {
+            // SAFETY: for this type of handle the driver writes one int; the range is of living memory.
+            let result = unsafe {
+                export(
+                    (&raw mut fd).cast(),
+                    first,
+                    size,
+                    CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD,
+                    flags,
+                )
+            };
+            context.check("cuMemGetHandleForAddressRange", result)
         };
-        context
-            .check("cuMemGetHandleForAddressRange", result)
+        // Where GPU and CPU share a coherent link (Grace), the default mapping is one that network cards do not reach. Elsewhere, and on
+        // older drivers, the flag is refused.
+        attempt(CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE)
+            .or_else(|error| match error.status {
+                Status::NotSupported | Status::InvalidValue => attempt(0),
+                _ => Err(error),
+            })
             .map_err(|source| match source.status {
                 Status::NotSupported | Status::InvalidValue | Status::NotPermitted => {
                     DmaBufError::Refused {

@@ -69,6 +69,11 @@ pub enum ImportError {
         "the IPC handle cannot be opened in this context; a process cannot open its own handle, so engine and agent must be two processes: {0}"
     )]
     OwnProcess(CallError),
+    /// The handle is open already, and this driver opens it once per process. Newer ones count.
+    #[error(
+        "the memory is open in this process already, and this driver opens it once: register one region for the whole allocation, or update the driver: {0}"
+    )]
+    AlreadyOpen(CallError),
     /// The two cannot share: containers.
     #[error(
         "the memory cannot be mapped: engine and agent must see the same GPUs and each other (in containers: one IPC and one PID namespace): {0}"
@@ -218,6 +223,7 @@ fn name(context: &Context) -> String {
 fn refused(context: &Context, error: CallError) -> ImportError {
     match error.status {
         Status::InvalidHandle | Status::InvalidValue => ImportError::HandleVoid(error),
+        Status::AlreadyMapped => ImportError::AlreadyOpen(error),
         Status::InvalidContext => ImportError::OwnProcess(error),
         Status::MapFailed | Status::OperatingSystem => ImportError::CannotMap(error),
         Status::PeerAccessUnsupported | Status::TooManyPeers => ImportError::NoPeerAccess {

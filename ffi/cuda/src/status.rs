@@ -64,6 +64,7 @@ statuses! {
     InvalidDevice = 101 "CUDA_ERROR_INVALID_DEVICE", "no such GPU";
     InvalidContext = 201 "CUDA_ERROR_INVALID_CONTEXT", "the context is not valid for this";
     MapFailed = 205 "CUDA_ERROR_MAP_FAILED", "the memory cannot be mapped; the GPUs may not reach each other";
+    AlreadyMapped = 208 "CUDA_ERROR_ALREADY_MAPPED", "it is mapped already";
     EccUncorrectable = 214 "CUDA_ERROR_ECC_UNCORRECTABLE", "the GPU's memory lost bytes; restart the agent and look at nvidia-smi -q -d ECC";
     PeerAccessUnsupported = 217 "CUDA_ERROR_PEER_ACCESS_UNSUPPORTED", "these two GPUs cannot reach each other's memory; open the context on the GPU that has it";
     NvlinkUncorrectable = 220 "CUDA_ERROR_NVLINK_UNCORRECTABLE", "an NVLink lost bytes; restart the agent and look at nvidia-smi nvlink -e";

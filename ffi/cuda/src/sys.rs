@@ -81,6 +81,8 @@ pub(crate) const CU_EVENT_DISABLE_TIMING: c_uint = 2;
 /// The memory counts as pinned in every context of the process.
 pub(crate) const CU_MEMHOSTREGISTER_PORTABLE: c_uint = 1;
 pub(crate) const CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD: c_int = 1;
+/// The mapping goes through PCIe, where network cards reach it, and not through the link to the CPU (since CUDA 12.8).
+pub(crate) const CU_MEM_RANGE_FLAG_DMA_BUF_MAPPING_TYPE_PCIE: c_ulonglong = 1;
 
 macro_rules! driver {
     (

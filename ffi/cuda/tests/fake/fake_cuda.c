@@ -55,7 +55,7 @@ static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
 
 /* ---- what tests look at and set ---- */
 static struct { char name[64]; long calls; int code; long after, times; } functions[128];
-static long violations, held, delay_us, dmabuf_supported = 1, ordering = 0, flush_options = 1;
+static long violations, held, delay_us, dmabuf_supported = 1, ordering = 0, flush_options = 1, coherent = 0;
 static long contexts, memories, imports, pins, streams, events;
 
 static int entry(const char *name) { /* with the lock held: its place in the table */
@@ -106,6 +106,7 @@ void fake_set(const char *what, long value) {
     if (!strcmp(what, "hold")) held = value;
     if (!strcmp(what, "delay_us")) delay_us = value;
     if (!strcmp(what, "dmabuf")) dmabuf_supported = value;
+    if (!strcmp(what, "coherent")) coherent = value;
     if (!strcmp(what, "ordering")) ordering = value;
     if (!strcmp(what, "flush_options")) flush_options = value;
     pthread_cond_broadcast(&work);
@@ -422,7 +423,8 @@ CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device) { ENTER(); memset(uui
 CUresult cuMemGetHandleForAddressRange(void *handle, CUdeviceptr at, size_t len, int type, unsigned long long flags) {
     IN_CONTEXT();
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (type != 1 || flags || at % page || len % page) return INVALID_VALUE;
+    if (type != 1 || flags > 1 || at % page || len % page) return INVALID_VALUE;
+    if (flags != (unsigned long long)coherent) return NOT_SUPPORTED;
     pthread_mutex_lock(&lock);
     struct memory *m = find(at, 1);
     int fd = -1;

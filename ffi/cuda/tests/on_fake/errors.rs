@@ -60,9 +60,10 @@ fn memory_that_is_not_there_is_not_allocated() {
 fn an_engines_handle_is_refused_with_what_to_do() {
     let fake = Fake::new();
     let context = fake.world.context();
-    let cases: [(i32, Is<ImportError>); 6] = [
+    let cases: [(i32, Is<ImportError>); 7] = [
         (400, |error| matches!(error, ImportError::HandleVoid(_))),
         (201, |error| matches!(error, ImportError::OwnProcess(_))),
+        (208, |error| matches!(error, ImportError::AlreadyOpen(_))),
         (205, |error| matches!(error, ImportError::CannotMap(_))),
         (217, |error| {
             matches!(error, ImportError::NoPeerAccess { .. })
@@ -284,7 +285,8 @@ fn a_dmabuf_says_what_is_lacking_and_begins_on_a_page() {
         .unwrap();
     assert!(bytes == pattern(4, 70_001..70_101));
     for code in [801, 1] {
-        fake.fail("cuMemGetHandleForAddressRange", code, 0, 1);
+        // With the flag for PCIe, and without.
+        fake.fail("cuMemGetHandleForAddressRange", code, 0, 2);
         let error = gpu.export_dmabuf(0..1).unwrap_err();
         assert!(
             matches!(
@@ -297,6 +299,13 @@ fn a_dmabuf_says_what_is_lacking_and_begins_on_a_page() {
             "{error:?}"
         );
     }
+    let calls = fake.calls("cuMemGetHandleForAddressRange");
+    gpu.export_dmabuf(0..1).unwrap();
+    assert_eq!(fake.calls("cuMemGetHandleForAddressRange"), calls + 2);
+    // A machine where the flag makes the difference.
+    fake.set("coherent", 1);
+    gpu.export_dmabuf(0..1).unwrap();
+    assert_eq!(fake.calls("cuMemGetHandleForAddressRange"), calls + 3);
     fake.set("dmabuf", 0);
     let device = fake.world.library.device(1).unwrap();
     assert!(!device.has_dmabuf());
