@@ -55,7 +55,12 @@ fn measure(rig: &Rig, bytes: u64, blocks: u64, event_driven: bool) {
 #[ignore = "a measurement; tests/rdma/run asks for it"]
 fn throughput() {
     let Some(rig) = rig::rig() else { return };
-    for (bytes, blocks) in [(64 << 10, 256), (1 << 20, 24)] {
+    // One size at a time, so that a reference can be measured right beside it.
+    let only = std::env::var("KVFERRY_RDMA_SPEED_BYTES").ok();
+    for (bytes, blocks) in [(64 << 10, 384), (1 << 20, 24)] {
+        if only.as_ref().is_some_and(|only| *only != bytes.to_string()) {
+            continue;
+        }
         for event_driven in [false, true] {
             measure(&rig, bytes, blocks, event_driven);
         }
