@@ -67,7 +67,8 @@ an_idle_agent_with_live_queue_pairs_uses_no_processor() {
   a=$(($(ticks $pid_a) - a)) b=$(($(ticks $pid_b) - b)) c=$(($(ticks $pid_c) - c))
   # 100 ticks are a second.
   awk "BEGIN {printf \"idle agents: owner %.2f %% of a core, reader %.2f %%; one without RDMA %.2f %%\n\", $a / 20, $b / 20, $c / 20}" | tee /dev/shm/idle
-  [ $a -le 20 ] && [ $b -le 20 ]
+  # Under emulation even an agent without RDMA takes more than the one per cent: what counts is what RDMA adds.
+  [ $((a - c)) -le 20 ] && [ $((b - c)) -le 20 ]
 }
 
 export here

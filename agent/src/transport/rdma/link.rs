@@ -135,7 +135,7 @@ impl Link for RdmaLink {
         if shared.aim_at_once(&op)
             && let Some(regions) = shared.known(&remote)
         {
-            shared.start(&op, &remote, regions);
+            shared.start(&op, &remote, &regions);
         } else {
             let shared = Arc::clone(shared);
             let handle = shared.runtime.clone();
@@ -263,7 +263,7 @@ impl Shared {
     }
 
     /// Hands a prepared read to the queue pairs.
-    fn start(&self, op: &Arc<ReadOp>, remote: &[RemoteSpan], regions: Vec<Arc<RemoteRegion>>) {
+    fn start(&self, op: &Arc<ReadOp>, remote: &[RemoteSpan], regions: &[Arc<RemoteRegion>]) {
         let place = op.target().and_then(|target| target.place.as_ref());
         let local = match place {
             Some(place) => vec![place.range(op.bytes())],
@@ -320,7 +320,7 @@ impl Shared {
             ready = ready => ready,
         };
         match ready {
-            Ok(regions) => self.start(&op, &remote, regions),
+            Ok(regions) => self.start(&op, &remote, &regions),
             Err(Obstacle::Refused(error)) => op.over(Err(error)),
             Err(Obstacle::NotByRdma(why)) => self.read_behind(&op, asked, &why).await,
         }
