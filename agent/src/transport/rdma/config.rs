@@ -8,6 +8,9 @@ pub(super) const CHUNK_BYTES: u64 = 256 << 10;
 /// Local pieces of one READ at most: what every device takes without a larger queue entry being wasted
 /// on the many READs that have one.
 pub(super) const CHUNK_PIECES: u32 = 16;
+/// Reads of at most so many bytes stay on one queue pair, where READs are done in order: striping would not make
+/// them faster.
+pub(super) const ONE_LANE_BYTES: u64 = 64 << 10;
 /// READs a queue pair holds at a time.
 pub(super) const PAIR_DEPTH: u32 = 64;
 /// A completion for every so many READs: buffers come free in eighths of the depth.
@@ -30,8 +33,11 @@ pub(super) const MAX_REGISTRATIONS: usize = 16_384;
 
 /// A session that was not renewed for this long is torn down.
 pub(super) const LEASE: Duration = Duration::from_secs(10);
-/// How often a reader renews: an owner that died without READs under way is noticed within two of these.
-pub(super) const KEEPALIVE: Duration = Duration::from_secs(1);
+/// How often a reader renews, and an owner looks for sessions that were not: an owner that died without READs
+/// under way is noticed within this and a little.
+pub(super) const KEEPALIVE: Duration = Duration::from_millis(2500);
+/// Until a renewal that failed is tried again.
+pub(super) const RENEW_AGAIN: Duration = Duration::from_millis(250);
 /// Until a reader has connected: some calls, and READs that prove the way.
 pub(super) const CONNECT_BOUND: Duration = Duration::from_secs(5);
 /// Until the Peer service has answered one call.
@@ -46,8 +52,8 @@ pub(super) const CANCEL_GRACE: Duration = Duration::from_millis(20);
 pub(super) const DRAIN_BOUND: Duration = Duration::from_secs(2);
 /// Busy polling after the last completion, while READs are under way: about one round trip.
 pub(super) const BUSY_POLL: Duration = Duration::from_micros(50);
-/// How often an idle completion thread looks whether it is still needed.
-pub(super) const IDLE_WAIT: Duration = Duration::from_secs(1);
+/// How often an idle thread looks whether it is still needed.
+pub(super) const IDLE_WAIT: Duration = Duration::from_secs(10);
 /// Pauses between tries to connect a lane again.
 pub(super) const RECONNECT_FIRST: Duration = Duration::from_millis(500);
 pub(super) const RECONNECT_MAX: Duration = Duration::from_secs(30);

@@ -172,14 +172,13 @@ async fn prove(
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => {
             if error == kvferry_ibverbs::WorkError::Unsettled {
-                std::mem::forget(place);
+                lose(place);
             }
             return Err(error.to_string());
         }
         Ok(Err(_)) => return Err("the completion thread has ended".to_owned()),
         Err(why) => {
-            // The device may still write there.
-            std::mem::forget(place);
+            lose(place);
             devices.probes.remove(&number);
             return Err(why);
         }
@@ -189,4 +188,10 @@ async fn prove(
         Some(found) if found == expected.get() => Ok(()),
         _ => Err("another process answers at the owner's address".to_owned()),
     }
+}
+
+/// A place that a device may still write to: nobody may get it again.
+#[allow(clippy::disallowed_methods)]
+fn lose(place: super::memory::Place) {
+    std::mem::forget(place);
 }

@@ -67,11 +67,8 @@ mod tests {
     fn walk(cuts: &[Cut], starts: &[u64]) -> Vec<(u64, u64)> {
         let mut seen = Vec::new();
         for cut in cuts {
-            let mut at = starts[cut.span] + cut.offset;
-            for local in cut.into.iter().cloned().flatten() {
-                seen.push((at, local));
-                at += 1;
-            }
+            let remote = starts[cut.span] + cut.offset..;
+            seen.extend(remote.zip(cut.into.iter().cloned().flatten()));
         }
         seen
     }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    config::{KEEPALIVE, RECONNECT_FIRST, RECONNECT_MAX},
+    config::{KEEPALIVE, RECONNECT_FIRST, RECONNECT_MAX, RENEW_AGAIN},
     connect,
     device::DeviceEvent,
     link::Shared,
@@ -35,7 +35,7 @@ pub(super) async fn run(link: Weak<Shared>, wake: Arc<Notify>, mut events: Recei
     loop {
         let event = tokio::select! {
             () = wake.notified() => None,
-            () = sleep(KEEPALIVE) => None,
+            () = sleep(keeper.pause()) => None,
             event = events.recv() => match event {
                 Ok(event) => Some(event),
                 // Some were missed; the READs will tell.
@@ -63,6 +63,13 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn pause(&self) -> Duration {
+        match self.missed {
+            0 => KEEPALIVE,
+            _ => RENEW_AGAIN,
+        }
+    }
+
     /// False when the link needs no keeper any more.
     async fn look_after(&mut self, link: &Arc<Shared>) -> bool {
         link.drop_overdue().await;
@@ -75,7 +82,7 @@ impl Keeper {
     }
 
     async fn renew(&mut self, link: &Shared) {
-        if self.renewed.elapsed() < KEEPALIVE && self.missed == 0 {
+        if self.renewed.elapsed() < self.pause() {
             return;
         }
         self.renewed = Instant::now();

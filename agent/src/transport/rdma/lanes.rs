@@ -310,13 +310,19 @@ impl Lanes {
                 after.over.push((item.op, Ok(())));
                 continue;
             }
+            let own = item.op.lane();
+            let own = own.filter(|own| {
+                let mut list = self.list.iter();
+                list.any(|lane| lane.id == *own && lane.could_carry(&item))
+            });
             let fitting = self.list.iter_mut().filter(|l| l.could_carry(&item));
             let best = fitting
-                .filter(|lane| lane.has_room(&item))
+                .filter(|lane| own.is_none_or(|own| lane.id == own) && lane.has_room(&item))
                 .min_by_key(|lane| lane.rank(&item));
             if let Some(lane) = best {
                 let number = self.next;
                 self.next = self.next.wrapping_add(1);
+                item.op.goes_to(lane.id);
                 if chain(lane, self.link, number, &item) {
                     self.flying.insert(number, (lane.id, item));
                 } else {

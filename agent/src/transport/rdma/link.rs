@@ -53,6 +53,8 @@ pub(super) struct Shared {
     pub(super) devices: Arc<Devices>,
     pub(super) client: OwnerClient,
     regions: DashMap<RegionId, Arc<RemoteRegion>>,
+    /// Held by the one who asks for regions: others then find them known.
+    asking: tokio::sync::Mutex<()>,
     lanes: Mutex<Lanes>,
     received: AtomicU64,
     lost: AtomicBool,
@@ -81,6 +83,7 @@ impl RdmaLink {
             devices: Arc::clone(devices),
             client,
             regions: DashMap::new(),
+            asking: tokio::sync::Mutex::default(),
             lanes: Mutex::new(Lanes::new(number, lanes)),
             received: AtomicU64::new(0),
             lost: AtomicBool::new(false),
@@ -132,7 +135,7 @@ impl Link for RdmaLink {
         if shared.aim_at_once(&op)
             && let Some(regions) = shared.known(&remote)
         {
-            shared.start(&op, &remote, regions);
+            shared.start(&op, &remote, &regions);
         } else {
             let shared = Arc::clone(shared);
             let handle = shared.runtime.clone();
@@ -260,7 +263,7 @@ impl Shared {
     }
 
     /// Hands a prepared read to the queue pairs.
-    fn start(&self, op: &Arc<ReadOp>, remote: &[RemoteSpan], regions: Vec<Arc<RemoteRegion>>) {
+    fn start(&self, op: &Arc<ReadOp>, remote: &[RemoteSpan], regions: &[Arc<RemoteRegion>]) {
         let place = op.target().and_then(|target| target.place.as_ref());
         let local = match place {
             Some(place) => vec![place.range(op.bytes())],
@@ -317,7 +320,7 @@ impl Shared {
             ready = ready => ready,
         };
         match ready {
-            Ok(regions) => self.start(&op, &remote, regions),
+            Ok(regions) => self.start(&op, &remote, &regions),
             Err(Obstacle::Refused(error)) => op.over(Err(error)),
             Err(Obstacle::NotByRdma(why)) => self.read_behind(&op, asked, &why).await,
         }
@@ -339,11 +342,16 @@ impl Shared {
 
     /// The spans' regions, checked; asks the owner for those that are not known.
     async fn describe(&self, remote: &[RemoteSpan]) -> Result<Vec<Arc<RemoteRegion>>, Obstacle> {
-        let mut unknown: Vec<RegionId> = remote.iter().map(|span| span.region).collect();
-        unknown.retain(|id| self.regions.get(id).is_none_or(|r| r.keys.is_empty()));
-        unknown.sort_unstable();
-        unknown.dedup();
-        if !unknown.is_empty() {
+        let unknown = || {
+            let mut unknown: Vec<RegionId> = remote.iter().map(|span| span.region).collect();
+            unknown.retain(|id| !self.regions.contains_key(id));
+            unknown.sort_unstable();
+            unknown.dedup();
+            unknown
+        };
+        if !unknown().is_empty() {
+            let _asking = self.asking.lock().await;
+            let unknown = unknown();
             let described = self.client.describe(&unknown).await;
             let described = described.map_err(|e| Obstacle::Refused(self.lost(&e)))?;
             for (id, region) in unknown.iter().zip(described) {
@@ -433,6 +441,7 @@ impl Shared {
             Ok(link) => link,
             Err(why) => return op.over(Err(self.lost(&why))),
         };
+        op.leave_to_another();
         let mut pending = link.read(ReadRequest {
             remote,
             local: op.spans().clone(),

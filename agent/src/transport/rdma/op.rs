@@ -4,7 +4,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -13,7 +13,10 @@ use kvferry_proto::{Part, RegionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::memory::{LocalMemory, Place};
+use super::{
+    config::ONE_LANE_BYTES,
+    memory::{LocalMemory, Place},
+};
 use crate::transport::{CancelRead, Completion, LocalSpans, PendingRead, ReadError};
 
 /// A region of the owner, as one of its devices knows it.
@@ -65,6 +68,10 @@ pub(super) struct ReadOp {
     spans: LocalSpans,
     bytes: u64,
     target: OnceLock<Target>,
+    /// The lane that a small one stays on; 0: none yet.
+    lane: AtomicU64,
+    /// Another transport did it: nothing is to be copied on.
+    elsewhere: AtomicBool,
     /// Its READs, and one for whoever still prepares it.
     left: AtomicUsize,
     cancelled: AtomicBool,
@@ -102,6 +109,8 @@ impl ReadOp {
             spans,
             bytes,
             target: OnceLock::new(),
+            lane: AtomicU64::new(0),
+            elsewhere: AtomicBool::new(false),
             left: AtomicUsize::new(1),
             cancelled: AtomicBool::new(false),
             told: Notify::new(),
@@ -156,6 +165,23 @@ impl ReadOp {
         self.target.get()
     }
 
+    /// The lane it must stay on, if there is one.
+    pub(super) fn lane(&self) -> Option<u64> {
+        Some(self.lane.load(Ordering::Relaxed)).filter(|lane| *lane != 0)
+    }
+
+    /// One of its READs goes to this lane.
+    pub(super) fn goes_to(&self, lane: u64) {
+        if self.bytes <= ONE_LANE_BYTES {
+            self.lane.store(lane, Ordering::Relaxed);
+        }
+    }
+
+    /// Another transport reads straight into its spans.
+    pub(super) fn leave_to_another(&self) {
+        self.elsewhere.store(true, Ordering::Release);
+    }
+
     /// So many READs more.
     pub(super) fn add(&self, reads: usize) {
         self.left.fetch_add(reads, Ordering::AcqRel);
@@ -192,10 +218,16 @@ impl ReadOp {
 
     /// A device never gave up one of its READs: nobody may ever be told that the memory is free.
     pub(super) fn never(&self) {
-        std::mem::forget(self.end.lock().completion.take());
+        let completion = self.end.lock().completion.take();
+        // Dropping it would say that the memory is free.
+        #[allow(clippy::disallowed_methods)]
+        std::mem::forget(completion);
     }
 
     fn deliver(&self) -> Result<(), ReadError> {
+        if self.elsewhere.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let place = self.target.get().and_then(|target| target.place.as_ref());
         let scratch = place.and_then(|place| Some((place.memory()?, place.range(self.bytes))));
         if let Some((memory, range)) = scratch {

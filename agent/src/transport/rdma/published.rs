@@ -171,11 +171,11 @@ impl Published {
             .collect();
         let count = registered.iter().flatten().count();
         let bytes = memory.len();
-        match count {
-            0 => {
-                error!(region = %region.id, bytes, "no RDMA device registers the region: it is served by TCP and shared memory only")
-            }
-            _ => info!(region = %region.id, bytes, devices = count, "region readable by RDMA"),
+        let id = region.id;
+        if count > 0 {
+            info!(region = %id, bytes, devices = count, "region readable by RDMA");
+        } else {
+            error!(region = %id, bytes, "no RDMA device registers the region: it is served by TCP and shared memory only");
         }
         registered
     }
