@@ -95,14 +95,20 @@ pub unsafe extern "C" fn kvf_open(
             let socket = PathBuf::from(boundary::text(options.socket, "the socket's path")?);
             let descriptors = match options.descriptor_socket.is_null() {
                 true => None,
-                false => Some(boundary::text(options.descriptor_socket, "descriptor_socket")?.into()),
+                false => {
+                    Some(boundary::text(options.descriptor_socket, "descriptor_socket")?.into())
+                }
             };
             let connect = timeout(
                 options.connect_timeout_ms,
                 DEFAULT_TIMEOUT_MS,
                 "connect_timeout_ms",
             )?;
-            let call = timeout(options.call_timeout_ms, DEFAULT_TIMEOUT_MS, "call_timeout_ms")?;
+            let call = timeout(
+                options.call_timeout_ms,
+                DEFAULT_TIMEOUT_MS,
+                "call_timeout_ms",
+            )?;
             let runtime = Builder::new_multi_thread()
                 .worker_threads(IO_THREADS)
                 .thread_name("kvferry-io")

@@ -29,7 +29,10 @@ pub(crate) unsafe fn guard(
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => None,
         Ok(Err(failure)) => Some(failure),
-        Err(panic) => Some(Failure::new(kvf_status::KVF_INTERNAL, what_panicked(&*panic))),
+        Err(panic) => Some(Failure::new(
+            kvf_status::KVF_INTERNAL,
+            what_panicked(&*panic),
+        )),
     };
     let told = failure.map_or(kvf_error::NONE, |failure| failure.to_c());
     if let Some(place) = aligned(error) {

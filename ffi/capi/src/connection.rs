@@ -160,7 +160,9 @@ fn block_on<T: Send + 'static>(
     let late = || {
         Failure::new(
             kvf_status::KVF_DEADLINE,
-            format!("agent {agent} did not answer in time; whether it did what was asked is unknown"),
+            format!(
+                "agent {agent} did not answer in time; whether it did what was asked is unknown"
+            ),
         )
     };
     let (sender, receiver) = sync_channel(1);

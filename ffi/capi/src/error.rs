@@ -89,7 +89,10 @@ impl Failure {
             DescriptorError::Failed => kvf_status::KVF_MEMORY,
             DescriptorError::Malformed(_) => kvf_status::KVF_UNKNOWN_REASON,
         };
-        Self::new(status, format!("descriptor socket of agent {agent}: {error}"))
+        Self::new(
+            status,
+            format!("descriptor socket of agent {agent}: {error}"),
+        )
     }
 
     /// As C is told it.

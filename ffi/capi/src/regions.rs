@@ -140,7 +140,11 @@ pub unsafe extern "C" fn kvf_register_fd(
             let descriptor = BorrowedFd::borrow_raw(descriptor)
                 .try_clone_to_owned()
                 .map_err(|error| Failure::system("the descriptor cannot be duplicated", error))?;
-            place.set(register_descriptor(agent.connection(), descriptor, request)?);
+            place.set(register_descriptor(
+                agent.connection(),
+                descriptor,
+                request,
+            )?);
             Ok(())
         })
     }

@@ -15,11 +15,11 @@ pub extern "C" fn kvf_abi_version() -> u32 {
 /// The library's version, for people ("0.1.0"). Lasts as long as the process.
 #[unsafe(no_mangle)]
 pub extern "C" fn kvf_version() -> *const c_char {
-    const VERSION: &std::ffi::CStr =
-        match std::ffi::CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes())
-        {
-            Ok(version) => version,
-            Err(_) => c"",
-        };
+    const VERSION: &std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(
+        concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes(),
+    ) {
+        Ok(version) => version,
+        Err(_) => c"",
+    };
     VERSION.as_ptr()
 }

@@ -7,14 +7,13 @@ fn main() -> ExitCode {
     let capi = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let written = capi.join("include/kvferry.h");
     let mut made = Vec::new();
-    let bindings = cbindgen::Config::from_file(capi.join("cbindgen.toml"))
-        .and_then(|config| {
-            cbindgen::Builder::new()
-                .with_config(config)
-                .with_crate(&capi)
-                .generate()
-                .map_err(|error| error.to_string())
-        });
+    let bindings = cbindgen::Config::from_file(capi.join("cbindgen.toml")).and_then(|config| {
+        cbindgen::Builder::new()
+            .with_config(config)
+            .with_crate(&capi)
+            .generate()
+            .map_err(|error| error.to_string())
+    });
     match bindings {
         Ok(bindings) => bindings.write(&mut made),
         Err(error) => {

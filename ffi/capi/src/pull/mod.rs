@@ -88,12 +88,7 @@ pub unsafe extern "C" fn kvf_pull_start(
                 handle: std::ptr::null_mut(),
             };
             let permit = agent.pulls().permit()?;
-            let shared = Arc::new(Shared::new(
-                blocks,
-                callback,
-                agent.pulls().queue(),
-                permit,
-            ));
+            let shared = Arc::new(Shared::new(blocks, callback, agent.pulls().queue(), permit));
             let made = Box::into_raw(Box::new(kvf_pull {
                 shared: Arc::clone(&shared),
             }));

@@ -70,7 +70,11 @@ async fn bring(connection: &Connection, request: pb::PullRequest, shared: &Arc<S
                 shared.add(event.outcomes);
                 if let Some(summary) = event.summary {
                     // Whatever the agent left out may still be under way.
-                    return shared.finish(Ok(summary), kvf_outcome_kind::KVF_OUTCOME_UNKNOWN, false);
+                    return shared.finish(
+                        Ok(summary),
+                        kvf_outcome_kind::KVF_OUTCOME_UNKNOWN,
+                        false,
+                    );
                 }
             }
             Ok(None) => {
