@@ -18,22 +18,22 @@ fn sockets(cluster: &Cluster) -> [String; 2] {
 #[test]
 fn in_c_linked_shared_and_static() {
     let installed = Installed::new();
-    for link in [Link::Shared, Link::Static] {
-        let cluster = Cluster::start();
+    for (link, transport) in [(Link::Shared, "shm"), (Link::Static, "tcp")] {
+        let cluster = Cluster::start(transport);
         let program = installed.compile(C, "publish_and_pull", link);
         let said = run(Command::new(program).args(sockets(&cluster)));
         assert!(
             said.contains("64 blocks, every byte as published"),
             "{said}"
         );
-        assert!(said.contains("from a by "), "{said}");
+        assert!(said.contains(&format!("from a by {transport}")), "{said}");
     }
 }
 
 #[test]
 fn in_cpp() {
     let installed = Installed::new();
-    let cluster = Cluster::start();
+    let cluster = Cluster::start("tcp");
     let program = installed.compile(CPP, "pool_cache", Link::Shared);
     let said = run(Command::new(program).args(sockets(&cluster)));
     assert!(
@@ -46,7 +46,7 @@ fn in_cpp() {
 fn with_sanitizers() {
     let installed = Installed::new();
     for (source, name) in [(C, "c"), (CPP, "cpp")] {
-        let cluster = Cluster::start();
+        let cluster = Cluster::start("tcp");
         let program = installed.compile(source, name, Link::Sanitized);
         run(Command::new(program).args(sockets(&cluster)));
     }
@@ -59,7 +59,7 @@ fn under_valgrind() {
         return;
     }
     let installed = Installed::new();
-    let cluster = Cluster::start();
+    let cluster = Cluster::start("tcp");
     let program = installed.compile(C, "publish_and_pull", Link::Shared);
     run(Command::new("valgrind")
         .args([

@@ -56,7 +56,7 @@ impl Process {
     fn start(args: &[&str]) -> Self {
         let mut child = Command::new(binary())
             .args(args)
-            .args(["--announce", "--until-stdin-closes"])
+            .args(["--announce", "--until-stdin-closes", "--log", "warn"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -95,7 +95,8 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn start() -> Self {
+    /// With this for both agents: "tcp" and "shm" use nothing else.
+    pub(crate) fn start(transport: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let coordinator = Process::start(&["coordinator", "--listen", "127.0.0.1:0"]);
         let listen = coordinator.ready["listen"].as_str().expect("an address");
@@ -114,6 +115,8 @@ impl Cluster {
                 "127.0.0.1:0",
                 "--socket",
                 &socket.display().to_string(),
+                "--transport",
+                transport,
             ])
         };
         let (a, b) = (agent("a"), agent("b"));
