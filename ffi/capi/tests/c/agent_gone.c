@@ -15,7 +15,7 @@ int main(int argc, char **argv) {
     slots_from(slots, 0, 8);
 
     /* Stopped: it may or may not have done what it was asked. */
-    CHECK(kill(mine, SIGSTOP) == 0);
+    stop(mine);
     double began = now();
     EXPECT(KVF_DEADLINE, kvf_reserve(b, region_b, slots, 8, &error));
     CHECK(now() - began < 2);
@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
     CHECK(kill(mine, SIGCONT) == 0);
 
     /* Dead, with a pull under way. */
-    CHECK(kill(owner, SIGSTOP) == 0);
+    stop(owner);
     request.slots = NULL;
     request.timeout_ms = 20000;
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));

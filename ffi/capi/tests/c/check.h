@@ -40,6 +40,24 @@ static inline double now(void) {
     return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
 }
 
+/* Stops a process, and waits until all of it has stopped. */
+static inline void stop(pid_t process) {
+    CHECK(kill(process, SIGSTOP) == 0);
+    char path[64], line[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)process);
+    for (int tries = 0; tries < 1000; tries++, usleep(5000)) {
+        FILE *file = fopen(path, "r");
+        CHECK(file != NULL && fgets(line, sizeof line, file) != NULL);
+        fclose(file);
+        const char *state = strrchr(line, ')');
+        if (state != NULL && state[2] == 'T') {
+            usleep(20000); /* its other threads, too */
+            return;
+        }
+    }
+    CHECK(!"it stops");
+}
+
 static inline kvf_agent *connect_with(const char *socket, uint32_t call_timeout_ms) {
     kvf_error error;
     kvf_options options = {.size = sizeof options, .socket = socket, .call_timeout_ms = call_timeout_ms};

@@ -116,7 +116,7 @@ static void given_up(kvf_agent *b, const char *socket_b, uint32_t region, pid_t 
     kvf_pull_request request = pull_of("pulls", hashes, 8);
     request.slots = slots;
     request.region = region;
-    CHECK(kill(owner, SIGSTOP) == 0);
+    stop(owner);
 
     struct seen seen = {.agent = b, .lock = PTHREAD_MUTEX_INITIALIZER};
     request.callback = on_news;

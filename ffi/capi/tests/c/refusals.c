@@ -66,7 +66,7 @@ static void hashes_and_flags(kvf_agent *agent, const kvf_namespace *space) {
     CHECK(evicted.evicted == 0);
 }
 
-static void slots(kvf_agent *agent, const kvf_namespace *space) {
+static void slots(kvf_agent *agent, kvf_agent *other, const kvf_namespace *space) {
     kvf_error error;
     uint8_t *memory;
     uint32_t region = region_of(agent, space, &memory);
@@ -78,7 +78,8 @@ static void slots(kvf_agent *agent, const kvf_namespace *space) {
     EXPECT(KVF_REGION_UNKNOWN, kvf_reserve(agent, region + 100, one, 1, &error));
     EXPECT(KVF_SLOT_NOT_RESERVED, kvf_seal(agent, region, one, &hash, NULL, &error));
     EXPECT(KVF_OK, kvf_reserve(agent, region, one, 1, &error));
-    EXPECT(KVF_SLOT_BUSY, kvf_reserve(agent, region, one, 1, &error));
+    EXPECT(KVF_SLOT_BUSY, kvf_reserve(other, region, one, 1, &error));
+    EXPECT(KVF_SLOT_NOT_RESERVED, kvf_seal(other, region, one, &hash, NULL, &error));
     EXPECT(KVF_OK, kvf_abort(agent, region, one, 1, &error));
     EXPECT(KVF_OK, kvf_reserve(agent, region, one, 1, &error));
     EXPECT(KVF_OK, kvf_seal(agent, region, one, &hash, NULL, &error));
@@ -91,10 +92,14 @@ static void slots(kvf_agent *agent, const kvf_namespace *space) {
     EXPECT(KVF_OK, kvf_release(agent, pin, &error));
     EXPECT(KVF_OK, kvf_reserve(agent, region, one, 1, &error));
 
-    kvf_region_stats stats;
+    /* The other region is the pool that the put had to make. */
+    kvf_region_stats all[3];
     size_t regions;
-    EXPECT(KVF_OK, kvf_stats_regions(agent, &stats, 1, &regions, &error));
-    CHECK(regions == 1 && stats.region == region && stats.reserved == 1 && stats.free == SLOTS - 1);
+    EXPECT(KVF_OK, kvf_stats_regions(agent, NULL, 0, &regions, &error));
+    CHECK(regions == 2);
+    EXPECT(KVF_OK, kvf_stats_regions(agent, all, 3, &regions, &error));
+    const kvf_region_stats *stats = all[0].pool ? &all[1] : &all[0];
+    CHECK(stats->region == region && stats->reserved == 1 && stats->free == SLOTS - 1);
     uint64_t removed = 9;
     EXPECT(KVF_OK, kvf_unregister(agent, region, &removed, &error));
     CHECK(removed == 0);
@@ -149,7 +154,9 @@ int main(int argc, char **argv) {
     uint8_t *memory;
     region_of(b, &space, &memory);
     hashes_and_flags(a, &space);
-    slots(a, &space);
+    kvf_agent *other_engine = connect_with(argv[1], 0);
+    slots(a, other_engine, &space);
+    EXPECT(KVF_OK, kvf_close(other_engine, &error));
     pool(a);
     /* Another layout under a name that is in use. */
     kvf_namespace other = space;

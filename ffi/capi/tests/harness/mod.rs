@@ -1,5 +1,8 @@
 //! A coordinator and agents as child processes, and programs in C that talk to them.
 
+// Not every test uses all of it.
+#![allow(dead_code)]
+
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -208,6 +211,7 @@ impl Installed {
     }
 }
 
+/// How a program is linked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Link {
     Shared,
