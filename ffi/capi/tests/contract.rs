@@ -27,7 +27,7 @@ fn what_is_wrong_is_refused_with_its_own_status() {
 
 #[test]
 fn a_pull_has_one_outcome_per_block_whatever_is_done_to_it() {
-    holds("pulls", |cluster| vec![cluster.a.pid()]);
+    holds("pulls", |cluster| vec![cluster.a.pid(), cluster.b.pid()]);
 }
 
 #[test]

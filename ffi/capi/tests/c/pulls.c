@@ -1,4 +1,4 @@
-/* pulls SOCKET_A SOCKET_B PID_A: every block has exactly one outcome, whatever is done to the pull. */
+/* pulls SOCKET_A SOCKET_B PID_A PID_B: every block has exactly one outcome, whatever is done to the pull. */
 #include "check.h"
 
 #include <poll.h>
@@ -109,62 +109,69 @@ static void finds_nothing(kvf_agent *b) {
     until_done(&seen);
 }
 
-/* The owner is stopped: pulls stay under way until something ends them. */
-static void given_up(kvf_agent *b, const char *socket_b, uint32_t region, pid_t owner) {
+/* The owner is stopped: a pull stays under way until it is given up. */
+static void given_up(kvf_agent *b, uint32_t region, pid_t owner) {
     kvf_error error;
-    kvf_pull *pull, *freed, *closed;
+    kvf_pull *pull;
+    struct seen seen = {.agent = b, .lock = PTHREAD_MUTEX_INITIALIZER};
     kvf_pull_request request = pull_of("pulls", hashes, 8);
     request.slots = slots;
     request.region = region;
-    stop(owner);
-
-    struct seen seen = {.agent = b, .lock = PTHREAD_MUTEX_INITIALIZER};
     request.callback = on_news;
     request.user = &seen;
+    stop(owner);
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-    EXPECT(KVF_NOT_DONE, kvf_pull_wait(pull, 300, &error));
+    EXPECT(KVF_NOT_DONE, kvf_pull_wait(pull, 100, &error));
     EXPECT(KVF_OK, kvf_pull_cancel(pull, &error));
     EXPECT(KVF_CANCELLED, kvf_pull_wait(pull, 2000, &error));
     until_done(&seen);
     all_are(pull, 8, KVF_OUTCOME_CANCELLED);
     kvf_pull_free(pull);
-
-    /* Freed while it is under way: its callback is never called again. */
-    struct seen never = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    request.slots = slots + 8;
-    request.user = &never;
-    EXPECT(KVF_OK, kvf_pull_start(b, &request, &freed, &error));
-    usleep(50000);
-    kvf_pull_free(freed);
-    int calls = never.calls;
-    usleep(100000);
-    CHECK(never.calls == calls && never.done == 0);
-
-    /* Its handle closed while it is under way: it ends, says so, and can still be asked. */
-    struct seen last = {.lock = PTHREAD_MUTEX_INITIALIZER, .busy_ms = 50};
-    kvf_agent *other = connect_with(socket_b, 0);
-    request.slots = NULL;
-    request.user = &last;
-    EXPECT(KVF_OK, kvf_pull_start(other, &request, &closed, &error));
-    usleep(50000);
-    double began = now();
-    EXPECT(KVF_OK, kvf_close(other, &error));
-    CHECK(now() - began < 3.5 && last.done == 1);
-    EXPECT(KVF_CANCELLED, kvf_pull_wait(closed, 0, &error));
-    all_are(closed, 8, KVF_OUTCOME_CANCELLED);
-    kvf_pull_free(closed);
     CHECK(kill(owner, SIGCONT) == 0);
 
     /* What was given up can be reserved again, soon. */
     kvf_status status;
-    for (began = now(); (status = kvf_reserve(b, region, slots, 16, &error)) == KVF_SLOT_BUSY; usleep(10000)) {
+    double began;
+    for (began = now(); (status = kvf_reserve(b, region, slots, 8, &error)) == KVF_SLOT_BUSY; usleep(10000)) {
         CHECK(now() - began < 20);
     }
     EXPECT(KVF_OK, status);
 }
 
+/* The agent itself is stopped: nothing comes from it, and what ends a pull is said here. */
+static void ended_here(kvf_agent *b, const char *socket_b, pid_t agent) {
+    kvf_error error;
+    kvf_pull *freed, *closed;
+    struct seen never = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    struct seen last = {.lock = PTHREAD_MUTEX_INITIALIZER, .busy_ms = 50};
+    kvf_pull_request request = pull_of("pulls", hashes, 8);
+    request.callback = on_news;
+    kvf_agent *other = connect_with(socket_b, 0);
+    stop(agent);
+
+    /* Freed while it is under way: its callback is not called any more. */
+    request.user = &never;
+    EXPECT(KVF_OK, kvf_pull_start(b, &request, &freed, &error));
+    EXPECT(KVF_NOT_DONE, kvf_pull_wait(freed, 50, &error));
+    kvf_pull_free(freed);
+    usleep(100000);
+    CHECK(never.calls == 0 && never.done == 0);
+
+    /* Its handle closed while it is under way: it ends, says so, and can still be asked. */
+    request.user = &last;
+    EXPECT(KVF_OK, kvf_pull_start(other, &request, &closed, &error));
+    EXPECT(KVF_NOT_DONE, kvf_pull_wait(closed, 50, &error));
+    double began = now();
+    EXPECT(KVF_OK, kvf_close(other, &error));
+    CHECK(now() - began < 3.5 && last.calls == 1 && last.done == 1);
+    EXPECT(KVF_CANCELLED, kvf_pull_wait(closed, 0, &error));
+    all_are(closed, 8, KVF_OUTCOME_CANCELLED);
+    kvf_pull_free(closed);
+    CHECK(kill(agent, SIGCONT) == 0);
+}
+
 int main(int argc, char **argv) {
-    CHECK(argc == 4);
+    CHECK(argc == 5);
     kvf_error error;
     kvf_agent *a = connect_with(argv[1], 0), *b = connect_with(argv[2], 0);
     kvf_namespace space = space_of("pulls");
@@ -178,7 +185,8 @@ int main(int argc, char **argv) {
     finds_nothing(b);
     /* What was pulled is a replica here: away with it, or nothing needs to be pulled. */
     EXPECT(KVF_OK, kvf_evict(b, space.name, NULL, NULL, &error));
-    given_up(b, argv[2], region_b, (pid_t)atoi(argv[3]));
+    given_up(b, region_b, (pid_t)atoi(argv[3]));
+    ended_here(b, argv[2], (pid_t)atoi(argv[4]));
     EXPECT(KVF_OK, kvf_close(b, &error));
     EXPECT(KVF_OK, kvf_close(a, &error));
     munmap(from, SLOTS * BLOCK);
