@@ -434,7 +434,8 @@ typedef struct kvf_region_map {
 } kvf_region_map;
 
 /**
- * Called when a pull has something new to say: `done` is 1 exactly once, with the last call, and 0 before.
+ * Called when a pull has something new to say: `done` is 1 exactly once, with the last call, and 0 before; a pull
+ * that is freed first is not called for any more.
  * Calls of one agent handle come one after another, from one thread of the library: a slow one delays the
  * others, not the transfers. Every function may be called from it but kvf_close; also kvf_pull_free of this
  * very pull. The first call may come before kvf_pull_start has returned.
@@ -851,9 +852,6 @@ extern "C" {
 /**
  * Connects to an agent and asks it who it is. Tries until connect_timeout_ms, so that an engine may start
  * before its agent. `*agent` is then the caller's, to be given to kvf_close.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_open(const struct kvf_options *options,
                          struct kvf_agent **agent,
@@ -864,8 +862,7 @@ enum kvf_status kvf_open(const struct kvf_options *options,
  * frees the handle. Pulls are still to be freed, before or after. NULL is nothing to close. Within 3
  * seconds, and as long as callbacks take. KVF_WRONG_THREAD from a callback: the handle stays.
  *
- * # Safety
- * The rules at the top; the last call with this handle.
+ * The last call with this handle.
  */
 enum kvf_status kvf_close(struct kvf_agent *agent,
                           struct kvf_error *error);
@@ -874,9 +871,6 @@ enum kvf_status kvf_close(struct kvf_agent *agent,
  * Which blocks could be had, and from where: `places` has room for one per hash, `*answered` is how many were
  * written. With `prefix` not 0 only the longest run from the first hash on is answered. An error is never
  * a miss. Within timeout_ms (0 means 2,000; at most 60,000) and call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_lookup(const struct kvf_agent *agent,
                            const char *namespace_name,
@@ -890,9 +884,6 @@ enum kvf_status kvf_lookup(const struct kvf_agent *agent,
 /**
  * Promises not to reuse the slots of these blocks of this agent for ttl_ms (0 means 30,000; at most 600,000).
  * `blocks` has room for one per hash; `*pin` is for kvf_release. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_pin(const struct kvf_agent *agent,
                         const char *namespace_name,
@@ -905,18 +896,12 @@ enum kvf_status kvf_pin(const struct kvf_agent *agent,
 /**
  * Releases a pin: of kvf_pin, or of a pull's summary. KVF_PIN_UNKNOWN where it has expired. Within
  * call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_release(const struct kvf_agent *agent, uint64_t pin, struct kvf_error *error);
 
 /**
  * Drops blocks of this agent; pinned ones stay. `hashes_of` NULL: all of the namespace. `evicted` may be
  * NULL. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_evict(const struct kvf_agent *agent,
                           const char *namespace_name,
@@ -928,9 +913,6 @@ enum kvf_status kvf_evict(const struct kvf_agent *agent,
  * Opens a region's memory: to read blocks in a pool that are pinned, or, with `writable` not 0, to write to
  * slots that kvf_reserve_pool gave. Nothing but pinned or reserved slots may be relied on. Within
  * call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_region_open(const struct kvf_agent *agent,
                                 uint32_t region,
@@ -943,8 +925,7 @@ enum kvf_status kvf_region_open(const struct kvf_agent *agent,
  * gets exactly one outcome, whatever happens; also where the agent refuses the pull. At most KVF_MAX_PULLS
  * of one handle exist at a time.
  *
- * # Safety
- * The rules at the top. `request.user` is used from a thread of the library until the callback's last call
+ * `request.user` is used from a thread of the library until the callback's last call
  * has returned, or kvf_pull_free has.
  */
 enum kvf_status kvf_pull_start(const struct kvf_agent *agent,
@@ -956,9 +937,6 @@ enum kvf_status kvf_pull_start(const struct kvf_agent *agent,
  * Gives outcomes that were not given before, in the order in which they came: at most `room` of them into
  * `outcomes`, their number into `*given`. `*done` is 1 where all have been given and no more will come.
  * Never waits. NULL with a room of 0 only asks.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_pull_poll(const struct kvf_pull *pull,
                               struct kvf_outcome *outcomes,
@@ -971,9 +949,6 @@ enum kvf_status kvf_pull_poll(const struct kvf_pull *pull,
  * Waits until the pull has ended, for at most timeout_ms (at most KVF_MAX_TIMEOUT_MS; 0 only asks).
  * KVF_OK: every block has its outcome, as kvf_pull_poll gives them; KVF_NOT_DONE: it has not ended yet; anything
  * else: it has ended, and why.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_pull_wait(const struct kvf_pull *pull,
                               uint32_t timeout_ms,
@@ -983,9 +958,6 @@ enum kvf_status kvf_pull_wait(const struct kvf_pull *pull,
  * An eventfd that can be read (by poll, epoll, an event loop) exactly while kvf_pull_poll has something new to
  * say: outcomes, or that the pull has ended. It stays the pull's: neither read nor close it; it is closed by
  * kvf_pull_free. Made by the first call.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_pull_eventfd(const struct kvf_pull *pull,
                                  int *descriptor,
@@ -993,9 +965,6 @@ enum kvf_status kvf_pull_eventfd(const struct kvf_pull *pull,
 
 /**
  * What a pull that has ended amounts to; otherwise as kvf_pull_wait with 0. `summary.size` is to be set.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_pull_summary_of(const struct kvf_pull *pull,
                                     struct kvf_pull_summary *summary,
@@ -1004,9 +973,6 @@ enum kvf_status kvf_pull_summary_of(const struct kvf_pull *pull,
 /**
  * Gives a pull up: its remaining blocks get KVF_OUTCOME_CANCELLED soon. Nothing to do where it has ended.
  * Their slots may still be written to: kvf_reserve says KVF_SLOT_BUSY until they are free.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_pull_cancel(const struct kvf_pull *pull,
                                 struct kvf_error *error);
@@ -1016,17 +982,13 @@ enum kvf_status kvf_pull_cancel(const struct kvf_pull *pull,
  * callback is not called any more, and if it is running in another thread this waits for it. NULL is
  * nothing to free.
  *
- * # Safety
- * The rules at the top; the last call with this pull.
+ * The last call with this pull.
  */
 void kvf_pull_free(struct kvf_pull *pull);
 
 /**
  * Registers a file that the caller mapped, by its absolute path (in /dev/shm, say), as a region of a
  * namespace. Flags: KVF_KEEP_ON_DISCONNECT. Within 120 seconds: memory is mapped.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_register_path(const struct kvf_agent *agent,
                                   const struct kvf_namespace *namespace_of,
@@ -1040,8 +1002,7 @@ enum kvf_status kvf_register_path(const struct kvf_agent *agent,
  * As kvf_register_path, for memory that has no name: a memfd, or an unlinked file. The descriptor stays the
  * caller's; the agent gets one of its own.
  *
- * # Safety
- * The rules at the top; `descriptor` is open.
+ * `descriptor` is open.
  */
 enum kvf_status kvf_register_fd(const struct kvf_agent *agent,
                                 const struct kvf_namespace *namespace_of,
@@ -1055,9 +1016,6 @@ enum kvf_status kvf_register_fd(const struct kvf_agent *agent,
  * Makes the namespace's pool: the agent's own memory, which it fills and evicts by itself. `bytes` 0: as
  * the agent is configured. KVF_POOL_EXISTS where there is one. Flags: KVF_HUGEPAGES. Within 120 seconds:
  * memory is cleared.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_register_pool(const struct kvf_agent *agent,
                                   const struct kvf_namespace *namespace_of,
@@ -1069,9 +1027,6 @@ enum kvf_status kvf_register_pool(const struct kvf_agent *agent,
 /**
  * A region as the agent has it: for one that an outcome names, a pool, say. KVF_REGION_UNKNOWN: it has
  * ended. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_region_describe(const struct kvf_agent *agent,
                                     uint32_t region,
@@ -1082,9 +1037,6 @@ enum kvf_status kvf_region_describe(const struct kvf_agent *agent,
  * Ends a region: its blocks are gone at once, and with KVF_OK nothing writes to its memory any more. With
  * KVF_MEMORY_IN_USE or KVF_DEADLINE something may still do: call it again before the memory is reused.
  * `*blocks_removed` may be NULL. Within 12 seconds.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_unregister(const struct kvf_agent *agent,
                                uint32_t region,
@@ -1094,9 +1046,6 @@ enum kvf_status kvf_unregister(const struct kvf_agent *agent,
 /**
  * Reserves these slots of the caller's region for writing. Blocks that are sealed in them are removed first,
  * and nobody takes their bytes for blocks when this returns. All or none. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_reserve(const struct kvf_agent *agent,
                             uint32_t region,
@@ -1107,9 +1056,6 @@ enum kvf_status kvf_reserve(const struct kvf_agent *agent,
 /**
  * Takes `slot_count` slots of a pool for writing, into `slots`; the agent chooses them, and evicts to make
  * room. All or none. Write to them through kvf_region_open. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_reserve_pool(const struct kvf_agent *agent,
                                  uint32_t region,
@@ -1120,9 +1066,6 @@ enum kvf_status kvf_reserve_pool(const struct kvf_agent *agent,
 /**
  * Declares reserved slots complete: slot i holds the block with hash i. Peers can read them when this
  * returns. `sealed` may be NULL. Within call_timeout_ms and wait_announced_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_seal(const struct kvf_agent *agent,
                          uint32_t region,
@@ -1133,9 +1076,6 @@ enum kvf_status kvf_seal(const struct kvf_agent *agent,
 
 /**
  * Gives reserved slots back unsealed. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_abort(const struct kvf_agent *agent,
                           uint32_t region,
@@ -1145,9 +1085,6 @@ enum kvf_status kvf_abort(const struct kvf_agent *agent,
 
 /**
  * The agent's numbers. `stats.size` is to be set. Within call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_stats_get(const struct kvf_agent *agent,
                               struct kvf_stats *stats,
@@ -1156,9 +1093,6 @@ enum kvf_status kvf_stats_get(const struct kvf_agent *agent,
 /**
  * The regions' numbers: at most `room` of them into `regions`; `*count` is how many there are. Within
  * call_timeout_ms.
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_stats_regions(const struct kvf_agent *agent,
                                   struct kvf_region_stats *regions,
@@ -1176,9 +1110,6 @@ const char *kvf_status_text(uint32_t status);
  * back, `data_bytes` in all. Flags: KVF_CHAINED, with `parent_of` the first hash's parent or NULL.
  * `result` may be NULL. Within timeout_ms (0 means 30,000; at most KVF_MAX_TIMEOUT_MS) and
  * wait_announced_ms (at most 60,000).
- *
- * # Safety
- * The rules at the top.
  */
 enum kvf_status kvf_put(const struct kvf_agent *agent,
                         const char *namespace_name,

@@ -200,10 +200,11 @@ impl Shared {
 
     /// No callback is called after this, and none is running, unless it is the one that calls this.
     pub(super) fn free(&self) {
-        self.cancel.cancel();
         let me = std::thread::current().id();
+        // Before the pull is given up: its end is nobody's news any more.
+        self.inner.lock().freed = true;
+        self.cancel.cancel();
         let mut inner = self.inner.lock();
-        inner.freed = true;
         while inner.calling.running.is_some_and(|thread| thread != me) {
             self.changed.wait(&mut inner);
         }

@@ -88,7 +88,8 @@ pub struct kvf_outcome {
     pub detail: *const c_char,
 }
 
-/// Called when a pull has something new to say: `done` is 1 exactly once, with the last call, and 0 before.
+/// Called when a pull has something new to say: `done` is 1 exactly once, with the last call, and 0 before; a pull
+/// that is freed first is not called for any more.
 /// Calls of one agent handle come one after another, from one thread of the library: a slow one delays the
 /// others, not the transfers. Every function may be called from it but kvf_close; also kvf_pull_free of this
 /// very pull. The first call may come before kvf_pull_start has returned.
