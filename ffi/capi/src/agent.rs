@@ -59,6 +59,13 @@ pub struct kvf_agent {
     runtime: Runtime,
 }
 
+// What the header promises: any thread, at any time.
+const _: () = {
+    const fn any_thread<T: Send + Sync>() {}
+    any_thread::<kvf_agent>();
+    any_thread::<crate::kvf_pull>();
+};
+
 impl kvf_agent {
     pub(crate) fn connection(&self) -> &Connection {
         &self.connection
