@@ -1,0 +1,1141 @@
+/* libkvferry: moves KV-cache blocks between inference nodes. docs/c-api.md is the guide.
+ *
+ * Made by ffi/capi/regenerate.sh from the library's source: do not edit.
+ *
+ * Rules that hold for every function:
+ *  - It returns a kvf_status, and where `error` is not NULL it says there what happened, to whom and what to do.
+ *    `*error` is written in every case; out-parameters only with KVF_OK, where nothing else is said.
+ *  - It ends in bounded time; which bound is said with it. After KVF_DEADLINE it is unknown whether the
+ *    agent did what it was asked to.
+ *  - Any thread may call it with the same handle at the same time, except kvf_close and kvf_pull_free,
+ *    which must be the last call with their handle.
+ *  - What it is given is read, or copied, before it returns. It keeps no pointer but a callback's.
+ *  - Memory it is told to write to or read from must be as large as is said, or NULL with a count of 0.
+ */
+
+#ifndef KVFERRY_H
+#define KVFERRY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * Longest wait that a call may be given.
+ */
+#define KVF_MAX_TIMEOUT_MS 600000
+
+/**
+ * Bytes of a message, with its NUL.
+ */
+#define KVF_MESSAGE_BYTES 512
+
+/**
+ * Pulls that are not freed yet, of one handle: as many as the agent has under way at once.
+ */
+#define KVF_MAX_PULLS 4096
+
+/**
+ * Raised when something that was compiled against an older header would no longer work.
+ */
+#define KVF_ABI_VERSION 1
+
+/**
+ * Most hashes, and most slots, of one call.
+ */
+#define KVF_MAX_HASHES 65536
+
+/**
+ * Flag of a region: it stays when the connection ends. The caller promises that nothing writes to the
+ * memory except into slots it has reserved, also after a restart. Pools always stay.
+ */
+#define KVF_KEEP_ON_DISCONNECT 1
+
+/**
+ * Flag of a pool: its memory is made of huge pages.
+ */
+#define KVF_HUGEPAGES 2
+
+/**
+ * Flag of a pull: what was pulled is not published as a replica.
+ */
+#define KVF_NO_REPLICA 4
+
+/**
+ * Flag of a seal, put or pull: the hashes are a chain, each one's parent the one before it; lets eviction take
+ * leaves first. The first one's parent is `parent`, or nothing where that is NULL.
+ */
+#define KVF_CHAINED 8
+
+/**
+ * What a call came to. 1 to 99 are the agent's reasons, with the same numbers as `ErrorDetail.Reason` in
+ * agent.proto; from 100 on the library speaks for itself.
+ */
+typedef enum kvf_status {
+  /**
+   * Done.
+   */
+  KVF_OK = 0,
+  /**
+   * An argument is wrong: correct the program.
+   */
+  KVF_INVALID_ARGUMENT = 1,
+  /**
+   * No such namespace: register a region of it first.
+   */
+  KVF_NAMESPACE_UNKNOWN = 2,
+  /**
+   * Others use this namespace with another layout: do not start.
+   */
+  KVF_NAMESPACE_MISMATCH = 3,
+  /**
+   * Hashes of another length than the namespace's: correct the program.
+   */
+  KVF_HASH_LENGTH = 4,
+  /**
+   * The region has ended: register it again.
+   */
+  KVF_REGION_UNKNOWN = 5,
+  /**
+   * The geometry reaches beyond the memory: correct it.
+   */
+  KVF_SPAN_OUT_OF_REGION = 6,
+  /**
+   * The region does not have that slot: correct the program.
+   */
+  KVF_SLOT_OUT_OF_REGION = 7,
+  /**
+   * The slot is pinned, reserved, or still being written to: use another one, or try again later.
+   */
+  KVF_SLOT_BUSY = 8,
+  /**
+   * The slot is sealed already: reserve it before it is written to.
+   */
+  KVF_SLOT_ALREADY_SEALED = 9,
+  /**
+   * The slot is not reserved by this connection: reserve it first.
+   */
+  KVF_SLOT_NOT_RESERVED = 10,
+  /**
+   * Every slot of the pool is pinned or reserved: release some, or try again later.
+   */
+  KVF_POOL_FULL = 11,
+  /**
+   * Too much at once: split the call, or wait until others have ended.
+   */
+  KVF_BOUND_REACHED = 12,
+  /**
+   * The coordinator cannot be asked: never a miss; try again later.
+   */
+  KVF_COORDINATOR_UNREACHABLE = 13,
+  /**
+   * A newer lifetime of the node has taken over: stop.
+   */
+  KVF_FENCED = 14,
+  /**
+   * No such node.
+   */
+  KVF_NODE_UNKNOWN = 15,
+  /**
+   * The agent is stopping: open it again when it is back.
+   */
+  KVF_SHUTTING_DOWN = 16,
+  /**
+   * The memory cannot be used: the message says why.
+   */
+  KVF_MEMORY = 17,
+  /**
+   * The namespace still has blocks: evict them first.
+   */
+  KVF_NAMESPACE_IN_USE = 18,
+  /**
+   * Not done in time; whether it will still be done is unknown: ask again.
+   */
+  KVF_DEADLINE = 19,
+  /**
+   * The pin has expired or was released: nothing to do.
+   */
+  KVF_PIN_UNKNOWN = 20,
+  /**
+   * A block the call needs is not there.
+   */
+  KVF_BLOCK_MISSING = 21,
+  /**
+   * The memory is registered already, or something still writes to it: call again later.
+   */
+  KVF_MEMORY_IN_USE = 22,
+  /**
+   * The namespace has a pool: use it.
+   */
+  KVF_POOL_EXISTS = 23,
+  /**
+   * A defect in the library: report it with the message.
+   */
+  KVF_INTERNAL = 100,
+  /**
+   * No agent listens there: start it, or correct the path.
+   */
+  KVF_AGENT_UNREACHABLE = 101,
+  /**
+   * The connection has ended, and with it every reservation, pin and region made by it: close the
+   * handle, open anew, register again.
+   */
+  KVF_AGENT_LOST = 102,
+  /**
+   * Nothing wrong: the pull has not ended yet.
+   */
+  KVF_NOT_DONE = 103,
+  /**
+   * The pull was given up by kvf_pull_cancel or kvf_close.
+   */
+  KVF_CANCELLED = 104,
+  /**
+   * The operating system refused something: the message says what.
+   */
+  KVF_SYSTEM = 105,
+  /**
+   * The agent does not serve this user.
+   */
+  KVF_NOT_ALLOWED = 106,
+  /**
+   * Not from a callback: call it from another thread.
+   */
+  KVF_WRONG_THREAD = 107,
+  /**
+   * The agent gave a reason that this library does not know: it is newer.
+   */
+  KVF_UNKNOWN_REASON = 108,
+} kvf_status;
+
+/**
+ * Where a block could be had.
+ */
+typedef enum kvf_place {
+  /**
+   * The agent said something that this library does not know.
+   */
+  KVF_PLACE_UNKNOWN = 0,
+  /**
+   * Nowhere.
+   */
+  KVF_PLACE_MISSING = 1,
+  /**
+   * On this agent.
+   */
+  KVF_PLACE_LOCAL = 2,
+  /**
+   * On another node.
+   */
+  KVF_PLACE_REMOTE = 3,
+} kvf_place;
+
+/**
+ * What became of one block. 1 to 63 are the agent's, with the numbers of `OutcomeKind` in agent.proto.
+ */
+typedef enum kvf_outcome_kind {
+  /**
+   * The bytes are the block.
+   */
+  KVF_OUTCOME_PULLED = 1,
+  /**
+   * It was here already; in a region's slot it has been copied there.
+   */
+  KVF_OUTCOME_LOCAL = 2,
+  /**
+   * No node holds it: compute it.
+   */
+  KVF_OUTCOME_MISSING = 3,
+  /**
+   * Every owner had overwritten it: compute it.
+   */
+  KVF_OUTCOME_STALE = 4,
+  /**
+   * Its bytes did not have the checksum they were sealed with: compute it.
+   */
+  KVF_OUTCOME_CORRUPT = 5,
+  /**
+   * No owner could be reached: compute it, or pull again later.
+   */
+  KVF_OUTCOME_UNREACHABLE = 6,
+  /**
+   * The deadline came first; whether the block exists is unknown.
+   */
+  KVF_OUTCOME_TIMED_OUT = 7,
+  /**
+   * The coordinator could not be asked: not a miss.
+   */
+  KVF_OUTCOME_LOCATE_FAILED = 8,
+  /**
+   * No room: every slot is pinned or reserved.
+   */
+  KVF_OUTCOME_NO_SPACE = 9,
+  /**
+   * Given up by kvf_pull_cancel, kvf_pull_free or kvf_close, or because the agent stops.
+   */
+  KVF_OUTCOME_CANCELLED = 10,
+  /**
+   * The agent refused the whole pull; kvf_pull_wait says why. Nothing was written.
+   */
+  KVF_OUTCOME_REFUSED = 64,
+  /**
+   * The connection to the agent ended meanwhile.
+   */
+  KVF_OUTCOME_AGENT_LOST = 65,
+  /**
+   * The agent said something that this library does not know: take it for a failure.
+   */
+  KVF_OUTCOME_UNKNOWN = 66,
+} kvf_outcome_kind;
+
+/**
+ * Which blocks a reader checks against the checksum they were sealed with.
+ */
+typedef enum kvf_checksum {
+  /**
+   * None.
+   */
+  KVF_CHECKSUM_OFF = 1,
+  /**
+   * One in 16, chosen by its hash.
+   */
+  KVF_CHECKSUM_SAMPLED = 2,
+  /**
+   * All.
+   */
+  KVF_CHECKSUM_ALWAYS = 3,
+} kvf_checksum;
+
+/**
+ * A connection to one agent. Reservations, pins and (unless kept) regions belong to it and end with it. It
+ * has threads of its own; it does not survive fork(): open another one in the child.
+ */
+typedef struct kvf_agent kvf_agent;
+
+/**
+ * A pull under way, or ended. It may outlive the handle it was started with.
+ */
+typedef struct kvf_pull kvf_pull;
+
+/**
+ * How to reach an agent. All bits zero but `size` and `socket` is a good choice.
+ */
+typedef struct kvf_options {
+  /**
+   * sizeof(kvf_options).
+   */
+  size_t size;
+  /**
+   * The agent's unix socket (`kvferry agent --socket`).
+   */
+  const char *socket;
+  /**
+   * Its descriptor socket; NULL means the socket's path with ".fds" at its end.
+   */
+  const char *descriptor_socket;
+  /**
+   * How long kvf_open tries; 0 means 5,000; at most KVF_MAX_TIMEOUT_MS.
+   */
+  uint32_t connect_timeout_ms;
+  /**
+   * Deadline of calls that have none of their own; 0 means 5,000; at most KVF_MAX_TIMEOUT_MS.
+   */
+  uint32_t call_timeout_ms;
+} kvf_options;
+
+/**
+ * What happened, to whom (agent, peer, region, block), and what to do: for people. Owned by the caller;
+ * nothing in it needs to be freed.
+ */
+typedef struct kvf_error {
+  /**
+   * The same as the call's return value.
+   */
+  enum kvf_status status;
+  /**
+   * UTF-8, ends with a NUL; empty with KVF_OK; cut where it is longer.
+   */
+  char message[KVF_MESSAGE_BYTES];
+} kvf_error;
+
+/**
+ * Block hashes, back to back.
+ */
+typedef struct kvf_hashes {
+  /**
+   * `count` x `hash_len` bytes.
+   */
+  const uint8_t *bytes;
+  /**
+   * Bytes of each hash: the namespace's.
+   */
+  uint32_t hash_len;
+  /**
+   * At most KVF_MAX_HASHES.
+   */
+  uint32_t count;
+} kvf_hashes;
+
+/**
+ * Where a pinned block lies.
+ */
+typedef struct kvf_pinned {
+  /**
+   * False: the block is not here, and the rest means nothing.
+   */
+  bool pinned;
+  /**
+   * The region.
+   */
+  uint32_t region;
+  /**
+   * The slot there.
+   */
+  uint32_t slot;
+  /**
+   * That slot's generation.
+   */
+  uint64_t generation;
+} kvf_pinned;
+
+/**
+ * What an eviction did.
+ */
+typedef struct kvf_evicted {
+  /**
+   * Blocks dropped.
+   */
+  uint64_t evicted;
+  /**
+   * Blocks that stayed, because they are pinned.
+   */
+  uint64_t kept_pinned;
+} kvf_evicted;
+
+/**
+ * Descriptors of a region's memory: mmap() them. Both are the caller's, to be closed.
+ */
+typedef struct kvf_region_map {
+  /**
+   * The blocks.
+   */
+  int data;
+  /**
+   * The generation words, one of 64 bits per slot; never writable.
+   */
+  int generations;
+  /**
+   * Bytes of `data`.
+   */
+  uint64_t data_bytes;
+  /**
+   * Words of `generations`.
+   */
+  uint32_t slots;
+} kvf_region_map;
+
+/**
+ * Called when a pull has something new to say: `done` is 1 exactly once, with the last call, and 0 before; a pull
+ * that is freed first is not called for any more.
+ * Calls of one agent handle come one after another, from one thread of the library: a slow one delays the
+ * others, not the transfers. Every function may be called from it but kvf_close; also kvf_pull_free of this
+ * very pull. The first call may come before kvf_pull_start has returned.
+ */
+typedef void (*kvf_pull_callback)(struct kvf_pull *pull, int32_t done, void *user);
+
+/**
+ * What to bring, and where to. All bits zero but `size`, `namespace_name` and `hashes` pulls into the
+ * agent's pool.
+ */
+typedef struct kvf_pull_request {
+  /**
+   * sizeof(kvf_pull_request).
+   */
+  size_t size;
+  /**
+   * The namespace.
+   */
+  const char *namespace_name;
+  /**
+   * The blocks: one outcome each.
+   */
+  struct kvf_hashes hashes;
+  /**
+   * Where the blocks go in `region`, one slot per hash: `hashes.count` of them. The call reserves them.
+   * NULL: into the agent's pool, where they stay pinned until they are released.
+   */
+  const uint32_t *slots;
+  /**
+   * The caller's region, where `slots` is not NULL.
+   */
+  uint32_t region;
+  /**
+   * Every outcome is there by then; 0 means 10,000; at most KVF_MAX_TIMEOUT_MS. Where the agent itself
+   * has stopped answering the pull ends 2 seconds later.
+   */
+  uint32_t timeout_ms;
+  /**
+   * How long blocks in the pool stay pinned after the pull; 0 means 30,000; at most 600,000.
+   */
+  uint32_t pin_ttl_ms;
+  /**
+   * KVF_NO_REPLICA, KVF_CHAINED.
+   */
+  uint32_t flags;
+  /**
+   * With KVF_CHAINED: the first hash's parent, `hashes.hash_len` bytes, or NULL.
+   */
+  const uint8_t *parent;
+  /**
+   * Called when there is something new; NULL for never.
+   */
+  kvf_pull_callback callback;
+  /**
+   * Given to the callback.
+   */
+  void *user;
+} kvf_pull_request;
+
+/**
+ * What became of one block. Its texts belong to the pull and last until kvf_pull_free.
+ */
+typedef struct kvf_outcome {
+  /**
+   * Which of the pull's hashes.
+   */
+  uint32_t index;
+  /**
+   * What.
+   */
+  enum kvf_outcome_kind kind;
+  /**
+   * Where it lies now (pulled and local only).
+   */
+  uint32_t region;
+  /**
+   * The slot there.
+   */
+  uint32_t slot;
+  /**
+   * That slot's generation.
+   */
+  uint64_t generation;
+  /**
+   * False where the destination may still be written to. Leave the slot alone: kvf_reserve says
+   * KVF_SLOT_BUSY until it is free.
+   */
+  bool settled;
+  /**
+   * The node it came from; empty where it came from none. Never NULL.
+   */
+  const char *source_node;
+  /**
+   * How ("tcp", "shm", "rdma"); empty where it was not moved. Never NULL.
+   */
+  const char *transport;
+  /**
+   * What happened, to whom, and what to do, for people; empty on success. Never NULL.
+   */
+  const char *detail;
+} kvf_outcome;
+
+/**
+ * What a pull that has ended amounts to.
+ */
+typedef struct kvf_pull_summary {
+  /**
+   * sizeof(kvf_pull_summary).
+   */
+  size_t size;
+  /**
+   * Blocks that were moved.
+   */
+  uint64_t pulled;
+  /**
+   * Their bytes.
+   */
+  uint64_t bytes;
+  /**
+   * Microseconds until owners were known.
+   */
+  uint64_t locate_us;
+  /**
+   * Microseconds of connecting to them.
+   */
+  uint64_t connect_us;
+  /**
+   * Microseconds of reading.
+   */
+  uint64_t wire_us;
+  /**
+   * Microseconds of all.
+   */
+  uint64_t total_us;
+  /**
+   * Releases all of the pull's blocks in the pool (kvf_release); 0 where there is nothing to release.
+   */
+  uint64_t pin;
+} kvf_pull_summary;
+
+/**
+ * What a namespace is. All who name the same one must agree on all of it.
+ */
+typedef struct kvf_namespace {
+  /**
+   * sizeof(kvf_namespace).
+   */
+  size_t size;
+  /**
+   * 1 to 256 bytes: tenant, model, and what else keeps blocks apart.
+   */
+  const char *name;
+  /**
+   * Free name of the element type ("bf16"), 1 to 32 bytes.
+   */
+  const char *dtype;
+  /**
+   * Tokens of a block.
+   */
+  uint32_t tokens_per_block;
+  /**
+   * Pieces a block falls into, e.g. layers x (K, V); at most 1024.
+   */
+  uint32_t plane_count;
+  /**
+   * Bytes of each; a block has plane_count x plane_bytes, at most 1 GiB.
+   */
+  uint64_t plane_bytes;
+  /**
+   * Bytes of a block's hash, 8 to 64.
+   */
+  uint32_t hash_len;
+  /**
+   * A kvf_checksum; 0 means KVF_CHECKSUM_OFF.
+   */
+  uint32_t checksum;
+} kvf_namespace;
+
+/**
+ * Slot i of a plane is [base + i*stride, +len) of the region's memory.
+ */
+typedef struct kvf_plane {
+  /**
+   * Bytes from the start of the memory.
+   */
+  uint64_t base;
+  /**
+   * Bytes from one slot to the next.
+   */
+  uint64_t stride;
+  /**
+   * Bytes of one slot's piece: the namespace's plane_bytes.
+   */
+  uint64_t len;
+} kvf_plane;
+
+/**
+ * Where the slots of a region lie.
+ */
+typedef struct kvf_geometry {
+  /**
+   * `plane_count` of them.
+   */
+  const struct kvf_plane *planes;
+  /**
+   * At most 1024.
+   */
+  size_t plane_count;
+  /**
+   * Slots of the region.
+   */
+  uint32_t slots;
+} kvf_geometry;
+
+/**
+ * A region as the agent has it.
+ */
+typedef struct kvf_region {
+  /**
+   * Its number, for other calls.
+   */
+  uint32_t region;
+  /**
+   * How many slots it has.
+   */
+  uint32_t slots;
+  /**
+   * True where the agent chooses slots and evicts (a pool); false where the engine does.
+   */
+  bool pool;
+  /**
+   * How many planes it has; a pool has one.
+   */
+  uint32_t plane_count;
+  /**
+   * The first plane: where the blocks of a pool lie.
+   */
+  struct kvf_plane first_plane;
+  /**
+   * The agent's lifetime.
+   */
+  uint64_t incarnation;
+  /**
+   * Of the namespace's layout; ends with a NUL.
+   */
+  char fingerprint[80];
+} kvf_region;
+
+/**
+ * How to seal, and what came of it. All bits zero but `size` is a plain seal.
+ */
+typedef struct kvf_sealed {
+  /**
+   * sizeof(kvf_sealed).
+   */
+  size_t size;
+  /**
+   * In: wait at most this long for the coordinators to confirm; 0: do not wait; at most 60,000.
+   */
+  uint32_t wait_announced_ms;
+  /**
+   * In: KVF_CHAINED.
+   */
+  uint32_t flags;
+  /**
+   * In: with KVF_CHAINED the first hash's parent, `hash_len` bytes, or NULL.
+   */
+  const uint8_t *parent;
+  /**
+   * In: room for as many generations as there are slots, or NULL.
+   */
+  uint64_t *generations;
+  /**
+   * In: room for as many slots as there are slots, or NULL. Out: those freed, because the pool had their
+   * block already.
+   */
+  uint32_t *duplicates;
+  /**
+   * Out: how many were duplicates.
+   */
+  size_t duplicate_count;
+  /**
+   * Out: 1 where every coordinator lists the blocks, 0 where one had not confirmed in time.
+   */
+  int announced;
+} kvf_sealed;
+
+/**
+ * Numbers of an agent, counted since it started.
+ */
+typedef struct kvf_stats {
+  /**
+   * sizeof(kvf_stats).
+   */
+  size_t size;
+  /**
+   * The agent's node name; ends with a NUL.
+   */
+  char node[136];
+  /**
+   * Its lifetime.
+   */
+  uint64_t incarnation;
+  /**
+   * Regions registered now.
+   */
+  uint64_t regions;
+  /**
+   * Coordinators it is configured with.
+   */
+  uint64_t coordinators;
+  /**
+   * Those it has a session with now.
+   */
+  uint64_t coordinators_connected;
+  /**
+   * Slots reserved now.
+   */
+  uint64_t reservations;
+  /**
+   * Pins held now.
+   */
+  uint64_t pins;
+  /**
+   * Pulls under way now.
+   */
+  uint64_t pulls_in_flight;
+  /**
+   * Blocks pulled.
+   */
+  uint64_t blocks_pulled;
+  /**
+   * Bytes pulled.
+   */
+  uint64_t bytes_pulled;
+  /**
+   * Blocks that every owner had overwritten.
+   */
+  uint64_t blocks_stale;
+  /**
+   * Blocks that could not be pulled for other reasons than that nobody has them.
+   */
+  uint64_t blocks_failed;
+  /**
+   * Bytes that peers read here.
+   */
+  uint64_t bytes_served;
+  /**
+   * Peers that are not trusted with reads at the moment.
+   */
+  uint64_t peers_suspect;
+} kvf_stats;
+
+/**
+ * Slots of a region.
+ */
+typedef struct kvf_region_stats {
+  /**
+   * Which region.
+   */
+  uint32_t region;
+  /**
+   * True for a pool.
+   */
+  bool pool;
+  /**
+   * Slots with nothing in them.
+   */
+  uint32_t free;
+  /**
+   * Slots being written.
+   */
+  uint32_t reserved;
+  /**
+   * Slots with a block.
+   */
+  uint32_t sealed;
+  /**
+   * Those of them that are pinned.
+   */
+  uint32_t pinned;
+  /**
+   * Slots that a read which has not settled may still write to.
+   */
+  uint32_t quarantined;
+  /**
+   * Blocks evicted.
+   */
+  uint64_t evictions;
+} kvf_region_stats;
+
+/**
+ * What came of a put.
+ */
+typedef struct kvf_put_result {
+  /**
+   * Blocks that are there now and were not before.
+   */
+  uint64_t stored;
+  /**
+   * Blocks that were there already.
+   */
+  uint64_t present;
+  /**
+   * 1 where every coordinator lists the blocks, 0 where one had not confirmed in time.
+   */
+  int announced;
+} kvf_put_result;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Connects to an agent and asks it who it is. Tries until connect_timeout_ms, so that an engine may start
+ * before its agent. `*agent` is then the caller's, to be given to kvf_close.
+ */
+enum kvf_status kvf_open(const struct kvf_options *options,
+                         struct kvf_agent **agent,
+                         struct kvf_error *error);
+
+/**
+ * Ends the connection: gives up every pull that is under way, waits for a callback that is running, and
+ * frees the handle. Pulls are still to be freed, before or after. NULL is nothing to close. Within 3
+ * seconds, and as long as callbacks take. KVF_WRONG_THREAD from a callback: the handle stays.
+ *
+ * The last call with this handle.
+ */
+enum kvf_status kvf_close(struct kvf_agent *agent,
+                          struct kvf_error *error);
+
+/**
+ * Which blocks could be had, and from where: `places` has room for one per hash, `*answered` is how many were
+ * written. With `prefix` not 0 only the longest run from the first hash on is answered. An error is never
+ * a miss. Within timeout_ms (0 means 2,000; at most 60,000) and call_timeout_ms.
+ */
+enum kvf_status kvf_lookup(const struct kvf_agent *agent,
+                           const char *namespace_name,
+                           const struct kvf_hashes *hashes_of,
+                           int prefix,
+                           uint32_t timeout_ms,
+                           enum kvf_place *places,
+                           size_t *answered,
+                           struct kvf_error *error);
+
+/**
+ * Promises not to reuse the slots of these blocks of this agent for ttl_ms (0 means 30,000; at most 600,000).
+ * `blocks` has room for one per hash; `*pin` is for kvf_release. Within call_timeout_ms.
+ */
+enum kvf_status kvf_pin(const struct kvf_agent *agent,
+                        const char *namespace_name,
+                        const struct kvf_hashes *hashes_of,
+                        uint32_t ttl_ms,
+                        struct kvf_pinned *blocks,
+                        uint64_t *pin,
+                        struct kvf_error *error);
+
+/**
+ * Releases a pin: of kvf_pin, or of a pull's summary. KVF_PIN_UNKNOWN where it has expired. Within
+ * call_timeout_ms.
+ */
+enum kvf_status kvf_release(const struct kvf_agent *agent, uint64_t pin, struct kvf_error *error);
+
+/**
+ * Drops blocks of this agent; pinned ones stay. `hashes_of` NULL: all of the namespace. `evicted` may be
+ * NULL. Within call_timeout_ms.
+ */
+enum kvf_status kvf_evict(const struct kvf_agent *agent,
+                          const char *namespace_name,
+                          const struct kvf_hashes *hashes_of,
+                          struct kvf_evicted *evicted,
+                          struct kvf_error *error);
+
+/**
+ * Opens a region's memory: to read blocks in a pool that are pinned, or, with `writable` not 0, to write to
+ * slots that kvf_reserve_pool gave. Nothing but pinned or reserved slots may be relied on. Within
+ * call_timeout_ms.
+ */
+enum kvf_status kvf_region_open(const struct kvf_agent *agent,
+                                uint32_t region,
+                                int writable,
+                                struct kvf_region_map *map,
+                                struct kvf_error *error);
+
+/**
+ * Starts a pull and returns at once. `*pull` is then the caller's, to be given to kvf_pull_free. Every hash
+ * gets exactly one outcome, whatever happens; also where the agent refuses the pull. At most KVF_MAX_PULLS
+ * of one handle exist at a time.
+ *
+ * `request.user` is used from a thread of the library until the callback's last call
+ * has returned, or kvf_pull_free has.
+ */
+enum kvf_status kvf_pull_start(const struct kvf_agent *agent,
+                               const struct kvf_pull_request *request,
+                               struct kvf_pull **pull,
+                               struct kvf_error *error);
+
+/**
+ * Gives outcomes that were not given before, in the order in which they came: at most `room` of them into
+ * `outcomes`, their number into `*given`. `*done` is 1 where all have been given and no more will come.
+ * Never waits. NULL with a room of 0 only asks.
+ */
+enum kvf_status kvf_pull_poll(const struct kvf_pull *pull,
+                              struct kvf_outcome *outcomes,
+                              size_t room,
+                              size_t *given,
+                              int *done,
+                              struct kvf_error *error);
+
+/**
+ * Waits until the pull has ended, for at most timeout_ms (at most KVF_MAX_TIMEOUT_MS; 0 only asks).
+ * KVF_OK: every block has its outcome, as kvf_pull_poll gives them; KVF_NOT_DONE: it has not ended yet; anything
+ * else: it has ended, and why.
+ */
+enum kvf_status kvf_pull_wait(const struct kvf_pull *pull,
+                              uint32_t timeout_ms,
+                              struct kvf_error *error);
+
+/**
+ * An eventfd that can be read (by poll, epoll, an event loop) exactly while kvf_pull_poll has something new to
+ * say: outcomes, or that the pull has ended. It stays the pull's: neither read nor close it; it is closed by
+ * kvf_pull_free. Made by the first call.
+ */
+enum kvf_status kvf_pull_eventfd(const struct kvf_pull *pull,
+                                 int *descriptor,
+                                 struct kvf_error *error);
+
+/**
+ * What a pull that has ended amounts to; otherwise as kvf_pull_wait with 0. `summary.size` is to be set.
+ */
+enum kvf_status kvf_pull_summary_of(const struct kvf_pull *pull,
+                                    struct kvf_pull_summary *summary,
+                                    struct kvf_error *error);
+
+/**
+ * Gives a pull up: its remaining blocks get KVF_OUTCOME_CANCELLED soon. Nothing to do where it has ended.
+ * Their slots may still be written to: kvf_reserve says KVF_SLOT_BUSY until they are free.
+ */
+enum kvf_status kvf_pull_cancel(const struct kvf_pull *pull,
+                                struct kvf_error *error);
+
+/**
+ * Frees a pull, in whatever state: one under way is given up first. Its texts and its eventfd end; its
+ * callback is not called any more, and if it is running in another thread this waits for it. NULL is
+ * nothing to free.
+ *
+ * The last call with this pull.
+ */
+void kvf_pull_free(struct kvf_pull *pull);
+
+/**
+ * Registers a file that the caller mapped, by its absolute path (in /dev/shm, say), as a region of a
+ * namespace. Flags: KVF_KEEP_ON_DISCONNECT. Within 120 seconds: memory is mapped.
+ */
+enum kvf_status kvf_register_path(const struct kvf_agent *agent,
+                                  const struct kvf_namespace *namespace_of,
+                                  const char *path,
+                                  const struct kvf_geometry *geometry_of,
+                                  uint32_t flags_given,
+                                  struct kvf_region *region,
+                                  struct kvf_error *error);
+
+/**
+ * As kvf_register_path, for memory that has no name: a memfd, or an unlinked file. The descriptor stays the
+ * caller's; the agent gets one of its own.
+ *
+ * `descriptor` is open.
+ */
+enum kvf_status kvf_register_fd(const struct kvf_agent *agent,
+                                const struct kvf_namespace *namespace_of,
+                                int descriptor,
+                                const struct kvf_geometry *geometry_of,
+                                uint32_t flags_given,
+                                struct kvf_region *region,
+                                struct kvf_error *error);
+
+/**
+ * Makes the namespace's pool: the agent's own memory, which it fills and evicts by itself. `bytes` 0: as
+ * the agent is configured. KVF_POOL_EXISTS where there is one. Flags: KVF_HUGEPAGES. Within 120 seconds:
+ * memory is cleared.
+ */
+enum kvf_status kvf_register_pool(const struct kvf_agent *agent,
+                                  const struct kvf_namespace *namespace_of,
+                                  uint64_t bytes,
+                                  uint32_t flags_given,
+                                  struct kvf_region *region,
+                                  struct kvf_error *error);
+
+/**
+ * A region as the agent has it: for one that an outcome names, a pool, say. KVF_REGION_UNKNOWN: it has
+ * ended. Within call_timeout_ms.
+ */
+enum kvf_status kvf_region_describe(const struct kvf_agent *agent,
+                                    uint32_t region,
+                                    struct kvf_region *description,
+                                    struct kvf_error *error);
+
+/**
+ * Ends a region: its blocks are gone at once, and with KVF_OK nothing writes to its memory any more. With
+ * KVF_MEMORY_IN_USE or KVF_DEADLINE something may still do: call it again before the memory is reused.
+ * `*blocks_removed` may be NULL. Within 12 seconds.
+ */
+enum kvf_status kvf_unregister(const struct kvf_agent *agent,
+                               uint32_t region,
+                               uint64_t *blocks_removed,
+                               struct kvf_error *error);
+
+/**
+ * Reserves these slots of the caller's region for writing. Blocks that are sealed in them are removed first,
+ * and nobody takes their bytes for blocks when this returns. All or none. Within call_timeout_ms.
+ */
+enum kvf_status kvf_reserve(const struct kvf_agent *agent,
+                            uint32_t region,
+                            const uint32_t *slots,
+                            size_t slot_count,
+                            struct kvf_error *error);
+
+/**
+ * Takes `slot_count` slots of a pool for writing, into `slots`; the agent chooses them, and evicts to make
+ * room. All or none. Write to them through kvf_region_open. Within call_timeout_ms.
+ */
+enum kvf_status kvf_reserve_pool(const struct kvf_agent *agent,
+                                 uint32_t region,
+                                 uint32_t *slots,
+                                 size_t slot_count,
+                                 struct kvf_error *error);
+
+/**
+ * Declares reserved slots complete: slot i holds the block with hash i. Peers can read them when this
+ * returns. `sealed` may be NULL. Within call_timeout_ms and wait_announced_ms.
+ */
+enum kvf_status kvf_seal(const struct kvf_agent *agent,
+                         uint32_t region,
+                         const uint32_t *slots,
+                         const struct kvf_hashes *hashes_of,
+                         struct kvf_sealed *sealed,
+                         struct kvf_error *error);
+
+/**
+ * Gives reserved slots back unsealed. Within call_timeout_ms.
+ */
+enum kvf_status kvf_abort(const struct kvf_agent *agent,
+                          uint32_t region,
+                          const uint32_t *slots,
+                          size_t slot_count,
+                          struct kvf_error *error);
+
+/**
+ * The agent's numbers. `stats.size` is to be set. Within call_timeout_ms.
+ */
+enum kvf_status kvf_stats_get(const struct kvf_agent *agent,
+                              struct kvf_stats *stats,
+                              struct kvf_error *error);
+
+/**
+ * The regions' numbers: at most `room` of them into `regions`; `*count` is how many there are. Within
+ * call_timeout_ms.
+ */
+enum kvf_status kvf_stats_regions(const struct kvf_agent *agent,
+                                  struct kvf_region_stats *regions,
+                                  size_t room,
+                                  size_t *count,
+                                  struct kvf_error *error);
+
+/**
+ * The name of a status ("KVF_SLOT_BUSY"); "?" for a number that is none. Lasts as long as the process.
+ */
+const char *kvf_status_text(uint32_t status);
+
+/**
+ * Copies blocks into the namespace's pool: reserve, write and seal in one. `data` holds the blocks back to
+ * back, `data_bytes` in all. Flags: KVF_CHAINED, with `parent_of` the first hash's parent or NULL.
+ * `result` may be NULL. Within timeout_ms (0 means 30,000; at most KVF_MAX_TIMEOUT_MS) and
+ * wait_announced_ms (at most 60,000).
+ */
+enum kvf_status kvf_put(const struct kvf_agent *agent,
+                        const char *namespace_name,
+                        const struct kvf_hashes *hashes_of,
+                        const uint8_t *data,
+                        size_t data_bytes,
+                        uint32_t flags_given,
+                        const uint8_t *parent_of,
+                        uint32_t timeout_ms,
+                        uint32_t wait_announced_ms,
+                        struct kvf_put_result *result,
+                        struct kvf_error *error);
+
+/**
+ * The KVF_ABI_VERSION the library was made with. A program compares it with its header's before it
+ * calls anything else.
+ */
+uint32_t kvf_abi_version(void);
+
+/**
+ * The library's version, for people ("0.1.0"). Lasts as long as the process.
+ */
+const char *kvf_version(void);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* KVFERRY_H */

@@ -1,0 +1,74 @@
+//! The examples do what they say: compiled with warnings as errors, against two real agents.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod harness;
+
+use std::process::Command;
+
+use harness::{Cluster, Installed, Link, run};
+
+const C: &str = "examples/publish_and_pull.c";
+const CPP: &str = "examples/pool_cache.cpp";
+
+fn sockets(cluster: &Cluster) -> [String; 2] {
+    [cluster.socket("a"), cluster.socket("b")]
+}
+
+#[test]
+fn in_c_linked_shared_and_static() {
+    let installed = Installed::new();
+    for (link, transport) in [(Link::Shared, "shm"), (Link::Static, "tcp")] {
+        let cluster = Cluster::start(transport);
+        let program = installed.compile(C, "publish_and_pull", link);
+        let said = run(Command::new(program).args(sockets(&cluster)));
+        assert!(
+            said.contains("64 blocks, every byte as published"),
+            "{said}"
+        );
+        assert!(said.contains(&format!("from a by {transport}")), "{said}");
+    }
+}
+
+#[test]
+fn in_cpp() {
+    let installed = Installed::new();
+    let cluster = Cluster::start("tcp");
+    let program = installed.compile(CPP, "pool_cache", Link::Shared);
+    let said = run(Command::new(program).args(sockets(&cluster)));
+    assert!(
+        said.contains("32 blocks, every byte as put; b pulled 32; 32 evicted"),
+        "{said}"
+    );
+}
+
+#[test]
+fn with_sanitizers() {
+    let installed = Installed::new();
+    for (source, name) in [(C, "c"), (CPP, "cpp")] {
+        let cluster = Cluster::start("tcp");
+        let program = installed.compile(source, name, Link::Sanitized);
+        run(Command::new(program).args(sockets(&cluster)));
+    }
+}
+
+#[test]
+fn under_valgrind() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        println!("skipped: valgrind is not installed");
+        return;
+    }
+    let installed = Installed::new();
+    let cluster = Cluster::start("tcp");
+    let program = installed.compile(C, "publish_and_pull", Link::Shared);
+    run(Command::new("valgrind")
+        .args([
+            "--quiet",
+            "--error-exitcode=9",
+            "--leak-check=full",
+            "--errors-for-leak-kinds=definite",
+            "--show-leak-kinds=definite",
+        ])
+        .arg(program)
+        .args(sockets(&cluster)));
+}
