@@ -85,7 +85,7 @@ impl Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     match args.sabotage.as_deref() {
-        Some("all") => return catch_all(&args),
+        Some("all") => catch_all(&args),
         Some(name) => match Sabotage::named(name) {
             Some(bug) => run_seeds(&args, Some(bug)),
             None => {

@@ -143,8 +143,8 @@ impl World {
 
     /// A node's next process, unless one lives. `elsewhere`: beside one that stands still.
     pub(super) fn start(&mut self, node: usize, clock_behind: bool, elsewhere: bool) {
-        let lives = |process: &&Box<Process>| process.node == node;
-        let living = self.processes.iter().flatten().find(lives);
+        let mut living = self.processes.iter().flatten();
+        let living = living.find(|process| process.node == node);
         let stands = living.is_some_and(|process| process.paused_until > self.now);
         if living.is_some() && !(elsewhere && stands) {
             return;

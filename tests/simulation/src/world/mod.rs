@@ -1,7 +1,11 @@
 //! The world: processes, coordinators and what is between them, on one queue of events.
 
+mod asking;
 mod coordinator;
+mod event;
 mod faults;
+mod landing;
+mod links;
 mod network;
 pub(crate) mod process;
 pub(crate) mod pull;
@@ -15,12 +19,8 @@ use std::{
     net::SocketAddr,
 };
 
-use kvferry_agent::{
-    region::{ClientId, Held, PinId},
-    transfer::{ConnectFailure, OpId, ReadFailure, SourceKey},
-};
 use kvferry_coordinator::directory::Event as DirectoryEvent;
-use kvferry_proto::{Incarnation, NodeId, pb};
+use kvferry_proto::{Incarnation, NodeId};
 
 use crate::{
     Options, Report,
@@ -35,6 +35,7 @@ use crate::{
     sabotage::{Sabotage, Shell},
 };
 pub(crate) use coordinator::Coordinator;
+pub(crate) use event::{Act, Event};
 pub(crate) use network::Up;
 use network::{Cut, Stream};
 pub(crate) use process::{Pid, Process};
@@ -42,117 +43,6 @@ pub(crate) use process::{Pid, Process};
 /// A mean event of a busy node every so often: the bound on events of a run, so that one that feeds
 /// itself for ever is a failure and no hang.
 const EVENTS_PER_NODE_SECOND: u64 = 20_000;
-
-/// Something that will happen.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A fault begins.
-    Fault(usize),
-    /// A node's next process starts.
-    Start {
-        node: usize,
-        clock_behind: bool,
-        elsewhere: bool,
-    },
-    /// A coordinator comes back, knowing nothing.
-    CoordinatorStarts(usize),
-    /// It looks for the silent.
-    CoordinatorTick(usize),
-    /// The front of a stream's pipe may have arrived.
-    Deliver { stream: u64, up: bool },
-    /// A locate arrives.
-    Locate {
-        coordinator: usize,
-        pid: Pid,
-        pull: u64,
-        op: OpId,
-        request: Box<pb::LocateRequest>,
-    },
-    /// A connect arrives at its owner.
-    Connect {
-        pid: Pid,
-        pull: u64,
-        source: SourceKey,
-    },
-    /// A read fetches its next piece from its owner's memory.
-    Fetch {
-        pid: Pid,
-        pull: u64,
-        op: OpId,
-        read: usize,
-    },
-    /// A process does something.
-    Process(Pid, Act),
-    /// Promises that can be checked at any time are.
-    Probe,
-}
-
-/// What happens in a process; while it stands still, nothing does.
-#[derive(Debug)]
-pub(crate) enum Act {
-    SessionTimer(usize),
-    Connected {
-        session: usize,
-        attempt: u64,
-        ok: bool,
-    },
-    FromCoordinator {
-        session: usize,
-        stream: u64,
-        said: network::Down,
-    },
-    LogChanged,
-    LateInventory {
-        session: usize,
-        stream: u64,
-    },
-    Work,
-    LastWork,
-    Write {
-        job: u64,
-    },
-    StoreTick,
-    Release {
-        client: ClientId,
-        pin: PinId,
-        blocks: Vec<(u64, Held)>,
-    },
-    Located {
-        pull: u64,
-        op: OpId,
-        answer: Result<Box<pb::LocateResponse>, bool>,
-    },
-    LinkUp {
-        pull: u64,
-        source: SourceKey,
-        owner: Pid,
-    },
-    LinkFailed {
-        pull: u64,
-        source: SourceKey,
-        failure: ConnectFailure,
-    },
-    Arrive {
-        pull: u64,
-        op: OpId,
-        read: usize,
-        bytes: Vec<u8>,
-    },
-    ReadFails {
-        pull: u64,
-        op: OpId,
-        failure: ReadFailure,
-    },
-    Settle {
-        pull: u64,
-        op: OpId,
-    },
-    PullTimer(u64),
-    PullDeadline(u64),
-    EngineDies,
-    Leave,
-    Exit,
-}
 
 /// A name for processes, one after the other.
 #[derive(Debug)]
@@ -369,7 +259,7 @@ impl World {
                 session,
                 stream,
                 said,
-            } => return self.session_told(process, session, stream, said),
+            } => return self.session_told(process, session, stream, &said),
             Act::LogChanged => {
                 process.log_waits = false;
                 for session in 0..process.sessions.len() {

@@ -3,15 +3,11 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kvferry_agent::{
-    coordinators::Located,
-    region::{Chain, Checksums, Holder, Seal},
-    transfer::{
-        BlockIndex, Candidate, Command, ConnectFailure, Destination, Event as PullEvent, OpId,
-        Outcome, PullEngine, PullRequest, SourceHint, SourceKey,
-    },
+    region::Holder,
+    transfer::{Command, ConnectFailure, Event as PullEvent, PullEngine, PullRequest},
 };
 use kvferry_memory::fold_ranges;
-use kvferry_proto::{Checksum, PackedHashes, Slot, pb};
+use kvferry_proto::{Checksum, Slot};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::{
@@ -20,18 +16,14 @@ use super::{
 };
 use crate::{
     history::block_hash,
-    invariants::{bounds_hold, bytes_are_published, pulls_end},
+    invariants::{bounds_hold, pulls_end},
     queue::{MS, Micros, SECOND},
 };
 
-/// Until a unary call is given up.
-const CALL_BOUND: Micros = 2 * SECOND;
 /// Until a connect is given up.
 const CONNECT_BOUND: Micros = 4 * SECOND;
 /// How long a suspect is remembered.
 const SUSPECT_FOR: Micros = 10 * SECOND;
-/// Candidates asked for.
-const CANDIDATES: u32 = 3;
 /// Longest a pinned result is kept.
 const PIN: Duration = Duration::from_secs(6);
 
@@ -324,217 +316,6 @@ impl World {
                 let broken = pulls_end::finish(pull, block, outcome);
                 self.check(broken);
             }
-        }
-    }
-
-    fn ask(&mut self, process: &mut Process, pull: &Pull, op: OpId, blocks: &[BlockIndex]) {
-        let hashes: Vec<_> = blocks
-            .iter()
-            .map(|block| block_hash(pull.hashes[*block as usize]))
-            .collect();
-        let packed = PackedHashes::pack(self.conditions.spec.hash_len, &hashes);
-        let Ok(packed) = packed else {
-            unreachable!("hashes of the namespace's length");
-        };
-        let request = Box::new(pb::LocateRequest {
-            namespace: self.conditions.spec.name.to_string(),
-            hashes: Some(packed.into()),
-            max_candidates: CANDIDATES,
-            host_id: process.name.to_string(),
-            exclude_node: process.name.to_string(),
-            ..pb::LocateRequest::default()
-        });
-        let coordinator = process.random.below(self.coordinators.len() as u64) as usize;
-        let copies = match (
-            self.chance(self.conditions.loss),
-            self.chance(self.conditions.duplicates),
-        ) {
-            (true, _) => 0,
-            (false, true) => 2,
-            (false, false) => 1,
-        };
-        for _ in 0..copies {
-            let way = self.way();
-            let locate = Event::Locate {
-                coordinator,
-                pid: process.pid,
-                pull: pull.id,
-                op,
-                request: request.clone(),
-            };
-            self.queue.at(self.now + way, locate);
-        }
-        let act = Act::Located {
-            pull: pull.id,
-            op,
-            answer: Err(true),
-        };
-        self.later(process.pid, CALL_BOUND, act);
-    }
-
-    /// An answer, in the engine's words; as the driver does it.
-    fn understand(
-        &mut self,
-        process: &mut Process,
-        id: u64,
-        op: OpId,
-        answer: pb::LocateResponse,
-    ) -> Option<PullEvent> {
-        let pull = process.pulls.get_mut(&id)?;
-        let block_bytes = self.conditions.spec.layout.block_bytes();
-        let Ok(located) = Located::parse(answer, pull.hashes.len(), block_bytes) else {
-            return Some(PullEvent::LocateFailed {
-                op,
-                retryable: true,
-            });
-        };
-        let mut owners = Vec::new();
-        for owner in &located.owners {
-            let next = SourceKey(pull.peers.len() as u32);
-            let name = (owner.peer.node.clone(), owner.peer.incarnation);
-            let source = *pull.keys.entry(name).or_insert(next);
-            match pull.peers.get_mut(source.0 as usize) {
-                Some(known) => *known = owner.peer.clone(),
-                None => pull.peers.push(owner.peer.clone()),
-            }
-            pull.geometries
-                .insert((source, owner.region), owner.geometry.clone());
-            owners.push((source, owner.region, owner.geometry.planes().len() as u32));
-        }
-        let suspected: BTreeSet<_> = pull
-            .links
-            .iter()
-            .filter(|(_, link)| {
-                process
-                    .suspects
-                    .get(&link.owner)
-                    .is_some_and(|at| *at > self.now)
-            })
-            .map(|(source, _)| *source)
-            .collect();
-        let hints = owners.iter().map(|&(source, ..)| SourceHint {
-            source,
-            suspect: suspected.contains(&source),
-            distance: 1,
-        });
-        let candidates = (0..located.len()).map(|block| {
-            let places = located.candidates(block).iter();
-            let known = places.filter_map(|place| {
-                let &(source, region, spans) = owners.get(place.owner)?;
-                Some(Candidate {
-                    source,
-                    region,
-                    slot: place.slot,
-                    generation: place.generation,
-                    checksum: place.checksum,
-                    spans,
-                })
-            });
-            known.collect()
-        });
-        Some(PullEvent::Located {
-            op,
-            hints: hints.collect(),
-            candidates: candidates.collect(),
-        })
-    }
-
-    fn prepare(&mut self, process: &mut Process, pull: &mut Pull, block: BlockIndex) -> PullEvent {
-        let now = process.local(self.now);
-        let slot = match &pull.target {
-            Target::Pool(region) => process.store.reserve_one(now, pull.holder, region.id).ok(),
-            Target::Slots(_, slots) => slots.get(block as usize).copied(),
-        };
-        let Some(slot) = slot else {
-            return PullEvent::NoSpace { block };
-        };
-        let region = Arc::clone(pull.region());
-        process.writers.insert((region.id, slot), pull.holder);
-        let destination = Destination {
-            memory: Arc::clone(&region.memory),
-            ranges: region.geometry.ranges(slot).collect(),
-        };
-        pull.destinations.insert(block, (slot, destination));
-        PullEvent::Prepared { block }
-    }
-
-    /// Seals; then the oracle looks at the bytes.
-    fn land(
-        &mut self,
-        process: &mut Process,
-        pull: &mut Pull,
-        block: BlockIndex,
-        checksum: Option<Checksum>,
-    ) -> bool {
-        let Some((slot, _)) = pull.destinations.get(&block) else {
-            return false;
-        };
-        let (slot, region) = (*slot, Arc::clone(pull.region()));
-        let number = pull.hashes[block as usize];
-        let hash = block_hash(number);
-        let given = [checksum];
-        let compute = checksum.is_none() && region.namespace.checksum.covers(hash.as_bytes());
-        let seal = Seal {
-            holder: pull.holder,
-            region: region.id,
-            slots: &[slot],
-            hashes: &[hash],
-            chain: Chain::Unknown,
-            checksums: match compute {
-                true => Checksums::Compute,
-                false => Checksums::Given(&given),
-            },
-            pin: pull.pin,
-            private: false,
-        };
-        let sealed = process.store.seal(process.local(self.now), &seal);
-        let Ok([outcome]) = sealed.as_deref() else {
-            return false;
-        };
-        pull.destinations.remove(&block);
-        process.writers.remove(&(region.id, slot));
-        if outcome.pinned {
-            pull.pinned.push((number, outcome.held));
-        }
-        self.stats.reads_checked += 1;
-        let broken = bytes_are_published::landed(&self.history, process, number, &outcome.held);
-        self.check(broken);
-        true
-    }
-
-    fn report(&mut self, process: &mut Process, pull: &Pull) {
-        let mut numbers = vec![5, process.pid as u64, pull.id];
-        for (outcome, hash) in pull.outcomes.iter().zip(&pull.hashes) {
-            let Some(outcome) = outcome else { continue };
-            self.stats.outcome(*outcome);
-            numbers.push(hash << 8 | outcome.kind() as u64);
-        }
-        self.note(&numbers);
-        if let Target::Slots(region, slots) = &pull.target {
-            // Slots that nothing was written to are given back before the engine hears of it.
-            let pulled = |outcome: &Option<Outcome>| *outcome == Some(Outcome::Pulled);
-            for (block, slot) in slots.iter().enumerate() {
-                let used = pull.destinations.contains_key(&(block as u32));
-                if !used && !pull.outcomes.get(block).is_some_and(pulled) {
-                    // Where it was abandoned it is given back already.
-                    if process
-                        .store
-                        .abort(pull.holder, region.id, &[*slot])
-                        .is_ok()
-                    {
-                        process.writers.remove(&(region.id, *slot));
-                    }
-                }
-            }
-        }
-        if let Some(pin) = pull.pin {
-            let wait = process.random.below(4 * SECOND);
-            let act = Act::Release {
-                client: process.client,
-                pin,
-                blocks: pull.pinned.clone(),
-            };
-            self.later(process.pid, wait, act);
         }
     }
 }

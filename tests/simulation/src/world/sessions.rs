@@ -45,7 +45,7 @@ impl World {
     /// Carries out everything the machine wants. False where it gives up for good.
     pub(super) fn session_obey(&mut self, process: &mut Process, session: usize) -> bool {
         while let Some(command) = process.sessions[session].machine.poll_command() {
-            if !self.session_command(process, session, command) {
+            if !self.session_command(process, session, &command) {
                 return false;
             }
         }
@@ -63,9 +63,14 @@ impl World {
         true
     }
 
-    fn session_command(&mut self, process: &mut Process, session: usize, command: Command) -> bool {
+    fn session_command(
+        &mut self,
+        process: &mut Process,
+        session: usize,
+        command: &Command,
+    ) -> bool {
         let now = process.local(self.now);
-        match command {
+        match *command {
             Command::Connect => self.session_connect(process, session),
             Command::SendHello { epoch } => {
                 let (oldest_delta, next_delta) = process.log.bounds();
@@ -233,13 +238,13 @@ impl World {
         process: &mut Process,
         session: usize,
         stream: u64,
-        said: Down,
+        said: &Down,
     ) -> bool {
         if process.sessions[session].stream != Some(stream) {
             return true;
         }
-        let event = match said {
-            Down::Said(Answer::Welcome(welcome)) => {
+        let event = match *said {
+            Down::Said(Answer::Welcome(ref welcome)) => {
                 process.sessions[session].epoch = welcome.epoch;
                 let mut expect_delta = (!welcome.resync).then_some(welcome.expect_delta);
                 if self.sabotaged(Shell::ExpectationIgnored) && expect_delta.is_some() {
@@ -251,7 +256,7 @@ impl World {
                     expect_delta,
                 }
             }
-            Down::Said(Answer::Ack(ack)) => SessionEvent::Acknowledged(ack.seq),
+            Down::Said(Answer::Ack(ref ack)) => SessionEvent::Acknowledged(ack.seq),
             Down::Said(Answer::Resync(_)) => SessionEvent::ResyncRequested,
             Down::Said(Answer::HeartbeatAck(_)) => SessionEvent::HeartbeatAnswered,
             Down::Said(Answer::RegionRefused(_)) => return true,

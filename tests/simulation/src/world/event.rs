@@ -1,0 +1,120 @@
+//! What will happen, and to whom.
+
+use kvferry_agent::{
+    region::{ClientId, Held, PinId},
+    transfer::{ConnectFailure, OpId, ReadFailure, SourceKey},
+};
+use kvferry_proto::pb;
+
+use super::{Pid, network};
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A fault begins.
+    Fault(usize),
+    /// A node's next process starts.
+    Start {
+        node: usize,
+        clock_behind: bool,
+        elsewhere: bool,
+    },
+    /// A coordinator comes back, knowing nothing.
+    CoordinatorStarts(usize),
+    /// It looks for the silent.
+    CoordinatorTick(usize),
+    /// The front of a stream's pipe may have arrived.
+    Deliver { stream: u64, up: bool },
+    /// A locate arrives.
+    Locate {
+        coordinator: usize,
+        pid: Pid,
+        pull: u64,
+        op: OpId,
+        request: Box<pb::LocateRequest>,
+    },
+    /// A connect arrives at its owner.
+    Connect {
+        pid: Pid,
+        pull: u64,
+        source: SourceKey,
+    },
+    /// A read fetches its next piece from its owner's memory.
+    Fetch {
+        pid: Pid,
+        pull: u64,
+        op: OpId,
+        read: usize,
+    },
+    /// A process does something.
+    Process(Pid, Act),
+    /// Promises that can be checked at any time are.
+    Probe,
+}
+
+/// What happens in a process; while it stands still, nothing does.
+#[derive(Debug)]
+pub(crate) enum Act {
+    SessionTimer(usize),
+    Connected {
+        session: usize,
+        attempt: u64,
+        ok: bool,
+    },
+    FromCoordinator {
+        session: usize,
+        stream: u64,
+        said: network::Down,
+    },
+    LogChanged,
+    LateInventory {
+        session: usize,
+        stream: u64,
+    },
+    Work,
+    LastWork,
+    Write {
+        job: u64,
+    },
+    StoreTick,
+    Release {
+        client: ClientId,
+        pin: PinId,
+        blocks: Vec<(u64, Held)>,
+    },
+    Located {
+        pull: u64,
+        op: OpId,
+        answer: Result<Box<pb::LocateResponse>, bool>,
+    },
+    LinkUp {
+        pull: u64,
+        source: SourceKey,
+        owner: Pid,
+    },
+    LinkFailed {
+        pull: u64,
+        source: SourceKey,
+        failure: ConnectFailure,
+    },
+    Arrive {
+        pull: u64,
+        op: OpId,
+        read: usize,
+        bytes: Vec<u8>,
+    },
+    ReadFails {
+        pull: u64,
+        op: OpId,
+        failure: ReadFailure,
+    },
+    Settle {
+        pull: u64,
+        op: OpId,
+    },
+    PullTimer(u64),
+    PullDeadline(u64),
+    EngineDies,
+    Leave,
+    Exit,
+}
