@@ -3,7 +3,9 @@
 use std::{io, process::ExitCode};
 
 use crate::{
-    commands::{get::GetError, locate::LocateError, put::PutError, tool::ToolError},
+    commands::{
+        bench::BenchError, get::GetError, locate::LocateError, put::PutError, tool::ToolError,
+    },
     demo::DemoError,
     logging::LoggingError,
     output::OutputError,
@@ -52,6 +54,8 @@ pub(crate) enum Failure {
     Locate(#[from] LocateError),
     #[error(transparent)]
     Tool(#[from] ToolError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     #[error(transparent)]
     Demo(#[from] DemoError),
     #[error("the coordinator did not start: {0}")]

@@ -3,6 +3,7 @@
 mod announce;
 mod cli;
 mod client;
+mod cluster;
 mod commands;
 mod content;
 mod demo;
@@ -46,6 +47,7 @@ async fn run(cli: Cli) -> Result<Done, Failure> {
         Command::Coordinator(args) => commands::coordinator::run(args).await,
         Command::Agent(args) => commands::agent::run(args).await,
         Command::Demo(args) => Ok(demo::run(args).await?),
+        Command::Bench(args) => Ok(commands::bench::run(args).await?),
         Command::Put(args) => Ok(commands::put::run(args).await?),
         Command::Get(args) => Ok(commands::get::run(args).await?),
         Command::Locate(args) => Ok(commands::locate::run(args).await?),

@@ -1,0 +1,54 @@
+//! What kvferry's benchmarks are made of; the binaries beside it are small.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`workload`] | which block is where, and what its hash is: all computed, nothing stored |
+//! | [`stats`] | percentiles and medians over rounds |
+//! | [`report`] | a figure, for people or as a line of JSON |
+//! | [`memory`] | what the process holds |
+//! | [`server`] | a coordinator on threads of its own |
+//! | [`publish`] | agents that publish through sessions |
+//! | [`locate`] | readers that ask |
+//! | [`vanish`] | a node that goes while readers ask |
+//! | [`in_process`] | the directory without a wire |
+//! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
+
+pub mod in_process;
+pub mod locate;
+pub mod memory;
+pub mod publish;
+pub mod report;
+pub mod server;
+pub mod stats;
+pub mod transfer;
+pub mod vanish;
+pub mod workload;
+
+/// Why a benchmark stopped. None of these is a slow figure.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    /// The coordinator did not start.
+    #[error(transparent)]
+    Start(#[from] kvferry_coordinator::StartError),
+    /// Threads or sockets could not be had.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] tonic::transport::Error),
+    /// A call was refused.
+    #[error("a call failed: {0}")]
+    Call(Box<tonic::Status>),
+    /// A message of ours made no sense: a defect of the benchmark.
+    #[error(transparent)]
+    Message(#[from] kvferry_proto::InvalidMessage),
+    /// The coordinator said or did something else than was asked.
+    #[error("wrong answer: {0}")]
+    Wrong(String),
+}
+
+impl From<tonic::Status> for BenchError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Call(Box::new(status))
+    }
+}

@@ -1,0 +1,101 @@
+//! A figure, for people or as a line of JSON.
+
+use serde::Serialize;
+
+use crate::stats::Rounds;
+
+/// How figures are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// A line of text each.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// One figure with its spread.
+#[derive(Debug, Clone, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub name: String,
+    /// The median over rounds, in `unit`.
+    pub median: f64,
+    /// The worst and best rounds, in `unit`.
+    pub min: f64,
+    /// See `min`.
+    pub max: f64,
+    /// What is counted.
+    pub unit: &'static str,
+    /// What is to be reached, in `unit`, where there is such a thing.
+    pub target: Option<f64>,
+    /// Anything a reader must know.
+    pub note: String,
+}
+
+impl Figure {
+    /// The figure of some rounds.
+    #[must_use]
+    pub fn new(name: impl Into<String>, rounds: &Rounds, unit: &'static str) -> Self {
+        let (min, max) = rounds.range();
+        Self {
+            name: name.into(),
+            median: rounds.median(),
+            min,
+            max,
+            unit,
+            target: None,
+            note: String::new(),
+        }
+    }
+
+    /// With what is to be reached.
+    #[must_use]
+    pub fn target(mut self, target: f64) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// With a note.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
+        self
+    }
+
+    /// Prints it.
+    pub fn print(&self, format: Format) {
+        match format {
+            Format::Json => {
+                // Numbers and strings only: nothing that could fail.
+                if let Ok(line) = serde_json::to_string(self) {
+                    println!("{line}");
+                }
+            }
+            Format::Text => {
+                let target = match self.target {
+                    Some(target) => format!(" (reach {})", short(target)),
+                    None => String::new(),
+                };
+                println!(
+                    "{:<44} {:>9} {}{target}  [{} .. {}]  {}",
+                    self.name,
+                    short(self.median),
+                    self.unit,
+                    short(self.min),
+                    short(self.max),
+                    self.note
+                );
+            }
+        }
+    }
+}
+
+/// 12.3 M and the like.
+fn short(value: f64) -> String {
+    match value {
+        v if v >= 1e6 => format!("{:.2} M", v / 1e6),
+        v if v >= 1e4 => format!("{:.1} k", v / 1e3),
+        v if v >= 100.0 => format!("{v:.0}"),
+        v => format!("{v:.2}"),
+    }
+}
