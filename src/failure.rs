@@ -42,6 +42,8 @@ pub(crate) enum Failure {
     Logging(#[from] LoggingError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error("the threads to run on cannot be had: {0}")]
+    Runtime(io::Error),
     #[error("signals cannot be listened for: {0}")]
     Signals(io::Error),
     #[error(transparent)]

@@ -13,6 +13,7 @@ mod logging;
 mod manifest;
 mod output;
 mod progress;
+mod runtime;
 mod settings;
 mod shutdown;
 mod size;
@@ -25,10 +26,13 @@ use clap::Parser;
 use cli::{Cli, Command};
 use failure::{Done, Failure};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli).await {
+    let done = match runtime::start(&cli.command) {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::Runtime(error)),
+    };
+    match done {
         Ok(done) => done.into(),
         Err(failure) => {
             eprintln!("error: {failure}");

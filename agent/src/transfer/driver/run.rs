@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BlockOutcome, Connect, Landing, Locate, LocateError, Parts, PullSummary,
     flight::{Flights, Words},
+    scratch,
 };
 use crate::{
     coordinators::Located,
@@ -68,6 +69,7 @@ pub(super) struct Run<L, C, D: Landing> {
     tasks: JoinSet<Answer>,
     asked: HashMap<Id, Asked>,
     to_verify: Vec<(BlockIndex, Checksum)>,
+    to_land: Vec<(BlockIndex, Option<Checksum>)>,
     progress_at: Time,
     report: report::Report<D::Landed>,
 }
@@ -95,6 +97,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             tasks: JoinSet::new(),
             asked: HashMap::new(),
             to_verify: Vec::new(),
+            to_land: Vec::new(),
             progress_at: config.progress_tick,
             report: report::Report::new(outcomes),
             config,
@@ -120,7 +123,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 given_up = true;
             }
             if self.engine.is_drained() {
-                return;
+                // Drained: no read is under way that could write to it.
+                return scratch::keep(std::mem::take(&mut self.scratch));
             }
             let wake = self.wake_at();
             tokio::select! {
@@ -181,9 +185,10 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             while let Some(command) = self.engine.poll_command() {
                 self.execute(command);
             }
-            if self.to_verify.is_empty() {
+            if self.to_verify.is_empty() && self.to_land.is_empty() {
                 return;
             }
+            self.land();
             self.verify();
         }
     }
@@ -214,7 +219,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 }
             }
             Command::Verify { block, checksum } => self.to_verify.push((block, checksum)),
-            Command::Land { block, checksum } => self.land(block, checksum),
+            Command::Land { block, checksum } => self.to_land.push((block, checksum)),
             Command::Abandon { block } => {
                 self.destinations.remove(&block);
                 self.parts.landing.abandon(block);
@@ -257,6 +262,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let Some(peer) = self.peers.get(source.0 as usize).cloned() else {
             return;
         };
+        if let Some(link) = self.parts.connect.open_link(&peer) {
+            return self.connected(source, link);
+        }
         let connect = Arc::clone(&self.parts.connect);
         let task = self
             .tasks
@@ -329,9 +337,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
         let scratch = match self.scratch.pop() {
             Some(scratch) => scratch,
-            None => HostMemory::anonymous(bytes)
-                .map(Arc::new)
-                .map_err(|_| PlanError::Scratch { words: slots.len() })?,
+            None => scratch::take(bytes).map_err(|_| PlanError::Scratch { words: slots.len() })?,
         };
         let slots: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
         let (requests, offsets) = plan::generation_reads(&slots, &scratch, &link.capabilities())?;
@@ -369,19 +375,27 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         }
     }
 
-    fn land(&mut self, block: BlockIndex, checksum: Option<Checksum>) {
-        let event = match self.parts.landing.land(block, checksum) {
-            Ok(landed) => {
-                self.destinations.remove(&block);
-                self.landed.insert(block, landed);
-                Event::Landed { block }
-            }
-            Err(error) => {
-                self.report.not_landed(block, error);
-                Event::LandFailed { block }
-            }
-        };
-        self.tell(event);
+    /// All that have come together: the store is locked once for them.
+    fn land(&mut self) {
+        let blocks = std::mem::take(&mut self.to_land);
+        if blocks.is_empty() {
+            return;
+        }
+        let landed = self.parts.landing.land_many(&blocks);
+        for ((block, _), landed) in blocks.into_iter().zip(landed) {
+            let event = match landed {
+                Ok(landed) => {
+                    self.destinations.remove(&block);
+                    self.landed.insert(block, landed);
+                    Event::Landed { block }
+                }
+                Err(error) => {
+                    self.report.not_landed(block, error);
+                    Event::LandFailed { block }
+                }
+            };
+            self.tell(event);
+        }
     }
 }
 

@@ -27,11 +27,16 @@ impl Report {
         }
     }
 
-    /// The last event.
-    pub(super) async fn summary(&self, summary: &PullSummary, pin: Option<PinId>) {
+    /// The last event, with the last outcomes.
+    pub(super) async fn summary(
+        &self,
+        outcomes: Vec<pb::BlockOutcome>,
+        summary: &PullSummary,
+        pin: Option<PinId>,
+    ) {
         let us = |time: std::time::Duration| time.as_micros() as u64;
         let event = pb::PullEvent {
-            outcomes: Vec::new(),
+            outcomes,
             summary: Some(pb::PullSummary {
                 pulled: summary.pulled,
                 bytes: summary.bytes,
