@@ -61,6 +61,9 @@ pub(crate) struct TransferArgs {
     /// Do blocks carry checksums? Validation by generation is always on [default: off].
     #[arg(long, value_delimiter = ',')]
     pub(crate) checksum: Vec<Checksum>,
+    /// Publish the blocks anew for every call, within the time that is taken: a prompt's whole way.
+    #[arg(long)]
+    pub(crate) publish: bool,
     /// Rounds that count [default: 7; 1 where quick].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) rounds: Option<u32>,

@@ -110,7 +110,7 @@ fn points(args: &TransferArgs) -> Vec<Point> {
         args.calls.len(),
         args.checksum.len(),
     ];
-    if lists.iter().all(|len| *len == 0) {
+    if lists.iter().all(|len| *len == 0) && !args.publish {
         let usual = if args.quick {
             point::quick()
         } else {
@@ -152,6 +152,7 @@ fn points(args: &TransferArgs) -> Vec<Point> {
                                     readers,
                                     in_flight,
                                     checksum,
+                                    publish: args.publish,
                                     ..Point::new(transport, 0, batch).planes(planes, plane_bytes)
                                 });
                             }

@@ -98,7 +98,7 @@ impl Point {
         if self.publish {
             return 1;
         }
-        let least = 2 * u64::from(self.in_flight) + 2;
+        let least = u64::from(self.lag()) + 2 * u64::from(self.in_flight);
         let cached = MIN_WORKING_BYTES.div_ceil(self.batch_bytes().max(1));
         let blocks = MAX_WORKING_BLOCKS / u64::from(self.batch.max(1));
         let bytes = MAX_WORKING_BYTES / self.batch_bytes().max(1);
@@ -106,12 +106,21 @@ impl Point {
         u32::try_from(sets).unwrap_or(u32::MAX)
     }
 
+    /// How far calls that run beside each other may overtake one another: no block may still be there
+    /// from the call before when its turn comes again.
+    fn lag(&self) -> u32 {
+        match self.in_flight {
+            1 => 1,
+            calls => 4 * calls,
+        }
+    }
+
     /// Batches a reader has room for.
     #[must_use]
     pub fn reader_sets(&self) -> u32 {
         match self.publish {
             true => 1,
-            false => self.sets().saturating_sub(self.in_flight).max(1),
+            false => self.sets().saturating_sub(self.lag()).max(1),
         }
     }
 

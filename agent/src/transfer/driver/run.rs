@@ -3,8 +3,9 @@
 mod answers;
 mod report;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use hashbrown::HashMap;
 use kvferry_memory::HostMemory;
 use kvferry_proto::{Checksum, Geometry, Incarnation, NodeId, RegionId};
 use tokio::{
