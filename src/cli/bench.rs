@@ -70,6 +70,9 @@ pub(crate) struct TransferArgs {
     /// Of each side in each round [default: 300; 50 where quick].
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..=600_000))]
     pub(crate) slice_ms: Option<u32>,
+    /// How long a point may wait for others to leave the machine alone [default: 10; 0 where quick].
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(..=3600))]
+    pub(crate) patience_s: Option<u32>,
     /// Print a JSON object per point and line.
     #[arg(long)]
     pub(crate) json: bool,

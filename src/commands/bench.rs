@@ -28,10 +28,10 @@ use crate::{
     progress, shutdown,
 };
 
-/// Rounds that count, and how long each side of them takes.
-const USUAL: (u32, u32) = (7, 300);
+/// Rounds that count, milliseconds of each side of them, and seconds a point may wait for a quiet machine.
+const USUAL: (u32, u32, u32) = (7, 300, 10);
 /// The same, where only the path is to be seen.
-const QUICK: (u32, u32) = (1, 50);
+const QUICK: (u32, u32, u32) = (1, 50, 0);
 
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +71,7 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
     let effort = Effort {
         rounds: args.rounds.unwrap_or(usual.0),
         slice: Duration::from_millis(args.slice_ms.unwrap_or(usual.1).into()),
+        patience: Duration::from_secs(args.patience_s.unwrap_or(usual.2).into()),
     };
     let interrupted = shutdown::requested(false).map_err(BenchError::Signals)?;
     // What is dropped on an interrupt kills its processes.

@@ -14,11 +14,11 @@ const STYLE: &str = "\
 @media(prefers-color-scheme:dark){:root{--fg:#e2e8f0;--soft:#94a3b8;--line:#334155;--bg:#0f172a;--card:#1e293b}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:1080px;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p{max-width:70ch}.soft{color:var(--soft)}\
-table{border-collapse:collapse;width:100%;font-size:13px}th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--line)}\
+table{border-collapse:collapse;width:100%;font-size:13px}th,td{padding:.3rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}\
 th:first-child,td:first-child,th:last-child,td:last-child{text-align:left}\
 .wide{overflow-x:auto}.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:1rem}\
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem}figcaption{font-weight:600;margin-bottom:.4rem}\
-svg{width:100%;height:auto;display:block}.grid{stroke:var(--line)}.mark{fill:var(--soft);font-size:11px}.name{fill:var(--fg);font-size:12px}\
+svg{width:100%;height:auto;display:block}.grid{stroke:var(--line)}.mark{fill:var(--soft);font-size:11px;paint-order:stroke;stroke:var(--card);stroke-width:4px}.name{fill:var(--fg);font-size:12px}\
 .whisker{stroke:var(--fg);stroke-width:1.5}.one{stroke:var(--fg);stroke-dasharray:3 3}\
 .legend{font-size:12px;color:var(--soft);margin:.4rem 0 0}.legend span{margin-right:1rem;white-space:nowrap}.legend i{display:inline-block;width:22px;margin-right:.3rem;vertical-align:middle}\
 .cards{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem 1rem}\
@@ -181,7 +181,11 @@ fn throughput(results: &[PointResult], transport: Transport) -> String {
 }
 
 fn distribution(result: &PointResult) -> String {
-    let turned = |curve: &[(f64, f64)]| curve.iter().map(|(share, us)| (*us, *share)).collect();
+    // The slowest call of all would squeeze everything else together.
+    let turned = |curve: &[(f64, f64)]| {
+        let shown = curve.iter().filter(|(share, _)| *share <= 0.99);
+        shown.map(|(share, us)| (*us, *share)).collect()
+    };
     let mut lines = vec![Line {
         name: "kvferry".to_owned(),
         points: turned(&result.batch_us.curve),

@@ -8,6 +8,7 @@ use super::{
     TransferError,
     engine::{AgentAt, Engine},
     point::{Point, Transport},
+    process,
     result::PointResult,
     rounds::Round,
     yardstick::{Kind, Task, Yardstick},
@@ -29,6 +30,8 @@ pub struct Effort {
     pub rounds: u32,
     /// Of each side in each round.
     pub slice: Duration,
+    /// How long a point may wait, in all, for others to leave the machine alone.
+    pub patience: Duration,
 }
 
 /// The processes a point is measured with.
@@ -102,7 +105,9 @@ pub async fn measure(
     }
     let (mut rounds, mut quiet) = (Vec::new(), 0);
     let most = effort.rounds * PATIENCE;
+    let mut patience = effort.patience;
     while quiet < effort.rounds && (rounds.len() as u32) < most {
+        patience = process::wait_for_quiet(QUIET, patience).await;
         let round = Round::run(&mut run, yardstick, &tasks, effort.slice, rounds.len()).await?;
         if round.others <= QUIET {
             quiet += 1;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 56.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 34.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 44.0;
 /// Height of a bar with its room.
@@ -57,7 +57,7 @@ impl Plot<'_> {
             xs().fold(f64::NEG_INFINITY, f64::max),
         );
         let highest = points().map(|(_, y)| *y).fold(0.0, f64::max);
-        let y_max = self.y_max.unwrap_or(highest * 1.08).max(1e-9);
+        let y_max = self.y_max.unwrap_or_else(|| round_up(highest)).max(1e-9);
         let wide = (x_max - x_min).max(1e-9);
         let x = |value: f64| LEFT + (value.max(1e-3).ln() - x_min) / wide * (WIDTH - LEFT - RIGHT);
         let y = |value: f64| HEIGHT - BOTTOM - value / y_max * (HEIGHT - TOP - BOTTOM);
@@ -194,6 +194,17 @@ pub(super) fn bars(bars: &[Bar]) -> String {
         height - 6.0,
     );
     svg
+}
+
+/// An end of an axis that five equal steps lead to in round numbers.
+fn round_up(highest: f64) -> f64 {
+    let step = (highest / 5.0).max(1e-6);
+    let decade = 10f64.powf(step.log10().floor());
+    let round = [1.0, 2.0, 2.5, 5.0, 10.0].map(|digit| digit * decade);
+    5.0 * round
+        .into_iter()
+        .find(|round| *round >= step)
+        .unwrap_or(step)
 }
 
 fn number(value: f64) -> String {

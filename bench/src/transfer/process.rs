@@ -1,6 +1,10 @@
 //! Processor time: ours by process, and what everybody else took of the machine.
 
-use std::{fs, thread::available_parallelism, time::Instant};
+use std::{
+    fs,
+    thread::available_parallelism,
+    time::{Duration, Instant},
+};
 
 /// Clock ticks a second in /proc, on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -38,6 +42,23 @@ fn busy_seconds() -> f64 {
         - fields.get(3).unwrap_or(&0.0)
         - fields.get(4).unwrap_or(&0.0);
     busy / TICKS_PER_SECOND
+}
+
+/// Between two looks at what others do.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Waits until others take at most this share of the machine; ours must be idle meanwhile. Gives what is
+/// left of the patience.
+pub(super) async fn wait_for_quiet(most: f64, mut patience: Duration) -> Duration {
+    while patience > LOOK {
+        let others = Others::begin(&[]);
+        tokio::time::sleep(LOOK).await;
+        if others.share() <= most {
+            break;
+        }
+        patience -= LOOK;
+    }
+    patience
 }
 
 /// Measures which share of the machine went to processes that are none of ours.
