@@ -1,6 +1,7 @@
 //! One pull under way: obeys the engine and tells it what happened.
 
 mod answers;
+mod ends;
 mod report;
 
 use std::sync::Arc;
@@ -32,9 +33,6 @@ use crate::{
     },
     transport::{ConnectError, Link, PeerTarget},
 };
-
-/// Blocks whose checksums are computed in one go on a blocking thread: some milliseconds' worth.
-const VERIFY_JOB_BYTES: u64 = 16 << 20;
 
 /// What a task was started for.
 #[derive(Debug, Clone)]
@@ -343,60 +341,6 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let slots: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
         let (requests, offsets) = plan::generation_reads(&slots, &scratch, &link.capabilities())?;
         Ok((requests, Some(Words { scratch, offsets })))
-    }
-
-    /// In place where the bytes are few; else on blocking threads.
-    fn verify(&mut self) {
-        let jobs = std::mem::take(&mut self.to_verify);
-        let bytes = self.block_bytes.saturating_mul(jobs.len() as u64);
-        let per_job = usize::try_from(VERIFY_JOB_BYTES / self.block_bytes.max(1)).unwrap_or(1);
-        for job in jobs.chunks(per_job.max(1)) {
-            let blocks: Vec<_> = job
-                .iter()
-                .filter_map(|&(block, checksum)| {
-                    Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
-                })
-                .collect();
-            let landing = Arc::clone(&self.parts.landing);
-            let names = blocks.iter().map(|(block, ..)| *block).collect();
-            let work = move || {
-                let verdicts = blocks.into_iter().map(|(block, checksum, destination)| {
-                    (block, landing.verify(block, &destination, checksum))
-                });
-                verdicts.collect::<Vec<_>>()
-            };
-            if bytes <= self.config.verify_inline_bytes {
-                for (block, ok) in work() {
-                    self.tell(Event::Verified { block, ok });
-                }
-            } else {
-                let task = self.tasks.spawn_blocking(|| Answer::Verified(work()));
-                self.asked.insert(task.id(), Asked::Verify(names));
-            }
-        }
-    }
-
-    /// All that have come together: the store is locked once for them.
-    fn land(&mut self) {
-        let blocks = std::mem::take(&mut self.to_land);
-        if blocks.is_empty() {
-            return;
-        }
-        let landed = self.parts.landing.land_many(&blocks);
-        for ((block, _), landed) in blocks.into_iter().zip(landed) {
-            let event = match landed {
-                Ok(landed) => {
-                    self.destinations.remove(&block);
-                    self.landed.insert(block, landed);
-                    Event::Landed { block }
-                }
-                Err(error) => {
-                    self.report.not_landed(block, error);
-                    Event::LandFailed { block }
-                }
-            };
-            self.tell(event);
-        }
     }
 }
 
