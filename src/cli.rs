@@ -3,7 +3,7 @@
 pub(crate) mod bench;
 mod daemons;
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -80,6 +80,9 @@ Examples:
     Namespaces(NamespacesArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
+    /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.
+    #[command(after_help = "Example:\n  kvferry doctor --peer 10.0.0.2:7401")]
+    Doctor(DoctorArgs),
     /// Print a shell's completions.
     #[command(after_help = "Example:\n  kvferry completions bash > /etc/bash_completion.d/kvferry")]
     Completions {
@@ -256,6 +259,22 @@ pub(crate) struct StatsArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) reach: Reach,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Try every way to this agent: its Peer service (`listen_peer`).
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) peer: Option<SocketAddr>,
+    /// RDMA devices to try, as the agent's setting [default: all].
+    #[arg(long, value_name = "DEVICE[:PORT][,...]", value_delimiter = ',')]
+    pub(crate) nics: Vec<String>,
+    /// The place in the ports' GID tables to use [default: RoCE v2 over IPv4, else over IPv6].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=255))]
+    pub(crate) gid_index: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use kvferry_proto::{IdError, Labels, NodeId};
 use serde::{Deserialize, Serialize};
 use tonic::codegen::http::Uri;
 
+pub use crate::transport::rdma::QPS_PER_PEER;
 pub use size::{ByteSize, SizeError};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the closing zero.
@@ -24,6 +25,8 @@ pub const MAX_COORDINATORS: usize = 8;
 pub const POOL_BYTES: (u64, u64) = (1 << 20, 1 << 46);
 /// Fewest and most connections to one peer: beyond 16 they only take each other's turns.
 pub const TCP_CONNECTIONS_PER_PEER: (u64, u64) = (1, 16);
+/// Places of a GID table: the verbs have 8 bits for one.
+pub const GID_INDEX: (u64, u64) = (0, 255);
 /// How long a peer may stay silent in a transfer: below, a busy peer is called dead; above, a
 /// dead one eats the deadlines of most pulls.
 pub const STALL_BOUND_MS: (u64, u64) = (50, 60_000);
@@ -37,6 +40,8 @@ pub enum TransportChoice {
     /// The best one each peer can be reached by.
     #[default]
     Auto,
+    /// RDMA only: peers without it are unreachable.
+    Rdma,
     /// Sockets only.
     Tcp,
     /// Shared memory only: peers on other hosts are unreachable.
@@ -80,6 +85,12 @@ pub struct AgentConfig {
     pub eviction: EvictionChoice,
     /// Which way bytes come.
     pub transport: TransportChoice,
+    /// RDMA devices to use, with a port where it is not the first usable one (`mlx5_0`, `mlx5_1:2`); empty: all.
+    pub nics: Vec<String>,
+    /// The place in the port's GID table to use; by default RoCE v2 over IPv4, else over IPv6.
+    pub gid_index: Option<u32>,
+    /// RDMA queue pairs to each peer and device.
+    pub qps_per_peer: u32,
     /// Data connections to each peer.
     pub tcp_connections_per_peer: u32,
     /// A peer that sends nothing for this long in a transfer is given up.
@@ -107,6 +118,9 @@ impl Default for AgentConfig {
             hugepages: false,
             eviction: EvictionChoice::default(),
             transport: TransportChoice::default(),
+            nics: Vec::new(),
+            gid_index: None,
+            qps_per_peer: 2,
             tcp_connections_per_peer: 4,
             stall_bound_ms: 2_000,
             pull_timeout_ms: 10_000,
@@ -138,6 +152,14 @@ pub enum ConfigError {
         key: &'static str,
         /// What is wrong with it.
         source: IdError,
+    },
+    /// A device that cannot be one.
+    #[error(
+        "nics: {value:?} is no DEVICE or DEVICE:PORT (such as mlx5_0 or mlx5_0:1; see `kvferry doctor`)"
+    )]
+    Nic {
+        /// As given.
+        value: String,
     },
     /// No coordinator, or too many.
     #[error("coordinators names {count}: allowed are 1 to {MAX_COORDINATORS}")]
@@ -219,6 +241,7 @@ impl AgentConfig {
             source,
         })?;
         self.check_numbers()?;
+        self.check_nics()?;
         self.check_coordinators()?;
         self.check_listeners()?;
         self.check_socket()
@@ -248,6 +271,12 @@ impl AgentConfig {
                 u64::from(self.tcp_connections_per_peer),
                 TCP_CONNECTIONS_PER_PEER,
             ),
+            ("qps_per_peer", u64::from(self.qps_per_peer), QPS_PER_PEER),
+            (
+                "gid_index",
+                u64::from(self.gid_index.unwrap_or(0)),
+                GID_INDEX,
+            ),
             ("stall_bound_ms", self.stall_bound_ms, STALL_BOUND_MS),
             ("pull_timeout_ms", self.pull_timeout_ms, PULL_TIMEOUT_MS),
         ] {
@@ -261,6 +290,19 @@ impl AgentConfig {
             }
         }
         Ok(())
+    }
+
+    fn check_nics(&self) -> Result<(), ConfigError> {
+        let bad = |nic: &&String| {
+            let (name, port) = nic.split_once(':').unwrap_or((nic, "1"));
+            name.is_empty() || !port.parse::<u8>().is_ok_and(|port| port > 0)
+        };
+        match self.nics.iter().find(bad) {
+            Some(value) => Err(ConfigError::Nic {
+                value: value.clone(),
+            }),
+            None => Ok(()),
+        }
     }
 
     fn check_coordinators(&self) -> Result<(), ConfigError> {

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
 use tokio::{
     net::TcpListener,
@@ -34,6 +35,7 @@ use crate::{
     transfer::TransferConfig,
     transport::{
         Links, LinksConfig, Transport, TransportKind,
+        rdma::{Devices, NoRdma, RdmaConfig, RdmaOwner, RdmaTransport},
         shm::{ShmOptions, ShmServer, ShmTransport, host_id},
         tcp::{BindError, TcpConfig, TcpLimits, TcpServer, TcpTransport},
     },
@@ -73,6 +75,9 @@ pub enum StartError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// RDMA was asked for, and there is none.
+    #[error("transport = \"rdma\": {0}; see `kvferry doctor`")]
+    Rdma(#[from] NoRdma),
     /// The data port is not to be had.
     #[error(transparent)]
     Data(#[from] BindError),
@@ -122,6 +127,7 @@ pub struct Agent {
     peer: TcpListener,
     data: TcpServer,
     shm: ShmServer,
+    rdma: Option<Arc<RdmaOwner>>,
     sessions: Vec<SessionTask>,
 }
 
@@ -136,6 +142,9 @@ impl Agent {
         let labels = Labels::new(config.labels.clone())?;
         let incarnation = new_incarnation()?;
         let catalog = Arc::new(RegionCatalog::new(incarnation));
+
+        let devices = open_devices(&config)?;
+        let rdma = devices.as_ref().map(|all| RdmaOwner::new(all, &catalog));
 
         let local = BoundSocket::bind(&config.socket_path(), Reach::ThisUser)?;
         let shm = ShmServer::bind(
@@ -163,6 +172,7 @@ impl Agent {
                 data: Some(reachable(data.local_addr())),
                 shm: Some(config.descriptor_socket_path().display().to_string()),
                 host_id: host_id(),
+                rdma: rdma.is_some(),
             },
             labels,
         };
@@ -174,7 +184,7 @@ impl Agent {
         ));
         let (sessions, statuses) = sessions(&config, &identity, &store, &log)?;
         let api = LocalApi::new(Shared {
-            links: links(&config, &identity),
+            links: links(&config, &identity, devices),
             deposits: shm.deposits(),
             coordinators: Coordinators::new(&config.coordinators)?,
             coordinator_addresses: config.coordinators.clone(),
@@ -207,6 +217,7 @@ impl Agent {
             peer,
             data,
             shm,
+            rdma,
             sessions,
         })
     }
@@ -237,7 +248,11 @@ impl Agent {
             self.clients,
             stop.clone(),
         ));
-        tasks.spawn(serve_peers(self.identity.clone(), self.peer, stop.clone()));
+        let peer_api = PeerApi::server(self.identity, self.rdma.clone());
+        tasks.spawn(serve_peers(peer_api, self.peer, stop.clone()));
+        if let Some(owner) = self.rdma {
+            tasks.spawn(owner.serve(stop_data.clone().cancelled_owned()));
+        }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
         tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
@@ -322,19 +337,49 @@ fn sessions(
     Ok(tasks)
 }
 
-fn links(config: &AgentConfig, identity: &Identity) -> Links {
+/// The RDMA devices, where there are any and they are wanted: their absence is a line in the log.
+fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
+    let wanted = matches!(
+        config.transport,
+        TransportChoice::Auto | TransportChoice::Rdma
+    );
+    if !wanted {
+        return Ok(None);
+    }
+    let opened = Devices::open(RdmaConfig {
+        nics: config.nics.clone(),
+        gid_index: config.gid_index,
+        qps_per_peer: config.qps_per_peer,
+    });
+    match opened {
+        Ok(devices) => Ok(Some(devices)),
+        Err(error) if config.transport == TransportChoice::Rdma => Err(error),
+        Err(reason) => {
+            info!("no RDMA: {reason}");
+            Ok(None)
+        }
+    }
+}
+
+fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>>) -> Links {
     let forced = match config.transport {
         TransportChoice::Auto => None,
+        TransportChoice::Rdma => Some(TransportKind::Rdma),
         TransportChoice::Tcp => Some(TransportKind::Tcp),
         TransportChoice::Shm => Some(TransportKind::Shm),
     };
-    let transports: Vec<Arc<dyn Transport>> = vec![
-        Arc::new(ShmTransport::new(&identity.addresses.host_id)),
-        Arc::new(TcpTransport::new(TcpConfig {
-            max_connections: config.tcp_connections_per_peer as usize,
-            ..TcpConfig::default()
-        })),
-    ];
+    let tcp: Arc<dyn Transport> = Arc::new(TcpTransport::new(TcpConfig {
+        max_connections: config.tcp_connections_per_peer as usize,
+        ..TcpConfig::default()
+    }));
+    let mut transports: Vec<Arc<dyn Transport>> =
+        vec![Arc::new(ShmTransport::new(&identity.addresses.host_id))];
+    if let Some(devices) = devices {
+        let behind = forced.is_none().then(|| Arc::clone(&tcp));
+        let node = identity.node.as_str();
+        transports.push(Arc::new(RdmaTransport::new(devices, node, behind)));
+    }
+    transports.push(tcp);
     Links::new(transports, forced, LinksConfig::default())
 }
 
@@ -394,13 +439,13 @@ async fn serve_local(
     }
 }
 
-async fn serve_peers(identity: Identity, listener: TcpListener, stop: CancellationToken) {
+async fn serve_peers(api: PeerServer<PeerApi>, listener: TcpListener, stop: CancellationToken) {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
         .set_service_status("kvferry.v1.Peer", tonic_health::ServingStatus::Serving)
         .await;
     let served = Server::builder()
-        .add_service(PeerApi::server(identity))
+        .add_service(api)
         .add_service(health)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
         .await;

@@ -8,6 +8,10 @@ pub mod coordinators;
 mod counters;
 mod daemon;
 pub mod region;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
+#[cfg(not(feature = "sabotage"))]
+mod sabotage;
 mod service;
 pub mod session;
 pub mod transfer;
@@ -16,4 +20,5 @@ mod unix_socket;
 
 pub use config::AgentConfig;
 pub use daemon::{Agent, AgentAddresses, ServeError, StartError};
+pub use service::PeerApi;
 pub use unix_socket::SocketError;

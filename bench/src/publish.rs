@@ -47,6 +47,7 @@ impl Agent {
                 peer: "10.0.0.1:7401".into(),
                 data: "10.0.0.1:7402".into(),
                 shm: String::new(),
+                rdma: false,
                 host_id: name.into(),
             }),
             oldest_delta: 1,

@@ -26,7 +26,8 @@ pub struct CoordinatorConfig {
     pub max_nodes: u32,
     /// Most regions of one node.
     pub max_regions_per_node: u32,
-    /// Most slots of all regions together; bounds blocks and memory (about 100 bytes a sealed slot).
+    /// Most slots of all regions together; bounds blocks and memory (about 66 bytes a sealed
+    /// slot of a namespace with hashes of 32 bytes).
     pub max_slots: u64,
     /// Most sessions at a time, those that have not said hello included.
     pub max_sessions: u32,
@@ -100,7 +101,8 @@ impl CoordinatorConfig {
         // A message declares at most 256 regions, a node at most 256 of those messages.
         let regions = self.max_regions_per_node;
         check("max_regions_per_node", regions, 1..=1 << 16)?;
-        check("max_slots", self.max_slots, 1..=1 << 40)?;
+        // A place in an index has 32 bits, six of them for the shard; at half of that no shard is full.
+        check("max_slots", self.max_slots, 1..=1 << 31)?;
         check("max_sessions", self.max_sessions, 1..=1 << 17)
     }
 

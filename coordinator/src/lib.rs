@@ -5,8 +5,13 @@
 
 mod config;
 pub mod directory;
+#[cfg(feature = "sabotage")]
+pub mod sabotage;
+#[cfg(not(feature = "sabotage"))]
+mod sabotage;
 mod server;
 mod service;
 
 pub use config::{ConfigError, CoordinatorConfig};
 pub use server::{Coordinator, ServeError, StartError};
+pub use service::{locate::answer as answer_locate, parse};

@@ -9,10 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kvferry_proto::{
-    MAX_MESSAGE_BYTES,
-    pb::{self, coordinator_server::CoordinatorServer},
-};
+use kvferry_proto::pb;
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
@@ -23,7 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
-    service::{CoordinatorService, Hub, HubConfig},
+    service::{CoordinatorRouter, Hub, HubConfig},
 };
 
 /// The name health answers for.
@@ -37,6 +34,14 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// usually notice first.
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(5);
+/// What one call may send before it is read: a request of 65,536 hashes of 64 bytes. HTTP/2's
+/// 64 KiB would stop a request of 1,000 hashes half-way where two are under way.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// What all calls of a connection may: some large ones, and memory for a thousand connections.
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// A request of 1,000 hashes of 32 bytes in one frame: HTTP/2's 16 KiB cut it in two, and a message
+/// that lies in one frame is not copied together.
+const FRAME_BYTES: u32 = 64 << 10;
 /// Calls at a time on one connection: an engine's worth of concurrent look-ups.
 const MAX_STREAMS: u32 = 1_024;
 
@@ -150,15 +155,16 @@ impl Coordinator {
             .register_encoded_file_descriptor_set(pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
-        let service = CoordinatorServer::new(CoordinatorService::new(self.hub.clone()))
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let service = CoordinatorRouter::new(self.hub.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let mut server = pin!(
             Server::builder()
                 .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
                 .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER))
                 .max_concurrent_streams(MAX_STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(FRAME_BYTES)
                 .add_service(health_service)
                 .add_service(reflection)
                 .add_service(service)
@@ -170,6 +176,7 @@ impl Coordinator {
         tokio::select! {
             outcome = &mut server => return Ok(outcome?),
             () = tick(&self.hub) => {}
+            () = self.hub.sweep() => {}
             () = shutdown => {}
         }
         announce(&self.hub, &health).await;

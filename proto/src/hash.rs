@@ -254,6 +254,12 @@ impl PackedHashes {
         self.hash_len
     }
 
+    /// All of them, back to back.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The i-th hash's bytes; None past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&[u8]> {

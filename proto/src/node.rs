@@ -15,6 +15,8 @@ pub struct NodeAddresses {
     pub shm: Option<String>,
     /// Equal on two processes exactly when they can reach each other's unix sockets.
     pub host_id: String,
+    /// Its memory can be read by RDMA, set up through `peer`.
+    pub rdma: bool,
 }
 
 /// Longest socket path and host id taken from the wire, in bytes (`sun_path` holds 108).
@@ -46,6 +48,7 @@ impl TryFrom<pb::NodeAddresses> for NodeAddresses {
             data: socket_address("data address", &message.data)?,
             shm: (!message.shm.is_empty()).then_some(message.shm),
             host_id: message.host_id,
+            rdma: message.rdma,
         })
     }
 }
@@ -58,6 +61,7 @@ impl From<&NodeAddresses> for pb::NodeAddresses {
             data: text(addresses.data),
             shm: addresses.shm.clone().unwrap_or_default(),
             host_id: addresses.host_id.clone(),
+            rdma: addresses.rdma,
         }
     }
 }
@@ -73,6 +77,7 @@ mod tests {
             data: Some("[::1]:7402".parse().unwrap()),
             shm: None,
             host_id: "h".into(),
+            rdma: true,
         };
         let message = pb::NodeAddresses::from(&addresses);
         assert_eq!(NodeAddresses::try_from(message.clone()).unwrap(), addresses);

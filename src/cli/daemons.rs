@@ -108,8 +108,17 @@ pub(crate) struct AgentFlags {
     #[arg(long, value_parser = ["prefix", "lru"], value_name = "POLICY")]
     pub(crate) eviction: Option<String>,
     /// Which way bytes come [default: auto].
-    #[arg(long, value_parser = ["auto", "tcp", "shm"], value_name = "KIND")]
+    #[arg(long, value_parser = ["auto", "rdma", "tcp", "shm"], value_name = "KIND")]
     pub(crate) transport: Option<String>,
+    /// RDMA devices to use [default: all].
+    #[arg(long, value_name = "DEVICE[:PORT][,...]")]
+    pub(crate) nics: Option<String>,
+    /// The place in the ports' GID tables to use [default: RoCE v2 over IPv4, else over IPv6].
+    #[arg(long, value_name = "N")]
+    pub(crate) gid_index: Option<u32>,
+    /// RDMA queue pairs to each peer and device [default: 2].
+    #[arg(long, value_name = "N")]
+    pub(crate) qps_per_peer: Option<u32>,
     /// Data connections to each peer [default: 4].
     #[arg(long, value_name = "N")]
     pub(crate) tcp_connections_per_peer: Option<u32>,

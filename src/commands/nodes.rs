@@ -101,10 +101,11 @@ pub(crate) async fn run(args: NodesArgs) -> Result<Done, ToolError> {
 }
 
 fn seen(node: &Node) -> String {
-    format!(
-        "{} ago",
-        duration(Duration::from_millis(node.last_seen_ms_ago))
-    )
+    match node.last_seen_ms_ago {
+        // Finer than that the coordinator does not say.
+        ms @ 0..1_000 => format!("{ms} ms ago"),
+        ms => format!("{} ago", duration(Duration::from_millis(ms))),
+    }
 }
 
 fn print_list(nodes: Vec<Node>, json: bool) -> Result<(), OutputError> {

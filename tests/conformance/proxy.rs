@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
@@ -17,7 +18,11 @@ pub struct Proxy {
     pub address: SocketAddr,
     budget: watch::Sender<u64>,
     cut: Arc<Notify>,
+    extra: Extra,
 }
+
+/// Bytes no owner said, to be slipped in behind the next that one says.
+type Extra = Arc<Mutex<Option<Vec<u8>>>>;
 
 impl Proxy {
     pub async fn start(owner: SocketAddr) -> Self {
@@ -26,6 +31,8 @@ impl Proxy {
         let budget = watch::Sender::new(u64::MAX);
         let cut = Arc::new(Notify::new());
         let (shared, ended) = (budget.clone(), Arc::clone(&cut));
+        let extra = Extra::default();
+        let slipped = Arc::clone(&extra);
         tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
@@ -36,8 +43,18 @@ impl Proxy {
                         let Ok(owner) = TcpStream::connect(owner).await else { continue };
                         let (from_reader, to_reader) = reader.into_split();
                         let (from_owner, to_owner) = owner.into_split();
-                        connections.spawn(forward(from_reader, to_owner, watch::Sender::new(u64::MAX)));
-                        connections.spawn(forward(from_owner, to_reader, shared.clone()));
+                        connections.spawn(forward(
+                            from_reader,
+                            to_owner,
+                            watch::Sender::new(u64::MAX),
+                            Extra::default(),
+                        ));
+                        connections.spawn(forward(
+                            from_owner,
+                            to_reader,
+                            shared.clone(),
+                            Arc::clone(&slipped),
+                        ));
                     }
                 }
             }
@@ -46,6 +63,7 @@ impl Proxy {
             address,
             budget,
             cut,
+            extra,
         }
     }
 
@@ -53,12 +71,21 @@ impl Proxy {
         self.budget.send_replace(bytes);
     }
 
+    pub fn slip_in(&self, bytes: Vec<u8>) {
+        *self.extra.lock() = Some(bytes);
+    }
+
     pub fn cut(&self) {
         self.cut.notify_one();
     }
 }
 
-async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, budget: watch::Sender<u64>) {
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    budget: watch::Sender<u64>,
+    extra: Extra,
+) {
     let mut changes = budget.subscribe();
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -79,6 +106,12 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, budget: watch:
             }
         });
         if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
+            return;
+        }
+        let extra = extra.lock().take();
+        if let Some(extra) = extra
+            && to.write_all(&extra).await.is_err()
+        {
             return;
         }
     }

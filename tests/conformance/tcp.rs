@@ -16,8 +16,8 @@ use tokio::sync::Notify;
 use crate::{
     proxy::Proxy,
     world::{
-        Stalls, World, catalog, check_alive, data, eventually, insert, local, peer, read, settled,
-        whole,
+        Stalls, World, catalog, check_alive, contents, data, eventually, insert, local, pattern,
+        peer, read, settled, whole,
     },
 };
 
@@ -86,6 +86,33 @@ impl Stalls for TcpWorld {
     }
     fn resume(&self) {
         self.proxy.allow(u64::MAX);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_that_answers_too_much_delivers_none_of_it() {
+    let world = TcpWorld::start().await;
+    // Zeros, text, and what looks like a response's beginning.
+    for extra in [vec![0; 4096], b"surplus".repeat(100), vec![1; 16]] {
+        let link = world.link().await;
+        check_alive(&link).await;
+        world.proxy.slip_in(extra);
+        let mut lost = false;
+        for _ in 0..20 {
+            let memory = local(1000);
+            let read = link.read(ReadRequest {
+                remote: vec![data(0..1000)],
+                local: whole(&memory),
+            });
+            match settled(read).await {
+                Ok(()) => assert_eq!(contents(&memory, 0..1000), pattern(0..1000)),
+                Err(ReadError::LinkLost { .. }) => lost = true,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert!(lost, "nobody noticed");
+        // Another connection to the same owner is as good as ever.
+        check_alive(&world.link().await).await;
     }
 }
 

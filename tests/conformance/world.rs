@@ -21,6 +21,10 @@ pub const SLOTS: u32 = 64;
 
 pub trait World: Send + Sync + Sized + 'static {
     fn start() -> impl Future<Output = Self> + Send;
+    /// Can there be one on this machine? Says why not.
+    fn possible() -> impl Future<Output = bool> + Send {
+        async { true }
+    }
     fn catalog(&self) -> Arc<RegionCatalog>;
     fn transport(&self) -> Arc<dyn Transport>;
     /// How to reach the owner.

@@ -109,6 +109,15 @@ async fn calls_that_make_no_sense_are_refused_with_a_reason() {
     let error = a.api.lookup(lookup("n", many)).await.unwrap_err();
     assert_eq!(reason_of(&error), Some(Reason::BoundReached), "{error:?}");
 
+    // A message beyond what is ever taken.
+    let huge = pb::PackedHashes {
+        hash_len: 32,
+        hashes: vec![0; 9 << 20].into(),
+    };
+    let error = a.api.lookup(lookup("n", huge)).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::OutOfRange, "{error:?}");
+    assert!(error.message().contains("limit"), "{error:?}");
+
     // All of that lost nothing.
     a.publish(&memory, 0, 0..8).await;
 }

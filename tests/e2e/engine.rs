@@ -9,7 +9,9 @@ use std::{
 };
 
 use hyper_util::rt::TokioIo;
-use kvferry_proto::pb::{self, BlockOutcome, OutcomeKind, agent_client::AgentClient};
+use kvferry_proto::pb::{
+    self, BlockOutcome, OutcomeKind, agent_client::AgentClient, pull_request::Destination,
+};
 use sha2::{Digest, Sha256};
 use tokio::net::UnixStream;
 use tonic::{
@@ -67,6 +69,13 @@ pub(crate) struct Engine {
 
 impl Engine {
     pub(crate) async fn connect(socket: &Path) -> Self {
+        Self::try_connect(socket)
+            .await
+            .expect("the agent's socket answers")
+    }
+
+    /// None where nobody answers.
+    pub(crate) async fn try_connect(socket: &Path) -> Option<Self> {
         let path = socket.to_owned();
         let channel = Endpoint::from_static("http://agent.invalid")
             .connect_with_connector(service_fn(move |_| {
@@ -74,13 +83,20 @@ impl Engine {
                 async move { UnixStream::connect(path).await.map(TokioIo::new) }
             }))
             .await
-            .expect("the agent's socket answers");
+            .ok()?;
         let api = AgentClient::new(channel).max_decoding_message_size(16 << 20);
-        Self { api }
+        Some(Self { api })
     }
 
     /// A region of this engine, plane after plane, in a file of its own.
     pub(crate) async fn region(&self, spec: pb::NamespaceSpec, slots: u32) -> Memory {
+        self.try_region(spec, slots)
+            .await
+            .expect("the region is registered")
+    }
+
+    /// None where the agent has gone.
+    pub(crate) async fn try_region(&self, spec: pb::NamespaceSpec, slots: u32) -> Option<Memory> {
         let file = tempfile::Builder::new()
             .prefix("kvferry-e2e-")
             .tempfile_in("/dev/shm")
@@ -100,14 +116,14 @@ impl Engine {
                 keep_on_disconnect: false,
             })
             .await
-            .expect("the region is registered")
+            .ok()?
             .into_inner();
-        Memory {
+        Some(Memory {
             region: info.region,
             slots,
             path: file.path().to_owned(),
             _file: file,
-        }
+        })
     }
 
     /// A pool of the agent's own.
@@ -173,7 +189,6 @@ impl Engine {
         memory: Option<&Memory>,
         timeout: Duration,
     ) -> Result<Vec<BlockOutcome>, Status> {
-        use pb::pull_request::Destination;
         let destination = match memory {
             Some(memory) => Destination::Slots(pb::SlotDestination {
                 region: memory.region,
@@ -181,6 +196,29 @@ impl Engine {
             }),
             None => Destination::Pool(pb::PoolDestination { pin_ttl_ms: 0 }),
         };
+        self.pull_to(namespace, blocks, destination, timeout).await
+    }
+
+    /// As `pull`, into these slots of a region.
+    pub(crate) async fn pull_slots(
+        &self,
+        namespace: &str,
+        blocks: &[u64],
+        region: u32,
+        slots: Vec<u32>,
+        timeout: Duration,
+    ) -> Result<Vec<BlockOutcome>, Status> {
+        let destination = Destination::Slots(pb::SlotDestination { region, slots });
+        self.pull_to(namespace, blocks, destination, timeout).await
+    }
+
+    async fn pull_to(
+        &self,
+        namespace: &str,
+        blocks: &[u64],
+        destination: Destination,
+        timeout: Duration,
+    ) -> Result<Vec<BlockOutcome>, Status> {
         let mut stream = self
             .api
             .clone()

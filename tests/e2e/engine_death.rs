@@ -1,5 +1,7 @@
 //! What an engine reserved or pinned ends with its connection.
 
+use std::time::{Duration, Instant};
+
 use kvferry_proto::{
     Reason,
     pb::{self},
@@ -7,8 +9,8 @@ use kvferry_proto::{
 };
 
 use crate::{
-    cluster::{Cluster, eventually, pack},
-    engine::{Engine, hashes, namespace},
+    cluster::{Cluster, SOON, eventually, pack},
+    engine::{BLOCK_BYTES, Engine, hashes, namespace},
 };
 
 #[tokio::test]
@@ -102,4 +104,47 @@ async fn nobody_seals_what_another_reserved() {
     one.api.seal(seal.clone()).await.unwrap();
     let error = one.api.seal(seal).await.unwrap_err();
     assert_eq!(reason_of(&error), Some(Reason::SlotAlreadySealed));
+}
+
+#[tokio::test]
+async fn memory_is_given_back_only_when_nothing_writes_to_it_any_more() {
+    let mut cluster = Cluster::start().await;
+    let a = cluster.agent("a", &[]).await;
+    let flags = ["--transport", "tcp", "--stall-bound-ms", "60000"];
+    let mut b = cluster.agent("b", &flags).await;
+    let from = a.region(namespace("n"), 64).await;
+    a.publish(&from, 0, 0..64).await;
+    let to = b.region(namespace("n"), 64).await;
+    let timeout = Duration::from_secs(20);
+    b.pull("n", &[0], Some(&to), timeout).await.unwrap();
+
+    // The owner stops while it is read; the reader wants its memory back.
+    cluster.agent_process("a").signal("STOP");
+    let wanted: Vec<u64> = (0..64).collect();
+    let pulling = {
+        let (b, region, slots) = (b.clone(), to.region, (0..to.slots).collect());
+        tokio::spawn(async move { b.pull_slots("n", &wanted, region, slots, timeout).await })
+    };
+    eventually("the pull is under way", || async {
+        b.stats().await.pulls_in_flight == 1
+    })
+    .await;
+    let start = Instant::now();
+    let request = pb::UnregisterRegionRequest { region: to.region };
+    b.api.unregister_region(request).await.unwrap();
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    let outcomes = pulling.await.unwrap().unwrap();
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| outcome.kind() == pb::OutcomeKind::Cancelled),
+        "{outcomes:?}"
+    );
+
+    // It is the engine's again: what the owner still sends goes nowhere.
+    let pattern = vec![0xAA; BLOCK_BYTES as usize];
+    (0..64).for_each(|slot| to.write(slot, &pattern));
+    cluster.agent_process("a").signal("CONT");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!((0..64).all(|slot| to.read(slot) == pattern));
 }

@@ -7,7 +7,7 @@ use kvferry_proto::pb::{self, OutcomeKind};
 
 use crate::{
     cluster::{Cluster, eventually, pack},
-    engine::{Memory, assert_all, block, hashes, namespace},
+    engine::{BLOCK_BYTES, Memory, assert_all, block, hashes, namespace},
 };
 
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -86,6 +86,78 @@ async fn a_block_nobody_has_is_missing_and_the_rest_arrives() {
     assert_eq!(kinds, [Pulled, Missing, Pulled, Missing, Pulled]);
     for slot in [0, 2, 4] {
         assert!(to.read(slot) == block(wanted[slot as usize]));
+    }
+}
+
+#[tokio::test]
+async fn memory_that_has_no_name_is_handed_over_by_descriptor() {
+    use std::os::fd::AsFd;
+
+    use kvferry_agent::transport::shm::DescriptorClient;
+
+    let mut cluster = Cluster::start().await;
+    let a = cluster.agent("a", &[]).await;
+    let mut b = cluster.agent("b", &[]).await;
+    let from = a.region(namespace("n"), 8).await;
+    a.publish(&from, 0, 0..8).await;
+
+    // A file that was unlinked: only its descriptor leads to it.
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(8 * BLOCK_BYTES).unwrap();
+    let socket = format!("{}.fds", cluster.socket("b").display());
+    let descriptors = DescriptorClient::connect(socket.as_ref(), None)
+        .await
+        .unwrap();
+    let token = descriptors.deposit(file.as_fd()).await.unwrap();
+    let request = |token| pb::RegisterRegionRequest {
+        namespace: Some(namespace("n")),
+        source: Some(pb::register_region_request::Source::Deposit(
+            pb::DepositSource { token },
+        )),
+        geometry: Some(pb::Geometry {
+            slots: 8,
+            planes: vec![pb::Plane {
+                base: 0,
+                stride: BLOCK_BYTES,
+                len: BLOCK_BYTES,
+            }],
+        }),
+        keep_on_disconnect: false,
+    };
+    let region = b.api.register_region(request(token)).await.unwrap();
+    let region = region.into_inner().region;
+    // A token is good once.
+    assert!(b.api.register_region(request(token)).await.is_err());
+
+    let slots: Vec<u32> = (0..8).collect();
+    let mut events = b
+        .api
+        .pull(pb::PullRequest {
+            namespace: "n".into(),
+            hashes: Some(pack(&hashes(0..8))),
+            timeout_ms: 10_000,
+            destination: Some(pb::pull_request::Destination::Slots(pb::SlotDestination {
+                region,
+                slots,
+            })),
+            ..pb::PullRequest::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    let mut pulled = 0;
+    while let Some(event) = events.message().await.unwrap() {
+        for outcome in event.outcomes {
+            assert_eq!(outcome.kind(), OutcomeKind::Pulled, "{outcome:?}");
+            pulled += 1;
+        }
+    }
+    assert_eq!(pulled, 8);
+    use std::os::unix::fs::FileExt;
+    for n in 0..8 {
+        let mut bytes = vec![0; BLOCK_BYTES as usize];
+        file.read_exact_at(&mut bytes, n * BLOCK_BYTES).unwrap();
+        assert!(bytes == block(n), "block {n} differs");
     }
 }
 

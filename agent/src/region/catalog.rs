@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use kvferry_memory::{GenerationTable, HostMemory};
 use kvferry_proto::{Geometry, Incarnation, NamespaceSpec, Part, RegionId, RemoteSpan};
+use tokio::sync::watch;
 
 /// One registered region. Lives as long as anybody reads it, also after it was unregistered.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ impl Region {
 pub struct RegionCatalog {
     incarnation: Incarnation,
     regions: DashMap<RegionId, Arc<Region>>,
+    /// Counts changes.
+    changes: watch::Sender<u64>,
 }
 
 impl RegionCatalog {
@@ -49,6 +52,7 @@ impl RegionCatalog {
         Self {
             incarnation,
             regions: DashMap::new(),
+            changes: watch::Sender::new(0),
         }
     }
 
@@ -68,11 +72,20 @@ impl RegionCatalog {
     /// Serves a region from now on.
     pub fn insert(&self, region: Arc<Region>) {
         self.regions.insert(region.id, region);
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Serves it no longer. Reads under way may still end.
     pub fn remove(&self, id: RegionId) -> Option<Arc<Region>> {
-        self.regions.remove(&id).map(|(_, region)| region)
+        let gone = self.regions.remove(&id).map(|(_, region)| region);
+        self.changes.send_modify(|count| *count += 1);
+        gone
+    }
+
+    /// Tells when regions come or go.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// All regions, in no order.

@@ -138,9 +138,14 @@ impl Pins {
         self.expiries.first().map(|(expires, _)| *expires)
     }
 
+    /// In the order they were made.
     pub(super) fn of_client(&self, client: ClientId) -> Vec<PinId> {
-        self.clients
-            .get(&client)
-            .map_or_else(Vec::new, |of| of.pins.iter().copied().collect())
+        let of = self.clients.get(&client);
+        let mut pins: Vec<_> = of
+            .into_iter()
+            .flat_map(|of| of.pins.iter().copied())
+            .collect();
+        pins.sort_unstable();
+        pins
     }
 }

@@ -224,6 +224,9 @@ impl Store {
     pub fn release_holder(&self, holder: Holder) -> Released {
         let mut state = self.state.lock();
         let places = state.reserved.remove(&holder).unwrap_or_default();
+        // In one order: what a store does depends on what it is told, on no hash's seed.
+        let mut places: Vec<_> = places.into_iter().collect();
+        places.sort_unstable();
         for place in &places {
             if let Some(region) = state.regions.get_mut(&place.region) {
                 region.slots.set(place.slot, SlotState::Free);

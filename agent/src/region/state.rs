@@ -13,6 +13,7 @@ use super::{
     slots::{Block, Reservation, SlotState, SlotTable},
     words::Place,
 };
+use crate::sabotage::{self, Bug};
 
 /// One region with the store's books about it.
 #[derive(Debug)]
@@ -141,7 +142,9 @@ impl State {
         let Some(block) = region.slots.block(place.slot) else {
             return;
         };
-        region.region.generations.begin_write(place.slot.0);
+        if !sabotage::is(Bug::GenerationNotBumped) {
+            region.region.generations.begin_write(place.slot.0);
+        }
         if let Some(namespace) = self.namespaces.get_mut(&region.region.namespace.name) {
             namespace.remove(&block.hash, place);
         }
@@ -185,7 +188,8 @@ impl State {
         let Some(region) = self.regions.get_mut(&place.region) else {
             return;
         };
-        if region.slots.pin(place.slot)
+        if !sabotage::is(Bug::PinsIgnored)
+            && region.slots.pin(place.slot)
             && let Some(policy) = &mut region.policy
         {
             policy.pinned(place.slot);

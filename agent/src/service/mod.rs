@@ -6,4 +6,4 @@ mod peer;
 
 pub(crate) use client::Clients;
 pub(crate) use local::{Defaults, LocalApi, Shared};
-pub(crate) use peer::PeerApi;
+pub use peer::PeerApi;

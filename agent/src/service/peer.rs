@@ -1,22 +1,46 @@
 //! What other agents may ask.
 
+use std::sync::Arc;
+
 use kvferry_proto::pb::{
-    IdentifyRequest, IdentifyResponse,
+    CloseRdmaRequest, CloseRdmaResponse, ConnectRdmaRequest, ConnectRdmaResponse,
+    DescribeRdmaRegionsRequest, DescribeRdmaRegionsResponse, IdentifyRequest, IdentifyResponse,
+    RenewRdmaRequest, RenewRdmaResponse,
     peer_server::{Peer, PeerServer},
 };
+use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status};
 
-use crate::session::Identity;
+use crate::{
+    session::Identity,
+    transport::rdma::{LetInError, PublishError, RdmaOwner},
+};
 
 /// The Peer service.
-#[derive(Debug)]
-pub(crate) struct PeerApi {
+pub struct PeerApi {
     identity: Identity,
+    rdma: Option<Arc<RdmaOwner>>,
 }
 
 impl PeerApi {
-    pub(crate) fn server(identity: Identity) -> PeerServer<Self> {
-        PeerServer::new(Self { identity })
+    /// Speaks for one agent, which lets readers in by RDMA where it has an owner's side of it.
+    #[must_use]
+    pub fn server(identity: Identity, rdma: Option<Arc<RdmaOwner>>) -> PeerServer<Self> {
+        PeerServer::new(Self { identity, rdma })
+    }
+
+    /// Runs calls into devices where they may take their time.
+    async fn with_rdma<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&RdmaOwner) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let owner = self.rdma.clone();
+        let owner =
+            owner.ok_or_else(|| Status::failed_precondition("this node has no RDMA device"))?;
+        match spawn_blocking(move || call(&owner)).await {
+            Ok(result) => result.map(Response::new),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
     }
 }
 
@@ -31,5 +55,55 @@ impl Peer for PeerApi {
             incarnation: self.identity.incarnation.get(),
             addresses: Some((&self.identity.addresses).into()),
         }))
+    }
+
+    async fn connect_rdma(
+        &self,
+        request: Request<ConnectRdmaRequest>,
+    ) -> Result<Response<ConnectRdmaResponse>, Status> {
+        let request = request.into_inner();
+        self.with_rdma(move |owner| {
+            owner.connect(&request).map_err(|error| match error {
+                LetInError::TooManySessions => Status::resource_exhausted(error.to_string()),
+                LetInError::TooManyEndpoints(_) => Status::invalid_argument(error.to_string()),
+                LetInError::NoSession => Status::not_found(error.to_string()),
+            })
+        })
+        .await
+    }
+
+    async fn describe_rdma_regions(
+        &self,
+        request: Request<DescribeRdmaRegionsRequest>,
+    ) -> Result<Response<DescribeRdmaRegionsResponse>, Status> {
+        let request = request.into_inner();
+        self.with_rdma(move |owner| {
+            let regions = owner.describe(request.session, &request.regions);
+            let regions = regions.map_err(|error| match error {
+                PublishError::NoSession => Status::not_found(error.to_string()),
+                PublishError::TooMany => Status::invalid_argument(error.to_string()),
+            })?;
+            Ok(DescribeRdmaRegionsResponse { regions })
+        })
+        .await
+    }
+
+    async fn renew_rdma(
+        &self,
+        request: Request<RenewRdmaRequest>,
+    ) -> Result<Response<RenewRdmaResponse>, Status> {
+        let session = request.get_ref().session;
+        let alive = self.rdma.as_ref().is_some_and(|owner| owner.renew(session));
+        Ok(Response::new(RenewRdmaResponse { alive }))
+    }
+
+    async fn close_rdma(
+        &self,
+        request: Request<CloseRdmaRequest>,
+    ) -> Result<Response<CloseRdmaResponse>, Status> {
+        if let Some(owner) = &self.rdma {
+            owner.close(request.get_ref().session);
+        }
+        Ok(Response::new(CloseRdmaResponse {}))
     }
 }

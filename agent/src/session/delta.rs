@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use kvferry_proto::{BlockHash, Checksum, Generation, HashLen, RegionId, Slot, pb};
 
-use crate::region::{Change, Region};
+use crate::{
+    region::{Change, Region},
+    sabotage::{self, Bug},
+};
 
 /// What a slot holds after a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +91,7 @@ impl Delta {
         let mut changes = Columns::default();
         for ((region, slot), state) in &self.slots {
             match state {
+                SlotState::Removed if sabotage::is(Bug::RemoveLost) => {}
                 SlotState::Removed => changes.remove(*region, *slot),
                 SlotState::Sealed {
                     hash,

@@ -6,6 +6,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use crate::sabotage::{self, Bug};
+
 /// Deltas under way without acknowledgement: enough to fill a long path, few enough to resend.
 const MAX_UNACKNOWLEDGED: u64 = 64;
 /// Sessions give a coordinator this many of its own heartbeat intervals before they think it gone.
@@ -228,8 +230,6 @@ impl SessionMachine {
             Event::InventorySent(seq) => {
                 self.state = State::Live { resyncing: false };
                 self.cursor = seq + 1;
-                // What came before is void: a resync may follow a coordinator that lost everything.
-                self.acknowledged = self.acknowledged.min(seq);
                 self.send_deltas();
             }
             Event::Closing => {
@@ -275,10 +275,6 @@ impl SessionMachine {
         heartbeat: Duration,
         expect_delta: Option<u64>,
     ) {
-        if self.epoch != epoch {
-            // Another lifetime of the coordinator knows nothing of what the last one confirmed.
-            self.acknowledged = 0;
-        }
         self.epoch = epoch;
         self.heartbeat = heartbeat.max(Duration::from_millis(10));
         self.next_heartbeat = now + self.heartbeat;
@@ -292,7 +288,12 @@ impl SessionMachine {
                 self.acknowledged = expected - 1;
                 self.send_deltas();
             }
-            _ => self.resync(),
+            _ => {
+                // It knows nothing of us (any more), or only in part: what it confirmed is void, also
+                // where it is the same lifetime, which may have forgotten a node that was silent.
+                self.acknowledged = 0;
+                self.resync();
+            }
         }
     }
 
@@ -302,6 +303,11 @@ impl SessionMachine {
             self.resyncs += 1;
             self.commands
                 .retain(|command| !matches!(command, Command::SendDelta(_)));
+            if sabotage::is(Bug::ResyncDropped) {
+                self.state = State::Live { resyncing: false };
+                self.cursor = self.next_delta;
+                return;
+            }
             self.commands.push_back(Command::SendInventory);
         }
     }
@@ -309,9 +315,13 @@ impl SessionMachine {
     fn send_deltas(&mut self) {
         while self.is_live()
             && self.cursor < self.next_delta
-            && self.cursor <= self.acknowledged + MAX_UNACKNOWLEDGED
+            && (self.cursor <= self.acknowledged + MAX_UNACKNOWLEDGED
+                || sabotage::is(Bug::WindowIgnored))
         {
             self.commands.push_back(Command::SendDelta(self.cursor));
+            if sabotage::is(Bug::AcknowledgedTooMuch) {
+                self.acknowledged = self.cursor;
+            }
             self.cursor += 1;
         }
     }

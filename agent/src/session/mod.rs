@@ -11,6 +11,7 @@
 //! ```
 
 mod delta;
+mod inbound;
 mod inventory;
 mod log;
 mod machine;

@@ -3,12 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use kvferry_proto::{
-    Incarnation, Labels, MAX_MESSAGE_BYTES, NodeAddresses, NodeId, Reason,
+    Incarnation, Labels, MAX_MESSAGE_BYTES, NodeAddresses, NodeId,
     pb::{
         self, agent_message::Message, coordinator_client::CoordinatorClient,
         coordinator_message::Message as Answer,
     },
-    reason_of,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -16,14 +15,13 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    Code, Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::transport::Endpoint;
 use tracing::{debug, error, info, warn};
 
-use super::{ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine};
-use crate::coordinators::describe;
+use super::{
+    ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine,
+    inbound::{Arrived, Inbound},
+};
 
 /// Messages between the machine and the wire; beyond it the coordinator is slow and we wait.
 const OUTBOUND_MESSAGES: usize = 64;
@@ -77,25 +75,6 @@ pub struct SessionTask {
     start: Instant,
     outbound: Option<mpsc::Sender<pb::AgentMessage>>,
     inbound: Inbound,
-}
-
-/// What may arrive from the coordinator's side.
-enum Inbound {
-    Nothing,
-    Opening(tokio::task::JoinHandle<Result<Channel, tonic::transport::Error>>),
-    Calling(tokio::task::JoinHandle<Result<Streaming<pb::CoordinatorMessage>, Status>>),
-    Open(Box<Streaming<pb::CoordinatorMessage>>),
-}
-
-/// What did arrive.
-enum Arrived {
-    Channel(Channel),
-    Stream(Box<Streaming<pb::CoordinatorMessage>>),
-    Answer(Answer),
-    /// The channel was refused, or the stream ended; with what was said of it.
-    Lost(String),
-    /// The coordinator refuses this incarnation.
-    Fenced(String),
 }
 
 impl SessionTask {
@@ -390,61 +369,6 @@ impl SessionTask {
             *status != before
         });
     }
-}
-
-impl Inbound {
-    async fn next(&mut self) -> Arrived {
-        match self {
-            Self::Nothing => std::future::pending().await,
-            Self::Opening(opening) => match opening.await {
-                Ok(Ok(channel)) => Arrived::Channel(channel),
-                Ok(Err(error)) => Arrived::Lost(causes(&error)),
-                Err(error) => Arrived::Lost(error.to_string()),
-            },
-            Self::Calling(calling) => match calling.await {
-                Ok(Ok(stream)) => Arrived::Stream(Box::new(stream)),
-                Ok(Err(status)) => lost(&status),
-                Err(error) => Arrived::Lost(error.to_string()),
-            },
-            Self::Open(stream) => match stream.message().await {
-                Ok(Some(pb::CoordinatorMessage {
-                    message: Some(answer),
-                })) => Arrived::Answer(answer),
-                // A message of a kind we do not know yet: a newer coordinator.
-                Ok(Some(_)) => Arrived::Answer(Answer::HeartbeatAck(pb::HeartbeatAck::default())),
-                Ok(None) => Arrived::Lost("the coordinator ended the stream".to_owned()),
-                Err(status) => lost(&status),
-            },
-        }
-    }
-
-    fn abort(&mut self) {
-        match std::mem::replace(self, Self::Nothing) {
-            Self::Opening(task) => task.abort(),
-            Self::Calling(task) => task.abort(),
-            Self::Nothing | Self::Open(_) => {}
-        }
-    }
-}
-
-fn lost(status: &Status) -> Arrived {
-    // An older stream of ours that was replaced by a newer one is aborted; that is no takeover.
-    if reason_of(status) == Some(Reason::Fenced) && status.code() != Code::Aborted {
-        Arrived::Fenced(status.message().to_owned())
-    } else {
-        Arrived::Lost(describe(status))
-    }
-}
-
-/// An error with everything beneath it.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 async fn at(when: Option<Instant>) {

@@ -112,6 +112,24 @@ fn a_restarted_coordinator_gets_an_inventory_and_what_came_after() {
     assert_eq!(machine.acknowledged(), 6);
 }
 
+/// Found by the simulation: the coordinator forgot a node that was silent, and the log had moved on.
+#[test]
+fn a_coordinator_that_forgot_us_has_acknowledged_nothing() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(10));
+    machine.handle(ms(2), Event::Acknowledged(9));
+    assert_eq!(machine.acknowledged(), 9);
+    machine.handle(ms(3), Event::Disconnected);
+    machine.handle(ms(10_000), tick(10));
+    machine.handle(ms(10_000), Event::Connected);
+    // The same lifetime, and yet it wants everything.
+    machine.handle(ms(10_001), welcome(7, None));
+    machine.handle(ms(10_001), Event::InventorySent(9));
+    assert_eq!(machine.acknowledged(), 0);
+    machine.handle(ms(10_002), Event::Acknowledged(9));
+    assert_eq!(machine.acknowledged(), 9);
+}
+
 #[test]
 fn a_gap_leads_to_one_inventory() {
     let mut machine = live();

@@ -23,6 +23,7 @@ mod links;
 mod operation;
 mod pending;
 mod random;
+pub mod rdma;
 pub mod shm;
 pub mod sim;
 mod spans;
@@ -44,6 +45,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub enum TransportKind {
     /// The owner's memory mapped on the same host.
     Shm,
+    /// One-sided READs by a network card.
+    Rdma,
     /// Sockets.
     Tcp,
     /// The simulated one, in tests.
@@ -56,6 +59,7 @@ impl TransportKind {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Shm => "shm",
+            Self::Rdma => "rdma",
             Self::Tcp => "tcp",
             Self::Sim => "sim",
         }

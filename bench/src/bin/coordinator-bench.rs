@@ -223,7 +223,10 @@ fn without_wire(options: &Options) -> Result<(), BenchError> {
     };
     let time = Duration::from_secs_f64(options.seconds);
     let figures = in_process::run(workload, options.rounds, time)?;
-    let note = format!("{} blocks, one core, batches of 4,096", workload.blocks);
+    let note = format!(
+        "{} blocks, one core's CPU time, batches of 32,768",
+        workload.blocks
+    );
     let figure = Figure::new("in process: random look-up", &figures.lookups, "hashes/s");
     show(options, &figure.target(20e6).note(note));
     let inserts = Rounds::from_iter([figures.inserts]);

@@ -125,7 +125,7 @@ pub async fn measure(
     } else {
         rounds.retain(|round| round.others <= QUIET);
     }
-    let mut result = super::rounds::summary(point, &tasks, rounds);
+    let mut result = super::rounds::summary(point, &tasks, &rounds);
     if noisy {
         result.noise = format!("others took {:.0} % of the machine", 100.0 * result.others);
     } else if result

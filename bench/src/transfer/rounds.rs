@@ -202,7 +202,7 @@ async fn lane(
 }
 
 /// All rounds together.
-pub(super) fn summary(point: &Point, tasks: &[Task], rounds: Vec<Round>) -> PointResult {
+pub(super) fn summary(point: &Point, tasks: &[Task], rounds: &[Round]) -> PointResult {
     let count = rounds.len().max(1) as f64;
     let speed = |bytes: u64, took: Duration| bytes as f64 / took.as_secs_f64().max(1e-9) / 1e9;
     let ours: Vec<f64> = rounds

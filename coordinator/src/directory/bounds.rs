@@ -21,7 +21,7 @@ impl Bounds {
     pub const DEFAULT_NODES: u32 = 4_096;
     /// An engine has a region per GPU and pool: 8 GPUs with 32 pools each.
     pub const DEFAULT_REGIONS_PER_NODE: u32 = 256;
-    /// At about 100 bytes per sealed slot with a 32-byte hash, 13 GB when all are sealed.
+    /// At about 66 bytes per sealed slot with a 32-byte hash, 9 GB when all are sealed.
     pub const DEFAULT_SLOTS: u64 = 1 << 27;
 }
 
@@ -47,7 +47,8 @@ pub const DEFAULT_CANDIDATES: usize = 3;
 /// Most candidates of one answer, `hashes x max_candidates`: each takes at most 25 bytes, so that
 /// the columns stay under 6.5 MiB of a message of 8.
 pub const MAX_CANDIDATES_PER_ANSWER: usize = 1 << 18;
-/// Most bytes the table of owners takes in an answer: what the columns leave of a message.
+/// Most bytes the table of owners takes in an answer, as encoded: what the columns leave of a
+/// message.
 pub(super) const MAX_OWNER_TABLE_BYTES: usize = 3 << 19;
 
 /// A bound was met. Nothing was changed.

@@ -1,27 +1,43 @@
-//! Namespaces, regions and the index over their blocks, kept in step. Knows nothing of sessions,
-//! liveness or ranking.
+//! Namespaces and regions. Knows nothing of sessions, liveness or ranking.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use kvferry_proto::{Checksum, Generation, NamespaceName, NamespaceSpec, PackedHashes};
+use bytes::Bytes;
+use kvferry_proto::{NamespaceName, NamespaceSpec, RegionId};
+use parking_lot::Mutex;
 
 use super::{
-    BoundReached, Bounds, CreateNamespaceError, RegionDeclaration, RegionRefusal, SealedSlots,
-    index::Owner, namespace::Namespace, region::Region, slab::Slab, slots::SlotTable,
+    BoundReached, Bounds, CreateNamespaceError, RegionDeclaration, RegionRefusal,
+    namespace::{Namespace, NamespaceInfo},
+    region::Region,
+    slab::Slab,
+    slots::SlotTable,
+    sweep::Sweeps,
 };
 
 /// What is held where.
 ///
 /// Invariant: a namespace's index holds (hash, region, slot) exactly when the slot table of one of
-/// its regions says that the slot is sealed and holds that hash.
+/// its regions says that the slot is sealed in that entry. Both change under the lock of the slot
+/// table; what is structure (namespaces, regions) changes by `&mut`.
 #[derive(Debug)]
 pub(super) struct Catalog {
     bounds: Bounds,
     names: BTreeMap<NamespaceName, u32>,
     namespaces: Slab<Namespace>,
-    regions: Slab<Region>,
-    /// Slots of all regions, sealed or not.
+    pub(super) regions: Slab<Region>,
+    pub(super) sweeps: Sweeps,
+    /// What was deleted and is to be dropped where nobody waits.
+    garbage: Vec<Garbage>,
+    /// Slots of all regions, sealed or not; not of those that went.
     slots: u64,
+}
+
+/// A deleted namespace: dropping it takes as long as it is large.
+#[derive(Debug)]
+pub struct Garbage {
+    _namespace: Namespace,
+    _regions: Vec<Region>,
 }
 
 impl Catalog {
@@ -31,6 +47,8 @@ impl Catalog {
             names: BTreeMap::new(),
             namespaces: Slab::new(),
             regions: Slab::new(),
+            sweeps: Sweeps::default(),
+            garbage: Vec::new(),
             slots: 0,
         }
     }
@@ -71,18 +89,49 @@ impl Catalog {
             .filter_map(|handle| self.namespaces.get(*handle))
     }
 
-    /// Deletes a namespace and the regions that are part of it.
-    pub(super) fn delete(&mut self, name: &NamespaceName) -> Option<(Namespace, Vec<Region>)> {
-        let namespace = self.namespaces.remove(self.names.remove(name)?)?;
-        let regions: Vec<Region> = namespace
-            .regions
-            .iter()
-            .filter_map(|handle| self.regions.remove(*handle))
-            .collect();
-        for region in &regions {
-            self.slots -= u64::from(region.slots.slots());
+    /// What people are told of one.
+    pub(super) fn info(&self, namespace: &Namespace) -> NamespaceInfo {
+        let sealed = |region: &Region| u64::from(region.slots.lock().sealed());
+        let regions = namespace.regions.iter();
+        let regions = regions.filter_map(|handle| self.regions.get(*handle));
+        namespace.info(regions.map(sealed).sum())
+    }
+
+    /// Deletes a namespace and the regions that are part of it; (node, id) of each come back.
+    pub(super) fn delete(&mut self, name: &NamespaceName) -> Vec<(u32, RegionId)> {
+        let handle = self.names.remove(name);
+        let Some((handle, namespace)) =
+            handle.and_then(|handle| Some((handle, self.namespaces.remove(handle)?)))
+        else {
+            return Vec::new();
+        };
+        let mut regions = Vec::new();
+        for gone in self.sweeps.forget(|region| {
+            let region = self.regions.get(region);
+            region.is_some_and(|region| region.namespace == handle && region.gone)
+        }) {
+            regions.extend(self.regions.remove(gone));
         }
-        Some((namespace, regions))
+        let mut told = Vec::new();
+        for region in &namespace.regions {
+            self.sweeps.forget(|other| other == *region);
+            let Some(region) = self.regions.remove(*region) else {
+                continue;
+            };
+            self.slots -= u64::from(region.slot_count());
+            told.push((region.node, region.id));
+            regions.push(region);
+        }
+        self.garbage.push(Garbage {
+            _namespace: namespace,
+            _regions: regions,
+        });
+        told
+    }
+
+    /// What is to be dropped where nobody waits.
+    pub(super) fn take_garbage(&mut self) -> Vec<Garbage> {
+        std::mem::take(&mut self.garbage)
     }
 
     // ---- regions
@@ -108,8 +157,11 @@ impl Catalog {
             node,
             id: declaration.region,
             namespace: handle,
+            hash_len: spec.hash_len,
             geometry: Arc::new(declaration.geometry.clone()),
-            slots: SlotTable::new(spec.hash_len, slots),
+            row: Bytes::new(),
+            gone: false,
+            slots: Mutex::new(SlotTable::new(slots)),
         });
         self.slots += u64::from(slots);
         if let Some(namespace) = self.namespaces.get_mut(handle) {
@@ -126,95 +178,33 @@ impl Catalog {
         self.namespaces.get(region.namespace)
     }
 
-    /// Takes a region and everything it holds out.
+    /// Takes a region out: it is offered to nobody from now on, and swept out of the index after.
     pub(super) fn remove(&mut self, handle: u32) {
-        let Some(region) = self.regions.remove(handle) else {
-            return;
-        };
-        self.slots -= u64::from(region.slots.slots());
-        let Some(namespace) = self.namespaces.get_mut(region.namespace) else {
-            return;
-        };
-        namespace.regions.remove(&handle);
-        namespace.owners -= u64::from(region.slots.sealed());
-        for (slot, sealed) in region.slots.iter() {
-            let owner = Owner {
-                region: handle,
-                slot,
-            };
-            namespace.index.remove(sealed.hash, owner);
-        }
-    }
-
-    // ---- slots
-
-    /// Says what slots hold now. The caller has checked columns, slots and hash length.
-    pub(super) fn seal(&mut self, handle: u32, added: &SealedSlots) {
         let Some(region) = self.regions.get_mut(handle) else {
             return;
         };
-        let Some(namespace) = self.namespaces.get_mut(region.namespace) else {
+        if region.gone {
             return;
-        };
-        let hashes = added.hashes.iter().flat_map(PackedHashes::iter);
-        let columns = added.slots.iter().zip(&added.generations).zip(hashes);
-        for (at, ((&slot, &generation), hash)) in columns.enumerate() {
-            let checksum = added.checksums.get(at).copied();
-            let checksum = checksum.and_then(Checksum::from_wire);
-            let owner = Owner {
-                region: handle,
-                slot,
-            };
-            match region.slots.get(slot) {
-                Some(held) if held.hash == hash => {}
-                Some(held) => {
-                    namespace.index.remove(held.hash, owner);
-                    namespace.index.insert(hash, owner);
-                }
-                None => {
-                    namespace.index.insert(hash, owner);
-                    namespace.owners += 1;
-                }
-            }
-            region
-                .slots
-                .set(slot, hash, Generation(generation), checksum);
         }
+        region.gone = true;
+        self.slots -= u64::from(region.slot_count());
+        if let Some(namespace) = self.namespaces.get_mut(region.namespace) {
+            namespace.regions.remove(&handle);
+        }
+        self.sweeps.start(handle);
     }
 
-    /// Says that slots hold nothing any more.
-    pub(super) fn clear(&mut self, handle: u32, slots: impl IntoIterator<Item = u32>) {
-        let Some(region) = self.regions.get_mut(handle) else {
-            return;
-        };
-        let Some(namespace) = self.namespaces.get_mut(region.namespace) else {
-            return;
-        };
-        for slot in slots {
-            if let Some(held) = region.slots.get(slot) {
-                let owner = Owner {
-                    region: handle,
-                    slot,
-                };
-                namespace.index.remove(held.hash, owner);
-                namespace.owners -= 1;
-                region.slots.clear(slot);
-            }
-        }
+    pub(super) fn reap_is_due(&self) -> bool {
+        self.sweeps.any_done() || !self.garbage.is_empty()
     }
 
-    /// Empties every slot but those for which `keep` says so.
-    pub(super) fn retain(&mut self, handle: u32, keep: impl Fn(u32) -> bool) {
-        let Some(region) = self.regions.get(handle) else {
-            return;
-        };
-        let gone: Vec<u32> = region
-            .slots
-            .iter()
-            .map(|(slot, _)| slot)
-            .filter(|slot| !keep(*slot))
-            .collect();
-        self.clear(handle, gone);
+    /// Frees the handles of regions that are swept out.
+    pub(super) fn reap(&mut self) {
+        for handle in self.sweeps.take_done() {
+            if self.regions.get(handle).is_some_and(|region| region.gone) {
+                self.regions.remove(handle);
+            }
+        }
     }
 
     /// Regions, and slots declared, over all namespaces: what a leak would show in.

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use kvferry_proto::{Generation, HashLen, PackedHashes, RegionId};
 
 use super::{
-    BoundReached, CloseCause, Delta, Directory, Effect, ProtocolError, RegionDeclaration,
-    RegionRefusal, SealedSlots, SessionId,
+    BoundReached, Delta, Directory, Effect, ProtocolError, RegionDeclaration, RegionRefusal,
+    SealedSlots, SessionId,
     bounds::MAX_REFUSED_PER_NODE,
+    message::Checked,
     node::{Node, Standing, SyncState},
 };
+use crate::sabotage::{self, Bug};
 
 /// What slots and hashes of a region must look like.
 #[derive(Debug, Clone, Copy)]
@@ -22,40 +24,41 @@ pub(super) struct Shape {
 pub(super) type Declared<'a> = BTreeMap<RegionId, &'a RegionDeclaration>;
 
 impl Directory {
-    pub(super) fn delta(
-        &mut self,
+    /// The answer to a delta that is not the one that is due; None for the one that is.
+    pub(super) fn out_of_turn(
+        &self,
         handle: u32,
         session: SessionId,
         delta: &Delta,
-    ) -> Result<Vec<Effect>, CloseCause> {
-        let Some(node) = self.nodes.get_mut(handle) else {
-            return Ok(Vec::new());
+    ) -> Option<Vec<Effect>> {
+        let Some(node) = self.nodes.get(handle) else {
+            return Some(Vec::new());
         };
-        if !matches!(node.sync, SyncState::Live) {
+        let mut progress = node.progress.lock();
+        if !matches!(progress.sync, SyncState::Live) {
             // The inventory that is due will contain it.
-            return Ok(Vec::new());
+            return Some(Vec::new());
         }
-        let expected = node.expected();
+        let expected = progress.expected();
         if delta.seq < expected {
-            return Ok(vec![Effect::Ack {
+            return Some(vec![Effect::Ack {
                 session,
-                seq: node.applied,
+                seq: progress.applied,
             }]);
         }
-        if delta.seq > expected {
-            node.sync = SyncState::Awaiting;
-            return Ok(vec![Effect::ResyncRequest {
+        if delta.seq > expected && !sabotage::is(Bug::GapIgnored) {
+            progress.sync = SyncState::Awaiting;
+            return Some(vec![Effect::ResyncRequest {
                 session,
                 expected,
                 got: delta.seq,
             }]);
         }
-        self.check_delta(handle, delta)?;
-        Ok(self.apply_delta(handle, session, delta))
+        None
     }
 
     /// Everything that can be wrong with a delta, before anything of it is applied.
-    fn check_delta(&self, handle: u32, delta: &Delta) -> Result<(), CloseCause> {
+    pub(super) fn check_delta(&self, handle: u32, delta: &Delta) -> Checked {
         let Some(node) = self.nodes.get(handle) else {
             return Ok(());
         };
@@ -79,30 +82,19 @@ impl Directory {
         Ok(())
     }
 
-    fn apply_delta(&mut self, handle: u32, session: SessionId, delta: &Delta) -> Vec<Effect> {
-        let mut effects = Vec::new();
+    pub(super) fn change_regions(
+        &mut self,
+        handle: u32,
+        session: SessionId,
+        delta: &Delta,
+        effects: &mut Vec<Effect>,
+    ) {
         for region in &delta.regions_removed {
             self.remove_region(handle, *region);
         }
         for declaration in &delta.regions_added {
-            self.declare(handle, session, declaration, &mut effects);
+            self.declare(handle, session, declaration, effects);
         }
-        let Some(node) = self.nodes.get_mut(handle) else {
-            return effects;
-        };
-        for change in &delta.changes {
-            if let Some(Standing::Accepted(region)) = node.regions.get(&change.region) {
-                let removed = change.removed_slots.iter().copied();
-                self.catalog.clear(*region, removed);
-                self.catalog.seal(*region, &change.added);
-            }
-        }
-        node.applied = delta.seq;
-        effects.push(Effect::Ack {
-            session,
-            seq: delta.seq,
-        });
-        effects
     }
 
     /// Tolerates a region that is not there: that is the state it asks for.
@@ -151,6 +143,9 @@ impl Directory {
             }
         };
         node.regions.insert(id, standing);
+        if let Standing::Accepted(region) = standing {
+            self.write_row(region);
+        }
     }
 
     /// What the region's slots must look like; None where they are ignored.
@@ -170,8 +165,8 @@ impl Directory {
             None => Err(ProtocolError::RegionUnknown { region }),
             Some(Standing::Refused | Standing::Deleted) => Ok(None),
             Some(Standing::Accepted(handle)) => Ok(self.catalog.region(*handle).map(|r| Shape {
-                slots: r.slots.slots(),
-                hash_len: r.slots.hash_len(),
+                slots: r.slot_count(),
+                hash_len: r.hash_len,
             })),
         }
     }

@@ -1,77 +1,52 @@
 //! Full inventories: how the directory is brought back in step with a node.
 //!
 //! Parts are applied as they come. What was there before stays visible as a hint until the last
-//! part; then everything that was not named is gone.
+//! part; then everything that was not named is swept out, slice by slice.
 
 use std::collections::BTreeMap;
 
 use kvferry_proto::RegionId;
 
 use super::{
-    CloseCause, Directory, Effect, InventoryPart, ProtocolError, RegionDeclaration, SessionId,
+    Directory, Effect, InventoryPart, ProtocolError, RegionDeclaration, SessionId,
     changes::{check_added, check_declared_once},
+    message::Checked,
     node::{Standing, SyncState},
+    slots::SlotSet,
 };
+use crate::sabotage::{self, Bug};
 
 /// An inventory that is coming in.
 #[derive(Debug)]
 pub(super) struct Receiving {
-    seq: u64,
+    pub(super) seq: u64,
     /// What was named so far.
-    named: BTreeMap<RegionId, SlotSet>,
-}
-
-/// A set of slots of one region: a bit a slot, gone with the inventory.
-#[derive(Debug, Default)]
-struct SlotSet {
-    words: Vec<u64>,
-}
-
-impl SlotSet {
-    fn insert(&mut self, slot: u32) {
-        let word = (slot / 64) as usize;
-        if word >= self.words.len() {
-            self.words.resize(word + 1, 0);
-        }
-        self.words[word] |= 1 << (slot % 64);
-    }
-
-    fn contains(&self, slot: u32) -> bool {
-        let word = self.words.get((slot / 64) as usize);
-        word.is_some_and(|word| word >> (slot % 64) & 1 == 1)
-    }
+    pub(super) named: BTreeMap<RegionId, SlotSet>,
 }
 
 impl Directory {
-    pub(super) fn inventory(
+    /// Starts an inventory with its first part, and takes in what a part says of regions.
+    pub(super) fn name_regions(
         &mut self,
         handle: u32,
         session: SessionId,
         part: &InventoryPart,
-    ) -> Result<Vec<Effect>, CloseCause> {
-        self.check_part(handle, part)?;
-        let mut effects = Vec::new();
+        effects: &mut Vec<Effect>,
+    ) {
         if part.first {
             self.start_inventory(handle, part.seq);
         }
         for declaration in &part.regions {
-            self.name_region(handle, session, declaration, &mut effects);
+            self.name_region(handle, session, declaration, effects);
         }
-        for (region, sealed) in &part.sealed {
-            self.name_slots(handle, *region, sealed);
-        }
-        if part.last {
-            effects.push(self.finish_inventory(handle, session, part.seq));
-        }
-        Ok(effects)
     }
 
     /// Everything that can be wrong with a part, before anything of it is applied.
-    fn check_part(&self, handle: u32, part: &InventoryPart) -> Result<(), CloseCause> {
+    pub(super) fn check_part(&self, handle: u32, part: &InventoryPart) -> Checked {
         let Some(node) = self.nodes.get(handle) else {
             return Ok(());
         };
-        match &node.sync {
+        match &node.progress.lock().sync {
             _ if part.first => {}
             SyncState::Receiving(receiving) if receiving.seq == part.seq => {}
             SyncState::Receiving(receiving) => {
@@ -120,7 +95,7 @@ impl Directory {
 
     fn start_inventory(&mut self, handle: u32, seq: u64) {
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.sync = SyncState::Receiving(Receiving {
+            node.progress.get_mut().sync = SyncState::Receiving(Receiving {
                 seq,
                 named: BTreeMap::new(),
             });
@@ -142,44 +117,45 @@ impl Directory {
             self.declare(handle, session, declaration, effects);
         }
         if let Some(node) = self.nodes.get_mut(handle)
-            && let SyncState::Receiving(receiving) = &mut node.sync
+            && let SyncState::Receiving(receiving) = &mut node.progress.get_mut().sync
         {
             receiving.named.entry(declaration.region).or_default();
         }
     }
 
-    fn name_slots(&mut self, handle: u32, region: RegionId, sealed: &super::SealedSlots) {
+    pub(super) fn finish_inventory(
+        &mut self,
+        handle: u32,
+        session: SessionId,
+        seq: u64,
+    ) -> Vec<Effect> {
         let Some(node) = self.nodes.get_mut(handle) else {
-            return;
+            return Vec::new();
         };
-        let (Some(Standing::Accepted(at)), SyncState::Receiving(receiving)) =
-            (node.regions.get(&region).copied(), &mut node.sync)
-        else {
-            return;
-        };
-        let named = receiving.named.entry(region).or_default();
-        sealed.slots.iter().for_each(|slot| named.insert(*slot));
-        self.catalog.seal(at, sealed);
-    }
-
-    fn finish_inventory(&mut self, handle: u32, session: SessionId, seq: u64) -> Effect {
-        if let Some(node) = self.nodes.get_mut(handle) {
-            let sync = std::mem::replace(&mut node.sync, SyncState::Live);
-            node.applied = seq;
-            if let SyncState::Receiving(Receiving { named, .. }) = sync {
-                let catalog = &mut self.catalog;
-                node.regions.retain(|id, standing| {
-                    match (*standing, named.get(id)) {
-                        (Standing::Accepted(at), Some(slots)) => {
-                            catalog.retain(at, |slot| slots.contains(slot));
-                        }
-                        (Standing::Accepted(at), None) => catalog.remove(at),
-                        (Standing::Refused | Standing::Deleted, _) => {}
-                    }
-                    named.contains_key(id)
-                });
-            }
+        let progress = node.progress.get_mut();
+        // Another stream may have come since the last part's slots were taken in.
+        if !matches!(&progress.sync, SyncState::Receiving(receiving) if receiving.seq == seq) {
+            return Vec::new();
         }
-        Effect::Ack { session, seq }
+        let sync = std::mem::replace(&mut progress.sync, SyncState::Live);
+        progress.applied = seq;
+        if let SyncState::Receiving(Receiving { mut named, .. }) = sync {
+            let catalog = &mut self.catalog;
+            node.regions.retain(|id, standing| {
+                let slots = named.remove(id);
+                let stays = slots.is_some();
+                match (*standing, slots) {
+                    (Standing::Accepted(at), Some(slots)) => {
+                        if !sabotage::is(Bug::InventoryKeeps) {
+                            catalog.retain(at, slots);
+                        }
+                    }
+                    (Standing::Accepted(at), None) => catalog.remove(at),
+                    (Standing::Refused | Standing::Deleted, _) => {}
+                }
+                stays
+            });
+        }
+        vec![Effect::Ack { session, seq }]
     }
 }

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
+
 use super::{
     BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
-    node::{Node, SyncState},
+    node::{Node, Progress, SyncState},
 };
+use crate::sabotage::{self, Bug};
 
 impl Directory {
     pub(super) fn hello(&mut self, now: Duration, session: SessionId, hello: Hello) -> Vec<Effect> {
@@ -21,7 +24,7 @@ impl Directory {
             return Vec::new();
         };
         let (known, draining) = (node.incarnation, node.draining);
-        if hello.incarnation < known {
+        if hello.incarnation < known && !sabotage::is(Bug::FencingSkipped) {
             let cause = CloseCause::OldIncarnation {
                 node: hello.node,
                 known,
@@ -64,12 +67,14 @@ impl Directory {
             addresses: Arc::default(),
             labels: hello.labels.clone(),
             session: None,
-            last_seen: now,
             hidden: false,
             draining,
-            applied: 0,
-            sync: SyncState::Live,
             regions: BTreeMap::new(),
+            progress: Mutex::new(Progress {
+                last_seen: now,
+                applied: 0,
+                sync: SyncState::Live,
+            }),
         };
         let welcome = welcome(self.config.epoch, &mut node, session, hello);
         let handle = self.nodes.insert(node);
@@ -101,29 +106,27 @@ impl Directory {
         }
         effects.push(welcome(self.config.epoch, node, session, hello));
         self.sessions.insert(session, handle);
+        // The node may be reached elsewhere now.
+        self.write_rows(handle);
         effects
     }
 
-    /// Any message of an open session: a sign of life, then what it says.
-    pub(super) fn message(
+    /// The node of an open session, seen just now.
+    pub(super) fn heard(
         &mut self,
         now: Duration,
         session: SessionId,
-        apply: impl FnOnce(&mut Self, u32) -> Result<Vec<Effect>, CloseCause>,
-    ) -> Vec<Effect> {
-        let Some(&handle) = self.sessions.get(&session) else {
-            return Vec::new();
-        };
-        let mut effects = Vec::new();
-        self.touch(now, handle, &mut effects);
-        match apply(self, handle) {
-            Ok(more) => effects.extend(more),
-            Err(cause) => {
-                self.end_session(session);
-                effects.push(close(session, cause));
-            }
-        }
-        effects
+        effects: &mut Vec<Effect>,
+    ) -> Option<u32> {
+        let handle = self.sessions.get(&session).copied()?;
+        self.touch(now, handle, effects);
+        Some(handle)
+    }
+
+    /// A session that broke the protocol or a bound.
+    pub(super) fn fail(&mut self, session: SessionId, cause: CloseCause) -> Effect {
+        self.end_session(session);
+        close(session, cause)
     }
 
     pub(super) fn goodbye(&mut self, session: SessionId) -> Vec<Effect> {
@@ -144,6 +147,19 @@ impl Directory {
         Some(handle)
     }
 
+    /// Would a tick do anything? Asked first, because it needs the directory only to read.
+    #[must_use]
+    pub fn tick_is_due(&self, now: Duration) -> bool {
+        self.names
+            .values()
+            .filter_map(|handle| self.nodes.get(*handle))
+            .any(|node| {
+                let silent = now.saturating_sub(node.progress.lock().last_seen);
+                silent >= self.config.purge_after
+                    || (silent >= self.config.hide_after && !node.hidden)
+            })
+    }
+
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut purge = Vec::new();
@@ -151,8 +167,8 @@ impl Directory {
             let Some(node) = self.nodes.get_mut(*handle) else {
                 continue;
             };
-            let silent = now.saturating_sub(node.last_seen);
-            if silent >= self.config.purge_after {
+            let silent = now.saturating_sub(node.progress.get_mut().last_seen);
+            if silent >= self.config.purge_after && !sabotage::is(Bug::SilentNeverPurged) {
                 purge.push((*handle, silent));
             } else if silent >= self.config.hide_after && !node.hidden {
                 node.hidden = true;
@@ -178,7 +194,7 @@ impl Directory {
 
     fn touch(&mut self, now: Duration, handle: u32, effects: &mut Vec<Effect>) {
         if let Some(node) = self.nodes.get_mut(handle) {
-            node.last_seen = now;
+            node.progress.get_mut().last_seen = now;
             if node.hidden {
                 node.hidden = false;
                 effects.push(Effect::NodeShown {
@@ -191,7 +207,9 @@ impl Directory {
     fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
-        if let Some(session) = node.session {
+        if let Some(session) = node.session
+            && !sabotage::is(Bug::FencedSessionKept)
+        {
             self.sessions.remove(&session);
         }
         for (_, region) in node.accepted() {
@@ -217,13 +235,15 @@ fn welcome(epoch: u64, node: &mut Node, session: SessionId, hello: Hello) -> Eff
     node.session = Some(session);
     node.addresses = Arc::new(hello.addresses);
     node.labels = hello.labels;
-    let expect_delta = node.expected();
+    let progress = node.progress.get_mut();
+    let expect_delta = progress.expected();
     // What the agent can send again must meet what is here, and nothing may be known in part.
     let resync = hello.coordinator_epoch != epoch
-        || !matches!(node.sync, SyncState::Live)
+        || !matches!(progress.sync, SyncState::Live)
         || !(hello.oldest_delta..=hello.next_delta).contains(&expect_delta);
+    let resync = resync && !sabotage::is(Bug::AckBeforeInventory);
     if resync {
-        node.sync = SyncState::Awaiting;
+        progress.sync = SyncState::Awaiting;
     }
     Effect::Welcome {
         session,

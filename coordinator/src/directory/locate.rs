@@ -1,81 +1,21 @@
 //! Who is offered to a reader, and in which order.
 
-use std::{cmp::Ordering, sync::Arc};
+use std::{
+    cmp::Ordering,
+    hash::{BuildHasherDefault, Hasher},
+    ops::ControlFlow,
+};
 
 use hashbrown::{HashMap, hash_map::Entry};
-use kvferry_proto::{
-    Checksum, Geometry, HashError, Incarnation, Labels, NamespaceName, NodeAddresses, NodeId,
-    PackedHashes, RegionId,
-};
+use kvferry_proto::HashError;
 
 use super::{
-    Directory, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER, NamespaceUnknown,
+    Answer, Directory, LocateMode, LocateQuery, Located, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
+    NamespaceUnknown, OwnerRow,
     bounds::MAX_OWNER_TABLE_BYTES,
-    index::Owner,
-    namespace::Namespace,
-    node::{Node, NodeState},
+    index::{Copies, Held, Index},
+    node::NodeState,
 };
-
-/// What a reader wants to know.
-#[derive(Debug, Clone, Copy)]
-pub struct LocateQuery<'a> {
-    /// Whose blocks.
-    pub namespace: &'a NamespaceName,
-    /// Which blocks.
-    pub hashes: &'a PackedHashes,
-    /// How far.
-    pub mode: LocateMode,
-    /// How many candidates a block; more than [`MAX_CANDIDATES`] are taken for that many.
-    pub max_candidates: usize,
-    /// The asker's host; empty when it doesn't say.
-    pub host_id: &'a str,
-    /// Owners that share more of these come first.
-    pub prefer: &'a Labels,
-    /// Leave this node out.
-    pub exclude: Option<&'a NodeId>,
-}
-
-/// How far an answer goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LocateMode {
-    /// To the first block without a candidate.
-    Prefix,
-    /// To the end.
-    Set,
-}
-
-/// An answer: owners once, then columns. Block i has `counts[i]` candidates, nearest first, which
-/// follow each other in the columns.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Located {
-    /// Regions that are named below.
-    pub owners: Vec<LocatedOwner>,
-    /// One per block answered for.
-    pub counts: Vec<u32>,
-    /// Into `owners`.
-    pub owner_index: Vec<u32>,
-    /// Slots.
-    pub slots: Vec<u32>,
-    /// Their generations.
-    pub generations: Vec<u64>,
-    /// Empty, or one per candidate where 0 is "not known".
-    pub checksums: Vec<u64>,
-}
-
-/// One region of one node, as a reader needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocatedOwner {
-    /// The node.
-    pub node: NodeId,
-    /// Its lifetime.
-    pub incarnation: Incarnation,
-    /// Its number for the region.
-    pub region: RegionId,
-    /// Where it can be reached.
-    pub addresses: Arc<NodeAddresses>,
-    /// Where the slots lie.
-    pub geometry: Arc<Geometry>,
-}
 
 /// Why a question was not answered. None of these says that a block is missing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +53,21 @@ impl Directory {
     /// # Errors
     /// [`LocateError`]; a block without an owner is none.
     pub fn locate(&self, query: &LocateQuery<'_>) -> Result<Located, LocateError> {
+        let mut located = Located::default();
+        self.locate_into(query, &mut located)?;
+        Ok(located)
+    }
+
+    /// As [`locate`](Self::locate), into an answer of the caller's own. What an error leaves in it
+    /// is of no use.
+    ///
+    /// # Errors
+    /// [`LocateError`]; a block without an owner is none.
+    pub fn locate_into(
+        &self,
+        query: &LocateQuery<'_>,
+        answer: &mut impl Answer,
+    ) -> Result<(), LocateError> {
         let Some(namespace) = self.catalog.namespace(query.namespace) else {
             return Err(NamespaceUnknown {
                 name: query.namespace.clone(),
@@ -132,7 +87,7 @@ impl Directory {
         if hashes * candidates > MAX_CANDIDATES_PER_ANSWER {
             return Err(LocateError::TooManyCandidates { hashes, candidates });
         }
-        Answer::new(self, namespace, query).fill(candidates)
+        Search::new(self, query, answer).fill(&namespace.index, candidates)
     }
 }
 
@@ -157,7 +112,7 @@ struct Seen {
 
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
-    owner: Owner,
+    held: Held,
     rank: Rank,
     /// The n-th copy on its node.
     copy: u32,
@@ -165,20 +120,37 @@ struct Candidate {
     node: u32,
 }
 
-struct Answer<'a> {
+/// Region handles are small numbers of our own: one multiplication spreads them.
+#[derive(Debug, Default, Clone, Copy)]
+struct HandleHasher(u64);
+
+impl Hasher for HandleHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32((*byte).into()));
+    }
+    fn write_u32(&mut self, handle: u32) {
+        self.0 = (self.0 ^ u64::from(handle)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+struct Search<'a, A> {
     directory: &'a Directory,
-    namespace: &'a Namespace,
     query: &'a LocateQuery<'a>,
     asker: u64,
     /// None for a region that is not offered.
-    seen: HashMap<u32, Option<Seen>>,
+    seen: HashMap<u32, Option<Seen>, BuildHasherDefault<HandleHasher>>,
+    /// The region looked at last, which is mostly the next one, too.
+    last: Option<(u32, Seen)>,
+    rows: u32,
     table_bytes: usize,
-    located: Located,
-    any_checksum: bool,
+    answer: &'a mut A,
 }
 
-impl<'a> Answer<'a> {
-    fn new(directory: &'a Directory, namespace: &'a Namespace, query: &'a LocateQuery<'a>) -> Self {
+impl<'a, A: Answer> Search<'a, A> {
+    fn new(directory: &'a Directory, query: &'a LocateQuery<'a>, answer: &'a mut A) -> Self {
         let asker = spread(query.host_id.as_bytes(), 0);
         let asker = spread(
             query.exclude.map_or(&[], |node| node.as_str().as_bytes()),
@@ -186,43 +158,65 @@ impl<'a> Answer<'a> {
         );
         Self {
             directory,
-            namespace,
             query,
             asker,
-            seen: HashMap::new(),
+            seen: HashMap::default(),
+            last: None,
+            rows: 0,
             table_bytes: 0,
-            located: Located::default(),
-            any_checksum: false,
+            answer,
         }
     }
 
-    fn fill(mut self, max_candidates: usize) -> Result<Located, LocateError> {
-        let mut candidates = Vec::new();
-        for hash in self.query.hashes.iter() {
-            self.collect(hash, &mut candidates);
-            if candidates.is_empty() && self.query.mode == LocateMode::Prefix {
-                break;
+    fn fill(mut self, index: &Index, max_candidates: usize) -> Result<(), LocateError> {
+        let mut several = Vec::new();
+        let mut hashes = self.query.hashes.iter();
+        let prefix = self.query.mode == LocateMode::Prefix;
+        let flow = index.look_up(self.query.hashes.as_bytes(), |copies| {
+            let hash = hashes.next().unwrap_or(&[]);
+            let count = match copies.only() {
+                Some(held) => self.one(held, max_candidates),
+                None => self.best(hash, copies, &mut several, max_candidates),
+            };
+            match count {
+                Ok(None) if prefix => ControlFlow::Break(Ok(())),
+                Ok(count) => {
+                    self.answer.block(count.unwrap_or(0));
+                    ControlFlow::Continue(())
+                }
+                Err(error) => ControlFlow::Break(Err(error)),
             }
-            candidates.truncate(max_candidates);
-            for candidate in &candidates {
-                self.push(candidate.owner)?;
-            }
-            self.located.counts.push(candidates.len() as u32);
-        }
-        if !self.any_checksum {
-            self.located.checksums = Vec::new();
-        }
-        Ok(self.located)
+        });
+        flow.break_value().unwrap_or(Ok(()))
     }
 
-    /// Every owner that may be offered, best first.
-    fn collect(&mut self, hash: &[u8], candidates: &mut Vec<Candidate>) {
+    /// A block of one copy; None where it isn't offered.
+    fn one(&mut self, held: Held, max_candidates: usize) -> Result<Option<u32>, LocateError> {
+        if self.see(held.owner.region).is_none() {
+            return Ok(None);
+        }
+        if max_candidates == 0 {
+            return Ok(Some(0));
+        }
+        self.push(held)?;
+        Ok(Some(1))
+    }
+
+    /// A block of none or several copies: every one that may be offered, best first.
+    fn best(
+        &mut self,
+        hash: &[u8],
+        copies: Copies<'_>,
+        candidates: &mut Vec<Candidate>,
+        max_candidates: usize,
+    ) -> Result<Option<u32>, LocateError> {
         candidates.clear();
-        let block = spread(hash, self.asker);
-        for owner in self.namespace.index.owners(hash) {
-            if let Some(seen) = self.see(owner.region) {
+        let mut block = None;
+        for held in copies {
+            if let Some(seen) = self.see(held.owner.region) {
+                let block = *block.get_or_insert_with(|| spread(hash, self.asker));
                 candidates.push(Candidate {
-                    owner,
+                    held,
                     rank: seen.rank,
                     copy: 0,
                     tie: mix(block ^ seen.seed),
@@ -230,62 +224,69 @@ impl<'a> Answer<'a> {
                 });
             }
         }
+        if candidates.is_empty() {
+            return Ok(None);
+        }
         if candidates.len() > 1 {
             order(candidates);
         }
+        candidates.truncate(max_candidates);
+        for candidate in &*candidates {
+            self.push(candidate.held)?;
+        }
+        Ok(Some(candidates.len() as u32))
     }
 
     fn see(&mut self, region: u32) -> Option<Seen> {
+        if let Some((last, seen)) = self.last
+            && last == region
+        {
+            return Some(seen);
+        }
         let (directory, query) = (self.directory, self.query);
-        match self.seen.entry(region) {
+        let seen = match self.seen.entry(region) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(place) => {
                 let seen = look(directory, query, region);
                 *place.insert(seen)
             }
-        }
+        };
+        self.last = seen.map(|seen| (region, seen));
+        seen
     }
 
-    fn push(&mut self, owner: Owner) -> Result<(), LocateError> {
-        let Some(region) = self.directory.catalog.region(owner.region) else {
-            return Ok(());
-        };
-        let Some(sealed) = region.slots.get(owner.slot) else {
-            return Ok(());
-        };
-        let row = self.row(owner.region)?;
-        let checksum = Checksum::to_wire(sealed.checksum);
-        self.any_checksum |= checksum != 0;
-        self.located.owner_index.push(row);
-        self.located.slots.push(owner.slot);
-        self.located.generations.push(sealed.generation.0);
-        self.located.checksums.push(checksum);
+    fn push(&mut self, held: Held) -> Result<(), LocateError> {
+        let row = self.row(held.owner.region)?;
+        let (slot, generation) = (held.owner.slot, held.generation);
+        self.answer.candidate(row, slot, generation, held.checksum);
         Ok(())
     }
 
     /// The region's row in the table of owners, added where it is not there yet.
     fn row(&mut self, handle: u32) -> Result<u32, LocateError> {
-        let known = self.seen.get_mut(&handle).and_then(Option::as_mut);
-        if let Some(row) = known.as_ref().and_then(|seen| seen.row) {
+        if let Some(row) = self.see(handle).and_then(|seen| seen.row) {
             return Ok(row);
         }
-        let row = self.located.owners.len() as u32;
-        if let Some(seen) = known {
+        let row = self.rows;
+        self.rows += 1;
+        if let Some(Some(seen)) = self.seen.get_mut(&handle) {
             seen.row = Some(row);
+            self.last = Some((handle, *seen));
         }
         let region = self.directory.catalog.region(handle);
         let node = region.and_then(|region| self.directory.nodes.get(region.node));
         if let (Some(region), Some(node)) = (region, node) {
-            self.table_bytes += named_bytes(node, &region.geometry);
+            self.table_bytes += region.row.len();
             if self.table_bytes > MAX_OWNER_TABLE_BYTES {
                 return Err(LocateError::TooManyOwners);
             }
-            self.located.owners.push(LocatedOwner {
-                node: node.name.clone(),
+            self.answer.owner(OwnerRow {
+                node: &node.name,
                 incarnation: node.incarnation,
                 region: region.id,
-                addresses: node.addresses.clone(),
-                geometry: region.geometry.clone(),
+                addresses: &node.addresses,
+                geometry: &region.geometry,
+                encoded: &region.row,
             });
         }
         Ok(row)
@@ -294,7 +295,11 @@ impl<'a> Answer<'a> {
 
 /// None for a region that is not offered to this reader.
 fn look(directory: &Directory, query: &LocateQuery<'_>, region: u32) -> Option<Seen> {
-    let handle = directory.catalog.region(region)?.node;
+    let region = directory.catalog.region(region)?;
+    if region.gone {
+        return None;
+    }
+    let handle = region.node;
     let node = directory.nodes.get(handle)?;
     if node.state() == NodeState::Hidden || query.exclude == Some(&node.name) {
         return None;
@@ -314,7 +319,8 @@ fn look(directory: &Directory, query: &LocateQuery<'_>, region: u32) -> Option<S
 
 fn order(candidates: &mut [Candidate]) {
     let by_node = |a: &Candidate, b: &Candidate| -> Ordering {
-        let key = |c: &Candidate| (c.rank, c.tie, c.node, c.owner.region, c.owner.slot);
+        let place = |c: &Candidate| (c.held.owner.region, c.held.owner.slot);
+        let key = |c: &Candidate| (c.rank, c.tie, c.node, place(c));
         key(a).cmp(&key(b))
     };
     candidates.sort_unstable_by(by_node);
@@ -325,17 +331,6 @@ fn order(candidates: &mut [Candidate]) {
         }
     }
     candidates.sort_by_key(|candidate| (candidate.rank, candidate.copy));
-}
-
-/// At most what a row takes on the wire: names, addresses, numbers, and 33 bytes a plane.
-fn named_bytes(node: &Node, geometry: &Geometry) -> usize {
-    const NUMBERS_AND_SOCKETS: usize = 192;
-    const PLANE: usize = 36;
-    NUMBERS_AND_SOCKETS
-        + node.name.as_str().len()
-        + node.addresses.shm.as_ref().map_or(0, String::len)
-        + node.addresses.host_id.len()
-        + geometry.planes().len() * PLANE
 }
 
 /// FNV-1a, eight bytes a step: the same everywhere and on every run, so that answers can be tested.

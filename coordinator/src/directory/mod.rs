@@ -6,24 +6,31 @@
 //! | `event`, `effect` | what goes in, what comes out |
 //! | `liveness` | hello, fencing, heartbeats, silence, goodbye |
 //! | `changes`, `inventory` | what a node says it holds |
-//! | `catalog` | namespaces, regions and index, kept in step |
-//! | `index`, `slots` | hash -> owners, and slot -> hash and generation |
-//! | `locate` | who is offered to a reader, in which order |
+//! | `message` | a session's message in steps that look-ups may come between |
+//! | `catalog` | namespaces and regions |
+//! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
+//! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
+//! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
+mod answer;
 mod bounds;
 mod catalog;
 mod changes;
 mod effect;
 mod event;
+mod held;
 mod index;
 mod inventory;
 mod liveness;
 mod locate;
+mod message;
 mod namespace;
 mod node;
 mod region;
+mod row;
 mod slab;
 mod slots;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -34,20 +41,26 @@ use std::{
 
 use kvferry_proto::{NamespaceName, NamespaceSpec, NodeId};
 
+pub use answer::{Answer, LocateMode, LocateQuery, Located, LocatedOwner, OwnerRow};
 pub use bounds::{
     BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
 };
+pub use catalog::Garbage;
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
 };
-pub use locate::{LocateError, LocateMode, LocateQuery, Located, LocatedOwner};
+pub use locate::LocateError;
+pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
 
 use catalog::Catalog;
 use node::{Node, Standing};
 use slab::Slab;
+
+/// Slots that one event sweeps out itself: what goes by the dozen is gone at once.
+const SWEPT_AT_ONCE: u32 = 1_024;
 
 /// What a directory needs to know from the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,25 +110,39 @@ impl Directory {
     }
 
     /// Takes in what happened and says what is to be done.
+    ///
+    /// A shell that shares the directory with look-ups takes the steps apart: [`begin`](Self::begin)
+    /// or [`begin_shared`](Self::begin_shared), [`go_on`](Self::go_on), [`finish`](Self::finish), and
+    /// [`sweep`](Self::sweep) as long as there is something to sweep.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
-        match event {
-            Event::Hello { session, hello } => self.hello(now, session, hello),
-            Event::Delta { session, delta } => self.message(now, session, |directory, node| {
-                directory.delta(node, session, &delta)
-            }),
-            Event::Heartbeat { session, number } => self.message(now, session, |_, _| {
-                Ok(vec![Effect::HeartbeatAck { session, number }])
-            }),
-            Event::Inventory { session, part } => self.message(now, session, |directory, node| {
-                directory.inventory(node, session, &part)
-            }),
-            Event::Goodbye { session } => self.goodbye(session),
-            Event::SessionEnded { session } => {
-                self.end_session(session);
-                Vec::new()
-            }
-            Event::Tick => self.tick(now),
-        }
+        let effects = self.all_steps(now, event);
+        self.sweep(SWEPT_AT_ONCE);
+        self.reap();
+        effects
+    }
+
+    /// Sweeps out some of what went: at most about this many slots. False when nothing is left.
+    pub fn sweep(&self, slots: u32) -> bool {
+        self.catalog.sweep(slots);
+        self.sweep_is_due()
+    }
+
+    /// Is there something to sweep out?
+    #[must_use]
+    pub fn sweep_is_due(&self) -> bool {
+        self.catalog.sweeps.pending()
+    }
+
+    /// Is there something to [`reap`](Self::reap)?
+    #[must_use]
+    pub fn reap_is_due(&self) -> bool {
+        self.catalog.reap_is_due()
+    }
+
+    /// Ends what was swept out, and hands out what is to be dropped where nobody waits.
+    pub fn reap(&mut self) -> Vec<Garbage> {
+        self.catalog.reap();
+        self.catalog.take_garbage()
     }
 
     /// Creates a namespace; false when it was there with the same spec.
@@ -128,7 +155,9 @@ impl Directory {
 
     /// Every namespace, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = NamespaceInfo> {
-        self.catalog.namespaces().map(|namespace| namespace.info())
+        self.catalog
+            .namespaces()
+            .map(|namespace| self.catalog.info(namespace))
     }
 
     /// One namespace.
@@ -137,7 +166,7 @@ impl Directory {
     /// [`NamespaceUnknown`].
     pub fn namespace(&self, name: &NamespaceName) -> Result<NamespaceInfo, NamespaceUnknown> {
         match self.catalog.namespace(name) {
-            Some(namespace) => Ok(namespace.info()),
+            Some(namespace) => Ok(self.catalog.info(namespace)),
             None => Err(NamespaceUnknown { name: name.clone() }),
         }
     }
@@ -159,17 +188,16 @@ impl Directory {
                 regions: info.regions,
             });
         }
-        let (_, regions) = self.catalog.delete(name).unzip();
         let mut effects = Vec::new();
-        for region in regions.into_iter().flatten() {
-            let Some(node) = self.nodes.get_mut(region.node) else {
+        for (node, region) in self.catalog.delete(name) {
+            let Some(node) = self.nodes.get_mut(node) else {
                 continue;
             };
-            node.regions.insert(region.id, Standing::Deleted);
+            node.regions.insert(region, Standing::Deleted);
             if let Some(session) = node.session {
                 effects.push(Effect::RegionRefused {
                     session,
-                    region: region.id,
+                    region,
                     refusal: RegionRefusal::NamespaceDeleted {
                         namespace: name.clone(),
                     },
@@ -224,16 +252,17 @@ impl Directory {
             let Some(namespace) = self.catalog.namespace_of(region) else {
                 continue;
             };
-            let sealed = region.slots.sealed();
+            let sealed = region.slots.lock().sealed();
             blocks += u64::from(sealed);
             bytes += u64::from(sealed) * namespace.spec.layout.block_bytes();
             regions.push(NodeRegion {
                 region: id,
                 namespace: namespace.spec.name.clone(),
-                slots: region.slots.slots(),
+                slots: region.slot_count(),
                 sealed,
             });
         }
+        let progress = node.progress.lock();
         NodeInfo {
             node: node.name.clone(),
             incarnation: node.incarnation,
@@ -242,8 +271,8 @@ impl Directory {
             labels: node.labels.clone(),
             blocks,
             bytes,
-            silent: now.saturating_sub(node.last_seen),
-            applied_delta: node.applied,
+            silent: now.saturating_sub(progress.last_seen),
+            applied_delta: progress.applied,
             regions,
         }
     }

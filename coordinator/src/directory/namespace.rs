@@ -11,10 +11,8 @@ use super::{BoundReached, index::Index};
 pub(super) struct Namespace {
     pub(super) spec: NamespaceSpec,
     pub(super) index: Index,
-    /// Handles of the regions that are part of it.
+    /// Handles of the regions that are part of it; not those that went.
     pub(super) regions: BTreeSet<u32>,
-    /// Copies of blocks, over all nodes.
-    pub(super) owners: u64,
 }
 
 impl Namespace {
@@ -23,16 +21,16 @@ impl Namespace {
             index: Index::new(spec.hash_len),
             spec,
             regions: BTreeSet::new(),
-            owners: 0,
         }
     }
 
-    pub(super) fn info(&self) -> NamespaceInfo {
+    /// `owners` are the sealed slots of its regions.
+    pub(super) fn info(&self, owners: u64) -> NamespaceInfo {
         NamespaceInfo {
             spec: self.spec.clone(),
             blocks: self.index.len() as u64,
-            owners: self.owners,
-            bytes: self.owners * self.spec.layout.block_bytes(),
+            owners,
+            bytes: owners * self.spec.layout.block_bytes(),
             regions: self.regions.len() as u32,
         }
     }
@@ -43,7 +41,8 @@ impl Namespace {
 pub struct NamespaceInfo {
     /// What it is.
     pub spec: NamespaceSpec,
-    /// Distinct blocks with an owner, hidden nodes' included.
+    /// Distinct blocks with an owner, hidden nodes' included, and those of nodes that went until
+    /// they are swept out of the index.
     pub blocks: u64,
     /// Copies of blocks over all nodes.
     pub owners: u64,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kvferry_proto::{Incarnation, Labels, NamespaceName, NodeAddresses, NodeId, RegionId};
+use parking_lot::Mutex;
 
 use super::{SessionId, inventory::Receiving};
 
@@ -15,14 +16,28 @@ pub(super) struct Node {
     pub(super) labels: Labels,
     /// None between streams.
     pub(super) session: Option<SessionId>,
-    pub(super) last_seen: Duration,
     pub(super) hidden: bool,
     /// Said by an operator of the node, not of an incarnation: it outlasts a restart.
     pub(super) draining: bool,
+    pub(super) regions: BTreeMap<RegionId, Standing>,
+    /// What changes with every message: under a lock of its own, so that messages which change no
+    /// structure need the directory only to read. Taken before any slot table's lock.
+    pub(super) progress: Mutex<Progress>,
+}
+
+/// How far a node's session is.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) last_seen: Duration,
     /// The last delta applied.
     pub(super) applied: u64,
     pub(super) sync: SyncState,
-    pub(super) regions: BTreeMap<RegionId, Standing>,
+}
+
+impl Progress {
+    pub(super) fn expected(&self) -> u64 {
+        self.applied.saturating_add(1)
+    }
 }
 
 /// Does what we hold of a node equal what it said?
@@ -54,10 +69,6 @@ impl Node {
             (false, true) => NodeState::Draining,
             (false, false) => NodeState::Live,
         }
-    }
-
-    pub(super) fn expected(&self) -> u64 {
-        self.applied.saturating_add(1)
     }
 
     pub(super) fn accepted(&self) -> impl Iterator<Item = (RegionId, u32)> {

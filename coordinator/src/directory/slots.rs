@@ -1,55 +1,47 @@
-//! What each slot of a region holds: the reverse of the index, and the home of generations.
+//! What each slot of a region holds: the way back from a slot to its entry in the index.
 
-use kvferry_proto::{Checksum, Generation, HashLen};
+use super::index::Place;
 
 /// Slots per page. Pages come with their first sealed slot and go with their last, so a large
 /// region that holds little costs little.
 const PAGE: u32 = 1024;
 
-/// A sealed slot.
+/// What a slot holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sealed<'a> {
-    pub(super) hash: &'a [u8],
-    pub(super) generation: Generation,
-    pub(super) checksum: Option<Checksum>,
+pub(super) enum Slot {
+    /// Nothing.
+    Empty,
+    /// A block that is about to be put into the index, under the lock of this table.
+    Pending,
+    /// The block of this entry.
+    Sealed(Place),
 }
 
-/// The slots of one region, in columns.
+/// The slots of one region: four bytes each.
 #[derive(Debug)]
 pub(super) struct SlotTable {
-    hash_len: HashLen,
     slots: u32,
     pages: Vec<Option<Box<Page>>>,
     sealed: u32,
+    /// An inventory is done, and slots it did not name are not swept out yet: what was named, or
+    /// sealed since.
+    pub(super) keep: Option<SlotSet>,
 }
 
 #[derive(Debug)]
 struct Page {
-    hashes: Box<[u8]>,
-    /// Odd where the slot holds nothing.
-    generations: Box<[u64]>,
-    /// Only where one was ever given.
-    checksums: Option<Box<[u64]>>,
+    places: Box<[u32]>,
     sealed: u32,
 }
 
 impl SlotTable {
-    pub(super) fn new(hash_len: HashLen, slots: u32) -> Self {
+    pub(super) fn new(slots: u32) -> Self {
         Self {
-            hash_len,
             slots,
             pages: Vec::new(),
             sealed: 0,
+            keep: None,
         }
-    }
-
-    pub(super) fn hash_len(&self) -> HashLen {
-        self.hash_len
-    }
-
-    /// How many there are, sealed or not.
-    pub(super) fn slots(&self) -> u32 {
-        self.slots
     }
 
     /// How many are sealed.
@@ -57,95 +49,95 @@ impl SlotTable {
         self.sealed
     }
 
-    /// What a slot holds; None for nothing.
-    pub(super) fn get(&self, slot: u32) -> Option<Sealed<'_>> {
-        let page = self.pages.get((slot / PAGE) as usize)?.as_ref()?;
-        page.get((slot % PAGE) as usize, self.hash_len)
+    /// What a slot holds.
+    pub(super) fn get(&self, slot: u32) -> Slot {
+        let page = self.pages.get((slot / PAGE) as usize);
+        let page = page.and_then(Option::as_ref);
+        let place = page.and_then(|page| page.places.get((slot % PAGE) as usize));
+        match place.copied().unwrap_or(Place::NONE) {
+            Place::NONE => Slot::Empty,
+            Place::PENDING => Slot::Pending,
+            place => Slot::Sealed(Place(place)),
+        }
     }
 
-    /// Writes a slot. The caller has checked that it exists and that the hash has the right length.
-    pub(super) fn set(
-        &mut self,
-        slot: u32,
-        hash: &[u8],
-        generation: Generation,
-        checksum: Option<Checksum>,
-    ) {
+    /// Writes a slot. The caller has checked that it exists.
+    pub(super) fn set(&mut self, slot: u32, holds: Slot) {
         let number = slot / PAGE;
         let page_slots = PAGE.min(self.slots.saturating_sub(number * PAGE)) as usize;
         let (number, at) = (number as usize, (slot % PAGE) as usize);
+        let place = match holds {
+            Slot::Empty => Place::NONE,
+            Slot::Pending => Place::PENDING,
+            Slot::Sealed(place) => place.0,
+        };
         if number >= self.pages.len() {
+            if place == Place::NONE {
+                return;
+            }
             self.pages.resize_with(number + 1, || None);
         }
-        let hash_len = self.hash_len;
-        let page =
-            self.pages[number].get_or_insert_with(|| Box::new(Page::new(page_slots, hash_len)));
-        if !Generation(page.generations[at]).is_sealed() {
-            page.sealed += 1;
-            self.sealed += 1;
-        }
-        let len = hash_len.get();
-        page.hashes[at * len..(at + 1) * len].copy_from_slice(hash);
-        page.generations[at] = generation.0;
-        if checksum.is_some() && page.checksums.is_none() {
-            page.checksums = Some(vec![0; page_slots].into());
-        }
-        if let Some(checksums) = &mut page.checksums {
-            checksums[at] = Checksum::to_wire(checksum);
-        }
-    }
-
-    /// Empties a slot.
-    pub(super) fn clear(&mut self, slot: u32) {
-        let Some(place) = self.pages.get_mut((slot / PAGE) as usize) else {
+        let page = self.pages[number].get_or_insert_with(|| {
+            Box::new(Page {
+                places: vec![Place::NONE; page_slots].into(),
+                sealed: 0,
+            })
+        });
+        let Some(old) = page.places.get_mut(at) else {
             return;
         };
-        let Some(page) = place else { return };
-        let generation = &mut page.generations[(slot % PAGE) as usize];
-        if Generation(*generation).is_sealed() {
-            *generation = Generation::UNWRITTEN.0;
-            page.sealed -= 1;
-            self.sealed -= 1;
-            if page.sealed == 0 {
-                *place = None;
+        match (*old == Place::NONE, place == Place::NONE) {
+            (true, false) => {
+                page.sealed += 1;
+                self.sealed += 1;
             }
+            (false, true) => {
+                page.sealed -= 1;
+                self.sealed -= 1;
+            }
+            _ => {}
+        }
+        *old = place;
+        if page.sealed == 0 {
+            self.pages[number] = None;
         }
     }
 
-    /// The sealed slots and what they hold.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, Sealed<'_>)> {
-        (0u32..)
-            .zip(&self.pages)
-            .filter_map(|(number, page)| Some((number, page.as_ref()?)))
-            .flat_map(move |(number, page)| {
-                (0..page.generations.len()).filter_map(move |at| {
-                    Some((number * PAGE + at as u32, page.get(at, self.hash_len)?))
-                })
-            })
+    /// The first slot at or after `from` that may be sealed: pages that hold nothing are skipped.
+    pub(super) fn skip_empty(&self, from: u32) -> u32 {
+        let number = (from / PAGE) as usize;
+        match self
+            .pages
+            .get(number..)
+            .unwrap_or(&[])
+            .iter()
+            .position(Option::is_some)
+        {
+            Some(0) => from,
+            Some(more) => (number + more) as u32 * PAGE,
+            None => self.slots,
+        }
     }
 }
 
-impl Page {
-    fn new(slots: usize, hash_len: HashLen) -> Self {
-        Self {
-            hashes: vec![0; slots * hash_len.get()].into(),
-            generations: vec![Generation::UNWRITTEN.0; slots].into(),
-            checksums: None,
-            sealed: 0,
+/// A set of slots of one region: a bit a slot.
+#[derive(Debug, Default)]
+pub(super) struct SlotSet {
+    words: Vec<u64>,
+}
+
+impl SlotSet {
+    pub(super) fn insert(&mut self, slot: u32) {
+        let word = (slot / 64) as usize;
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
         }
+        self.words[word] |= 1 << (slot % 64);
     }
 
-    fn get(&self, at: usize, hash_len: HashLen) -> Option<Sealed<'_>> {
-        let generation = Generation(*self.generations.get(at)?);
-        let len = hash_len.get();
-        generation.is_sealed().then(|| Sealed {
-            hash: &self.hashes[at * len..(at + 1) * len],
-            generation,
-            checksum: self
-                .checksums
-                .as_ref()
-                .and_then(|sums| Checksum::from_wire(sums[at])),
-        })
+    pub(super) fn contains(&self, slot: u32) -> bool {
+        let word = self.words.get((slot / 64) as usize);
+        word.is_some_and(|word| word >> (slot % 64) & 1 == 1)
     }
 }
 
@@ -155,20 +147,19 @@ mod tests {
 
     #[test]
     fn slots_are_written_replaced_and_cleared() {
-        let mut table = SlotTable::new(HashLen::new(8).unwrap(), 2 * PAGE + 1);
-        let sum = Checksum::from_wire(5);
-        table.set(0, &[1; 8], Generation(2), None);
-        table.set(2 * PAGE, &[2; 8], Generation(4), sum);
-        table.set(0, &[3; 8], Generation(6), None);
+        let mut table = SlotTable::new(2 * PAGE + 1);
+        let at = |n| Slot::Sealed(Place(n));
+        table.set(2 * PAGE, at(5));
+        table.set(0, Slot::Pending);
+        table.set(0, at(6));
         assert_eq!(table.sealed(), 2);
-        let held: Vec<_> = table.iter().map(|(slot, s)| (slot, s.hash[0])).collect();
-        assert_eq!(held, [(0, 3), (2 * PAGE, 2)]);
-        assert_eq!(table.get(2 * PAGE).unwrap().checksum, sum);
-        assert_eq!(table.get(1), None);
-        table.clear(0);
-        table.clear(0);
-        table.clear(2 * PAGE);
-        assert_eq!(table.sealed(), 0);
+        assert_eq!((table.get(0), table.get(2 * PAGE)), (at(6), at(5)));
+        assert_eq!(table.get(1), Slot::Empty);
+        assert_eq!((table.skip_empty(0), table.skip_empty(PAGE)), (0, 2 * PAGE));
+        for slot in [0, 0, 2 * PAGE] {
+            table.set(slot, Slot::Empty);
+        }
+        assert_eq!((table.sealed(), table.skip_empty(0)), (0, 2 * PAGE + 1));
         assert!(table.pages.iter().all(Option::is_none));
     }
 }

@@ -1,5 +1,9 @@
 //! The directory and the open sessions, under one lock: effects reach a session's queue in the
 //! order in which the directory made them.
+//!
+//! The lock is for structure: who is there, which regions there are. Look-ups, and the slots that
+//! sessions tell of, hold it to read only, and the latter for a slice at a time; whoever holds it to
+//! write does so for microseconds.
 
 use std::{
     collections::HashMap,
@@ -11,13 +15,20 @@ use std::{
 };
 
 use kvferry_proto::pb::{self, coordinator_message::Message};
-use parking_lot::{RwLock, RwLockReadGuard};
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Status;
 
-use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status};
-use crate::directory::{Directory, DirectoryConfig, Effect, Event, SessionId};
+use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message};
+use crate::directory::{Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId};
 
+/// Slots taken in or swept out before a writer that waits is let in: some hundred microseconds.
+const SLICE: usize = 1_024;
+/// What went is nobody's hurry: after a millisecond of sweeping comes one of rest (a timer's two),
+/// so that look-ups find a core free even where there are few. Without it the 99th percentile of
+/// Locate is a turn of the system's scheduler, some four milliseconds.
+const SWEEPS_PER_REST: u32 = 4;
+const SWEEP_REST: Duration = Duration::from_millis(1);
 /// Messages that may wait for one agent. One event makes at most `ROOM` of them, and an operator's
 /// forced delete about as many; an agent this far behind does not read.
 const QUEUE: usize = 4 * ROOM;
@@ -41,6 +52,8 @@ pub(crate) struct Hub {
     start: Instant,
     next_session: AtomicU64,
     state: RwLock<State>,
+    /// Something may have to be swept out of the directory.
+    swept: Notify,
     closing: watch::Sender<bool>,
 }
 
@@ -78,6 +91,7 @@ impl Hub {
                 directory: Directory::new(config.directory),
                 sessions: HashMap::new(),
             }),
+            swept: Notify::new(),
             closing: watch::Sender::new(false),
         }
     }
@@ -99,18 +113,120 @@ impl Hub {
         for effect in effects {
             state.carry_out(&self.config, effect);
         }
+        if state.directory.sweep_is_due() || state.directory.reap_is_due() {
+            self.swept.notify_one();
+        }
         outcome
     }
 
     /// Hands an event to the directory and carries the effects out.
     pub(super) fn handle(&self, event: Event) {
+        let state = self.state.read();
+        // Two events may read the time in one order and be taken in in the other; the directory
+        // keeps the later time.
+        match state.directory.begin_shared(self.now(), event) {
+            Ok(Begun { effects, rest }) => {
+                let cut_off = state.carry_out_shared(&self.config, effects);
+                self.go_on(state, rest, cut_off, true);
+            }
+            Err(event) => {
+                drop(state);
+                self.handle_alone(*event);
+            }
+        }
+    }
+
+    /// An event that changes structure.
+    fn handle_alone(&self, event: Event) {
+        let mut state = self.state.write();
         // The time is read under the lock: it must not go back from one event to the next.
-        self.update(|directory| ((), directory.handle(self.start.elapsed(), event)));
+        let Begun { effects, rest } = state.directory.begin(self.start.elapsed(), event);
+        for effect in effects {
+            state.carry_out(&self.config, effect);
+        }
+        if state.directory.sweep_is_due() {
+            self.swept.notify_one();
+        }
+        if rest.is_some() {
+            // Look-ups come in from here on, other events do not.
+            let state = RwLockWriteGuard::downgrade(state);
+            self.go_on(state, rest, Vec::new(), false);
+        }
+    }
+
+    /// Takes in the slots a message names, a slice at a time. `between` says whether others may
+    /// change structure between two slices.
+    fn go_on(
+        &self,
+        mut state: RwLockReadGuard<'_, State>,
+        rest: Option<Rest>,
+        mut cut_off: Vec<SessionId>,
+        between: bool,
+    ) {
+        let mut finish = None;
+        if let Some(mut rest) = rest {
+            loop {
+                match state.directory.go_on(&mut rest, SLICE) {
+                    Gone::On if between => RwLockReadGuard::bump(&mut state),
+                    Gone::On => {}
+                    Gone::Through(effects) => {
+                        cut_off.extend(state.carry_out_shared(&self.config, effects));
+                        break;
+                    }
+                    Gone::ToFinish => {
+                        finish = Some(rest);
+                        break;
+                    }
+                }
+            }
+        }
+        drop(state);
+        if let Some(rest) = finish {
+            self.update(|directory| ((), directory.finish(rest)));
+            self.swept.notify_one();
+        }
+        if !cut_off.is_empty() {
+            let mut state = self.state.write();
+            for session in cut_off {
+                state.cut_off(session);
+            }
+        }
     }
 
     /// Hides and purges the silent.
     pub(crate) fn tick(&self) {
-        self.handle(Event::Tick);
+        let due = self.state.read().directory.tick_is_due(self.now());
+        if due {
+            self.handle_alone(Event::Tick);
+        }
+    }
+
+    /// Sweeps out what went whenever something did. Never returns.
+    pub(crate) async fn sweep(&self) {
+        loop {
+            self.swept.notified().await;
+            let mut slices = 0;
+            while self.sweep_slice() {
+                slices += 1;
+                if slices % SWEEPS_PER_REST == 0 {
+                    tokio::time::sleep(SWEEP_REST).await;
+                } else {
+                    // Calls that wait for this thread come first.
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// False when nothing is left.
+    fn sweep_slice(&self) -> bool {
+        let state = self.state.read();
+        let more = state.directory.sweep(SLICE as u32);
+        let reap = state.directory.reap_is_due();
+        drop(state);
+        // Dropped here, where nobody waits for it.
+        drop(reap.then(|| self.state.write().directory.reap()));
+        more
     }
 
     /// Opens a session.
@@ -147,7 +263,7 @@ impl Hub {
         let mut state = self.state.write();
         state.close(session, error);
         let ended = Event::SessionEnded { session };
-        state.directory.handle(self.start.elapsed(), ended);
+        state.directory.begin(self.start.elapsed(), ended);
     }
 
     /// Tells every session that the coordinator goes away; no new one is opened.
@@ -162,51 +278,21 @@ impl Hub {
 }
 
 impl State {
+    /// Carries out what needs the sessions only to read. Sessions to be cut off come back.
+    fn carry_out_shared(&self, config: &HubConfig, effects: Vec<Effect>) -> Vec<SessionId> {
+        let mut full = Vec::new();
+        for effect in effects {
+            if let Some((session, message)) = message(config, effect)
+                && !self.try_send(session, message)
+            {
+                full.push(session);
+            }
+        }
+        full
+    }
+
     fn carry_out(&mut self, config: &HubConfig, effect: Effect) {
         match effect {
-            Effect::Welcome {
-                session,
-                expect_delta,
-                resync,
-            } => {
-                let welcome = pb::Welcome {
-                    epoch: config.directory.epoch,
-                    heartbeat_interval_ms: config.heartbeat_interval_ms,
-                    hide_after_ms: config.hide_after_ms,
-                    expect_delta,
-                    resync,
-                };
-                self.send(session, Message::Welcome(welcome));
-            }
-            Effect::Ack { session, seq } => self.send(session, Message::Ack(pb::Ack { seq })),
-            Effect::ResyncRequest {
-                session,
-                expected,
-                got,
-            } => {
-                tracing::warn!(session = session.0, expected, got, "gap in deltas, resync");
-                let request = pb::ResyncRequest {
-                    expected_seq: expected,
-                    got_seq: got,
-                };
-                self.send(session, Message::Resync(request));
-            }
-            Effect::HeartbeatAck { session, number } => {
-                self.send(session, Message::HeartbeatAck(pb::HeartbeatAck { number }));
-            }
-            Effect::RegionRefused {
-                session,
-                region,
-                refusal,
-            } => {
-                tracing::warn!(session = session.0, %region, %refusal, "region refused");
-                let refused = pb::RegionRefused {
-                    region: region.0,
-                    reason: status::region(&refusal).into(),
-                    message: refusal.to_string(),
-                };
-                self.send(session, Message::RegionRefused(refused));
-            }
             Effect::Close { session, cause } => {
                 tracing::info!(session = session.0, %cause, "session closed");
                 self.close(session, status::close(&cause));
@@ -218,24 +304,35 @@ impl State {
                 incarnation,
                 cause,
             } => tracing::info!(%node, %incarnation, ?cause, "node removed"),
+            effect => {
+                if let Some((session, message)) = message(config, effect)
+                    && !self.try_send(session, message)
+                {
+                    self.cut_off(session);
+                }
+            }
         }
     }
 
-    /// Queues a message; an agent whose queue is full is cut off.
-    fn send(&mut self, session: SessionId, message: Message) {
+    /// Queues a message; false where the queue is full.
+    fn try_send(&self, session: SessionId, message: Message) -> bool {
         let Some(handle) = self.sessions.get(&session) else {
-            return;
+            return true;
         };
         let message = pb::CoordinatorMessage {
             message: Some(message),
         };
-        if let Err(mpsc::error::TrySendError::Full(_)) = handle.messages.try_send(message) {
-            tracing::warn!(
-                session = session.0,
-                "session cut off: the agent does not read"
-            );
-            self.close(session, Some(status::slow_agent()));
-        }
+        let sent = handle.messages.try_send(message);
+        !matches!(sent, Err(mpsc::error::TrySendError::Full(_)))
+    }
+
+    /// Ends the session of an agent whose queue is full.
+    fn cut_off(&mut self, session: SessionId) {
+        tracing::warn!(
+            session = session.0,
+            "session cut off: the agent does not read"
+        );
+        self.close(session, Some(status::slow_agent()));
     }
 
     fn close(&mut self, session: SessionId, error: Option<Status>) {

@@ -1,12 +1,49 @@
-//! The hot call.
+//! The hot call, from a request to an answer of any kind.
 
-use kvferry_proto::{InvalidMessage, Labels, NamespaceName, NodeId, pb};
+use kvferry_proto::{InvalidMessage, Labels, MAX_HASHES_PER_REQUEST, NamespaceName, NodeId, pb};
 use tonic::Status;
 
-use super::{hub::Hub, parse, status};
-use crate::directory::{DEFAULT_CANDIDATES, LocateMode, LocateQuery, Located, LocatedOwner};
+use super::{hub::Hub, parse, status, wire::Columns};
+use crate::directory::{
+    DEFAULT_CANDIDATES, Directory, LocateError, LocateMode, LocateQuery, Located, LocatedOwner,
+};
 
+/// As it travels.
+pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, Status> {
+    let asked = request.hashes.as_ref();
+    let blocks = asked.map_or(0, |h| h.hashes.len() / (h.hash_len as usize).max(1));
+    let mut columns = Columns::with_room(blocks.min(MAX_HASHES_PER_REQUEST));
+    ask(request, |query| hub.read().locate_into(query, &mut columns))?;
+    Ok(columns)
+}
+
+/// As a message.
 pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
+    let mut located = Located::default();
+    ask(request, |query| hub.read().locate_into(query, &mut located))?;
+    Ok(response(located))
+}
+
+/// Answers the message from a directory, as the service does.
+///
+/// # Errors
+/// What the caller is told.
+#[allow(clippy::result_large_err)] // tonic's signature
+pub fn answer(
+    directory: &Directory,
+    request: pb::LocateRequest,
+) -> Result<pb::LocateResponse, Status> {
+    let mut located = Located::default();
+    ask(request, |query| directory.locate_into(query, &mut located))?;
+    Ok(response(located))
+}
+
+/// The directory is locked for `find` only, not while messages are parsed and built.
+#[allow(clippy::result_large_err)] // tonic's signature
+fn ask(
+    request: pb::LocateRequest,
+    find: impl FnOnce(&LocateQuery<'_>) -> Result<(), LocateError>,
+) -> Result<(), Status> {
     let mode = match request.mode() {
         pb::LocateMode::Prefix => LocateMode::Prefix,
         pb::LocateMode::Set | pb::LocateMode::Unspecified => LocateMode::Set,
@@ -31,11 +68,7 @@ pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::Locate
         prefer: &prefer,
         exclude: exclude.as_ref(),
     };
-    let located = hub.read().locate(&query);
-    match located {
-        Ok(located) => Ok(response(located)),
-        Err(error) => Err(status::locate(&error)),
-    }
+    find(&query).map_err(|error| status::locate(&error))
 }
 
 fn response(located: Located) -> pb::LocateResponse {

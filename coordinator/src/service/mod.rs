@@ -2,11 +2,14 @@
 
 mod admin;
 mod hub;
-mod locate;
+pub(crate) mod locate;
 mod outbound;
-mod parse;
+pub mod parse;
+mod router;
 mod session;
 mod status;
+mod told;
+mod wire;
 
 use std::sync::Arc;
 
@@ -15,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
+pub(crate) use router::CoordinatorRouter;
 
 /// `kvferry.v1.Coordinator` over one directory.
 #[derive(Debug, Clone)]

@@ -1,4 +1,5 @@
-//! Messages into events. What cannot be parsed is an error that ends the session.
+//! Messages into events. What cannot be parsed is an error that ends the session. Public, so that the
+//! simulation's messages go through the very same code.
 
 use kvferry_proto::{
     HashError, HashLen, Incarnation, InvalidMessage, Labels, NodeAddresses, NodeId, PackedHashes,
@@ -7,15 +8,20 @@ use kvferry_proto::{
 
 use crate::directory::{Delta, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots};
 
-/// Most slots one delta or inventory part may name, removed and added together: the directory is
-/// locked while they are applied, some ten milliseconds for this many. Agents send a sixteenth.
+/// Most slots one delta or inventory part may name, removed and added together: some twenty
+/// milliseconds of work, in slices that others come between. Where the message declares regions as
+/// well, other sessions (not look-ups) wait for all of it. Agents send a sixteenth.
 const MAX_SLOTS_PER_MESSAGE: usize = 65_536;
 /// Most regions one message may declare or remove: as many as a node has by default.
 pub(super) const MAX_REGIONS_PER_MESSAGE: usize = 256;
 /// Most entries of changes in a message. A region may be named more than once.
 const MAX_CHANGES_PER_MESSAGE: usize = 4_096;
 
-pub(super) fn hello(message: pb::Hello) -> Result<Hello, InvalidMessage> {
+/// Who an agent is.
+///
+/// # Errors
+/// [`InvalidMessage`].
+pub fn hello(message: pb::Hello) -> Result<Hello, InvalidMessage> {
     Ok(Hello {
         node: NodeId::new(&message.node)?,
         incarnation: Incarnation::new(message.incarnation)?,
@@ -30,7 +36,11 @@ pub(super) fn hello(message: pb::Hello) -> Result<Hello, InvalidMessage> {
     })
 }
 
-pub(super) fn delta(message: pb::Delta) -> Result<Delta, InvalidMessage> {
+/// A change of what a node holds.
+///
+/// # Errors
+/// [`InvalidMessage`].
+pub fn delta(message: pb::Delta) -> Result<Delta, InvalidMessage> {
     at_most(
         "regions_removed",
         message.regions_removed.len(),
@@ -49,7 +59,11 @@ pub(super) fn delta(message: pb::Delta) -> Result<Delta, InvalidMessage> {
     })
 }
 
-pub(super) fn inventory(message: pb::Inventory) -> Result<InventoryPart, InvalidMessage> {
+/// A part of a full inventory.
+///
+/// # Errors
+/// [`InvalidMessage`].
+pub fn inventory(message: pb::Inventory) -> Result<InventoryPart, InvalidMessage> {
     check_changes("sealed", &message.sealed)?;
     let sealed = message.sealed.into_iter().map(|message| {
         // An inventory names what is held. What it removes it just doesn't name.

@@ -6,7 +6,10 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::atomic::{Ordering, fence},
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use crate::{AccessError, HostMemory, MemoryError};
@@ -17,7 +20,7 @@ const UNWRITTEN: u64 = 1;
 /// The owner's side. Only the process that made it can write to it, whoever holds its descriptor.
 #[derive(Debug)]
 pub struct GenerationTable {
-    memory: HostMemory,
+    memory: Arc<HostMemory>,
     slots: u32,
 }
 
@@ -28,6 +31,7 @@ impl GenerationTable {
     /// [`MemoryError`] where the kernel has no memory for it.
     pub fn new(slots: u32) -> Result<Self, MemoryError> {
         let memory = HostMemory::sole_writer("kvferry-generations", u64::from(slots) * 8)?;
+        let memory = Arc::new(memory);
         let table = Self { memory, slots };
         for slot in 0..slots {
             table.store(slot, UNWRITTEN);
@@ -64,6 +68,12 @@ impl GenerationTable {
         let generation = now + (now & 1);
         self.store(slot, generation);
         Some(generation)
+    }
+
+    /// The words, to let devices read them.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<HostMemory> {
+        &self.memory
     }
 
     /// A descriptor for readers on this host; it cannot be mapped for writing.

@@ -247,6 +247,13 @@ impl HostMemory {
         }
     }
 
+    /// Where the mapping begins and how many bytes it has, for devices that are told addresses. What
+    /// lies there may change at any time: no reference to it may ever be made. Valid as long as `self`.
+    #[must_use]
+    pub fn as_raw_parts(&self) -> (*mut u8, usize) {
+        (self.map.as_mut_ptr(), self.map.len())
+    }
+
     /// Loads the little-endian u64 at an offset in one access, after everything this thread copied
     /// before. For words that another process stores atomically.
     ///
@@ -292,6 +299,22 @@ impl HostMemory {
 
     pub(crate) fn is_stable(&self) -> bool {
         self.stable
+    }
+
+    /// Is the whole mapping still backed? A device writes past the end of a file that was cut without
+    /// noticing: ask after it has.
+    ///
+    /// # Errors
+    /// [`AccessError::Gone`] where the file behind it is shorter by now.
+    pub fn check_backed(&self) -> Result<(), AccessError> {
+        let Some(file) = self.file.as_ref().filter(|_| !self.stable) else {
+            return Ok(());
+        };
+        let stat = rustix::fs::fstat(file).map_err(|error| AccessError::Gone(error.into()))?;
+        match u64::try_from(stat.st_size) {
+            Ok(bytes) if bytes >= self.len => Ok(()),
+            _ => Err(AccessError::Gone(io::ErrorKind::UnexpectedEof.into())),
+        }
     }
 
     pub(crate) fn is_writable(&self) -> bool {

@@ -1,6 +1,7 @@
 //! The local API. One file per group of calls; this one is the switchboard.
 
 mod get;
+mod imports;
 mod lookup;
 mod pull;
 mod put;
@@ -65,7 +66,7 @@ pub(crate) struct Shared {
     pub(crate) served: Arc<ServeCounters>,
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
-    pub(crate) imports: regions::Imports,
+    pub(crate) imports: imports::Imports,
     pub(crate) pulls: PullCounters,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,
@@ -150,7 +151,8 @@ impl pb::agent_server::Agent for LocalApi {
         &self,
         request: Request<pb::UnregisterRegionRequest>,
     ) -> Result<Response<pb::UnregisterRegionResponse>, Status> {
-        let blocks_removed = self.unregister(RegionId(request.get_ref().region))?;
+        let region = RegionId(request.get_ref().region);
+        let blocks_removed = self.unregister(region).await?;
         Ok(Response::new(pb::UnregisterRegionResponse {
             blocks_removed,
         }))

@@ -1,32 +1,22 @@
 //! Registering memory.
 
-use std::{collections::HashMap, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use kvferry_memory::{HostMemory, HugePages};
 use kvferry_proto::{Geometry, InvalidMessage, NamespaceSpec, Reason, RegionId, pb, refusal};
-use parking_lot::Mutex;
 use tonic::{Code, Status};
 use tracing::{info, warn};
 
-use super::{LocalApi, status::OrStatus};
+use super::{
+    LocalApi,
+    status::{IntoStatus, OrStatus},
+};
 use crate::{
     coordinators::CoordinatorError,
     region::{ClientId, PoolOptions, Region, RegisterError},
 };
 
 use pb::register_region_request::Source;
-
-/// Which connection an engine's region ends with, and which file it lies in.
-#[derive(Debug)]
-struct Import {
-    client: Option<ClientId>,
-    file: Option<(u64, u64)>,
-}
-
-/// Engines' regions. One region at a time covers a byte: two generation tables over the same memory
-/// would each believe in bytes the other lets be overwritten.
-#[derive(Debug, Default)]
-pub(crate) struct Imports(Mutex<HashMap<RegionId, Import>>);
 
 impl LocalApi {
     pub(super) async fn register(
@@ -134,53 +124,39 @@ impl LocalApi {
             .map_err(RegisterError::from)
             .or_status()?;
         let file = memory.file_identity().or_status()?;
-        // Held until the region is entered, so that of two calls for one file one sees the other.
-        let mut imports = self.imports.0.lock();
-        imports.retain(|region, _| self.store.region(*region).is_some());
-        for (id, import) in imports.iter() {
-            let Some(other) = self.store.region(*id) else {
-                continue;
-            };
-            if import.file == file && overlap(&other.geometry, &geometry) {
-                return Err(refusal(
-                    Code::AlreadyExists,
-                    Reason::MemoryInUse,
-                    format!(
-                        "region {id} already covers this memory: unregister it first, or register \
-                         other bytes of the file"
-                    ),
-                ));
-            }
-        }
-        let region = self.store.import(spec, geometry, memory).or_status()?;
-        let client = (!keep).then_some(client);
-        imports.insert(region.id, Import { client, file });
-        Ok(region)
+        let owner = (!keep).then_some(client);
+        self.imports.admit(owner, file, &geometry, || {
+            self.store
+                .import(spec, geometry.clone(), memory)
+                .map_err(IntoStatus::into_status)
+        })
     }
 
-    pub(super) fn unregister(&self, region: RegionId) -> Result<u64, Status> {
-        let removed = self.store.unregister(region).or_status()?;
-        self.imports.0.lock().remove(&region);
+    /// Ends a region. When this returns, nothing writes to its memory any more.
+    pub(super) async fn unregister(&self, region: RegionId) -> Result<u64, Status> {
+        let imported = self.imports.end(region);
+        let removed = match self.store.unregister(region) {
+            Ok(removed) => removed,
+            // Ended before, by a call that did not see its reads settle.
+            Err(_) if imported => 0,
+            error => return error.or_status(),
+        };
+        if imported {
+            self.imports.settled(region).await.or_status()?;
+        }
         info!(%region, blocks = removed, "region unregistered");
         Ok(removed)
     }
 
     /// What an engine leaves behind when its connection ends.
     pub(crate) fn client_gone(&self, client: ClientId) {
-        let mut imports = self.imports.0.lock();
-        let orphans: Vec<_> = imports
-            .iter()
-            .filter(|(_, import)| import.client == Some(client))
-            .map(|(region, _)| *region)
-            .collect();
-        for region in orphans {
-            imports.remove(&region);
+        for region in self.imports.of_client(client) {
             // Nobody says any more what writes to it, so nobody may read it.
+            self.imports.end(region);
             if let Ok(blocks) = self.store.unregister(region) {
                 info!(%region, blocks, "region ended with its engine's connection");
             }
         }
-        drop(imports);
         self.store
             .release_holder(crate::region::Holder::Client(client));
     }
@@ -196,10 +172,4 @@ impl LocalApi {
             incarnation: self.identity.incarnation.get(),
         }
     }
-}
-
-/// Could a byte belong to both? Judged by extents: interleaved regions count as overlapping.
-fn overlap(a: &Geometry, b: &Geometry) -> bool {
-    let start = |g: &Geometry| g.planes().iter().map(|plane| plane.base).min().unwrap_or(0);
-    start(a) < b.end() && start(b) < a.end()
 }

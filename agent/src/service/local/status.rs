@@ -5,6 +5,7 @@ use kvferry_memory::MemoryError;
 use kvferry_proto::{GeometryError, HashError, InvalidMessage, Reason, refusal};
 use tonic::{Code, Status};
 
+use super::imports::{Covered, StillWritten};
 use crate::{
     coordinators::CoordinatorError,
     region::{
@@ -44,6 +45,24 @@ impl IntoStatus for RegisterError {
 impl IntoStatus for MemoryError {
     fn into_status(self) -> Status {
         say(Code::FailedPrecondition, Reason::Memory, &self)
+    }
+}
+
+impl IntoStatus for Covered {
+    fn into_status(self) -> Status {
+        say(Code::AlreadyExists, Reason::MemoryInUse, &self)
+    }
+}
+
+impl From<Covered> for Status {
+    fn from(error: Covered) -> Self {
+        error.into_status()
+    }
+}
+
+impl IntoStatus for StillWritten {
+    fn into_status(self) -> Status {
+        say(Code::DeadlineExceeded, Reason::MemoryInUse, &self)
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
     outcome::{Failure, Outcome},
     source::Source,
 };
+use crate::sabotage::{self, Bug};
 
 /// What is to be pulled.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,7 +220,7 @@ impl PullEngine {
         }
         block.state = State::Done;
         self.undone -= 1;
-        if std::mem::take(&mut block.destination) {
+        if std::mem::take(&mut block.destination) && !sabotage::is(Bug::NeverAbandoned) {
             self.commands.push_back(Command::Abandon { block: index });
         }
         block.chances = Vec::new();

@@ -1,6 +1,7 @@
 //! Deadlines, stalls, and giving up.
 
 use super::{PullEngine, State, Stop};
+use crate::sabotage::{self, Bug};
 use crate::transfer::{
     Time,
     command::{BlockIndex, Command, OpId, SourceKey},
@@ -93,6 +94,9 @@ impl PullEngine {
     pub(super) fn pass_deadlines(&mut self, now: Time) {
         // Time that runs backwards stands still.
         self.now = self.now.max(now);
+        if sabotage::is(Bug::DeadlineMissed) {
+            return;
+        }
         if self.now >= self.settle_at {
             self.begin_stop(Stop::Timeout);
         }
@@ -147,6 +151,16 @@ impl PullEngine {
             return;
         }
         for index in self.indices() {
+            if sabotage::is(Bug::FreedBeforeSettled) {
+                self.close(index, stop.outcome(false));
+            }
+            if sabotage::is(Bug::OutcomeTwice)
+                && let Some(block) = self.block_mut(index)
+                && block.finished
+            {
+                block.finished = false;
+                self.unfinished += 1;
+            }
             self.finish(index, stop.outcome(false));
         }
     }

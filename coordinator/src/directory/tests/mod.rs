@@ -223,6 +223,34 @@ fn spell(located: &Located) -> Vec<Vec<String>> {
     located.counts.iter().map(block).collect()
 }
 
+/// How an event is taken in.
+type Way = fn(&mut Directory, Duration, Event) -> Vec<Effect>;
+
+/// As a shell does that shares the directory with look-ups: what needs it only to read first, and
+/// slots one by one. Nothing is swept.
+fn step_by_step(directory: &mut Directory, now: Duration, event: Event) -> Vec<Effect> {
+    let begun = directory.begin_shared(now, event);
+    let begun = begun.or_else(|event| Ok::<_, ()>(directory.begin(now, *event)));
+    let Begun { mut effects, rest } = begun.unwrap();
+    if let Some(mut rest) = rest {
+        effects.extend(loop {
+            match directory.go_on(&mut rest, 1) {
+                Gone::On => {}
+                Gone::Through(effects) => break effects,
+                Gone::ToFinish => break directory.finish(rest),
+            }
+        });
+    }
+    effects
+}
+
+fn step_by_step_and_sweep(directory: &mut Directory, now: Duration, event: Event) -> Vec<Effect> {
+    let effects = step_by_step(directory, now, event);
+    while directory.sweep(1) {}
+    directory.reap();
+    effects
+}
+
 /// Nothing is left of nodes that are gone.
 fn assert_empty(directory: &Directory) {
     assert_eq!(directory.catalog.totals(), (0, 0));

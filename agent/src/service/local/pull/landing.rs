@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::Pull;
 use crate::{
     region::{Chain, Checksums, Held, Holder, PinId, Region, Seal},
-    service::local::LocalApi,
+    service::local::{LocalApi, imports::Writer},
     transfer::{self, BlockIndex, Destination, LandError, NoSpace},
 };
 
@@ -19,8 +19,8 @@ use crate::{
 pub(super) enum Target {
     /// A pool, which gives a slot per block as it is needed.
     Pool(Arc<Region>),
-    /// Slots that are reserved already, one per block.
-    Slots(Arc<Region>, Vec<Slot>),
+    /// Slots that are reserved already, one per block, and the right to write to them.
+    Slots(Arc<Region>, Vec<Slot>, Writer),
 }
 
 /// Whether a block has a slot, and of whom it is.
@@ -77,7 +77,16 @@ impl Landing {
 
     pub(super) fn region(&self) -> &Arc<Region> {
         match &self.target {
-            Target::Pool(region) | Target::Slots(region, _) => region,
+            Target::Pool(region) | Target::Slots(region, ..) => region,
+        }
+    }
+
+    /// Completes when the region it writes to ends.
+    pub(super) async fn region_ended(&self) {
+        match &self.target {
+            // A pool is the agent's own memory: it lives as long as somebody writes to it.
+            Target::Pool(_) => std::future::pending().await,
+            Target::Slots(_, _, writer) => writer.region_ended().await,
         }
     }
 
@@ -89,7 +98,7 @@ impl Landing {
                 .store
                 .reserve_one(self.api.now(), self.holder, region.id)
                 .map_err(|_| NoSpace)?,
-            Target::Slots(_, slots) => *slots.get(index).ok_or(NoSpace)?,
+            Target::Slots(_, slots, _) => *slots.get(index).ok_or(NoSpace)?,
         };
         self.set(index, Place::Taken(slot));
         Ok(slot)
@@ -191,7 +200,7 @@ impl Landing {
 
     /// Gives back a reserved slot that nothing was ever written to.
     pub(super) fn give_back_unused(&self, index: usize) {
-        if let (Some(Place::Unused), Target::Slots(_, slots)) = (self.place(index), &self.target)
+        if let (Some(Place::Unused), Target::Slots(_, slots, _)) = (self.place(index), &self.target)
             && let Some(&slot) = slots.get(index)
         {
             self.abort(index, slot);

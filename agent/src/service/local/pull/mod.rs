@@ -32,6 +32,8 @@ use report::Report;
 
 /// Longest pull.
 const MAX_PULL_TIMEOUT: Duration = Duration::from_secs(600);
+/// Pulls under way: far more than an engine has requests, few enough that their books stay small.
+const MAX_PULLS: u64 = 4096;
 /// Events waiting for an engine that reads slowly; the pull goes on beside it.
 const EVENTS_AHEAD: usize = 64;
 
@@ -151,6 +153,18 @@ impl LocalApi {
         client: ClientId,
         pull: Pull,
     ) -> Result<mpsc::Receiver<pb::PullEvent>, Status> {
+        let under_way = self
+            .pulls
+            .begun
+            .get()
+            .saturating_sub(self.pulls.ended.get());
+        if under_way >= MAX_PULLS {
+            return Err(refusal(
+                Code::ResourceExhausted,
+                Reason::BoundReached,
+                format!("{under_way} pulls are under way, as many as may be: wait for some to end"),
+            ));
+        }
         let deadline = Instant::now() + pull.timeout;
         let holder = self.new_holder();
         let (target, pin) = self.open_target(client, holder, &pull)?;
@@ -167,11 +181,11 @@ impl LocalApi {
             pin,
             ttl,
             deadline,
-            report: Report::new(sender),
+            report: Report::new(sender, pull.hashes.len()),
             landing,
             pull,
         };
-        self.pulls.begun.add(1);
+        running.api.pulls.begun.add(1);
         tokio::spawn(running.run(local));
         Ok(receiver)
     }
@@ -195,10 +209,14 @@ impl LocalApi {
                 Ok((Target::Pool(Arc::clone(region)), Some(pin)))
             }
             PullInto::Slots { region, slots } => {
+                let writer = self
+                    .imports
+                    .writer(region.id)
+                    .ok_or_else(|| unknown_region(region.id.0))?;
                 self.store
                     .reserve_slots(self.now(), holder, region.id, slots)
                     .or_status()?;
-                let target = Target::Slots(Arc::clone(region), slots.clone());
+                let target = Target::Slots(Arc::clone(region), slots.clone(), writer);
                 Ok((target, None))
             }
         }
@@ -225,11 +243,16 @@ impl Running {
             .into_iter()
             .filter_map(|i| Some((i, local[i]?)))
             .collect();
-        // The engine that asked may go away at any time; then nobody needs the rest.
+        // The engine that asked may go away at any time, or the region; then nobody needs the rest.
         let ((), (last, summary)) = tokio::select! {
             both = async { tokio::join!(self.settle_here(here), self.bring(&away)) } => both,
             () = self.report.closed() => Default::default(),
+            () = self.landing.region_ended() => Default::default(),
         };
+        // From here on only reads that have not settled keep the destination.
+        drop(self.landing);
+        self.report.note(&last);
+        self.report.give_up_the_rest().await;
         if let Some(pin) = self.pin {
             // From now on the pin lasts as long as was asked for. It may have been released already.
             let _ = self

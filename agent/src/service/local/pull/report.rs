@@ -1,6 +1,7 @@
 //! What an engine hears of its pull.
 
 use kvferry_proto::pb::{self, OutcomeKind};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -8,23 +9,53 @@ use crate::{
     transfer::{self, PullSummary},
 };
 
-/// The stream of a pull's events.
-pub(super) struct Report(mpsc::Sender<pb::PullEvent>);
+/// The stream of a pull's events: one outcome per block, and the summary last.
+pub(super) struct Report {
+    events: mpsc::Sender<pb::PullEvent>,
+    /// Blocks that have their outcome.
+    given: Mutex<Vec<bool>>,
+}
 
 impl Report {
-    pub(super) fn new(events: mpsc::Sender<pb::PullEvent>) -> Self {
-        Self(events)
+    pub(super) fn new(events: mpsc::Sender<pb::PullEvent>, blocks: usize) -> Self {
+        Self {
+            events,
+            given: Mutex::new(vec![false; blocks]),
+        }
+    }
+
+    /// These blocks have their outcome, or get it with the summary.
+    pub(super) fn note(&self, outcomes: &[pb::BlockOutcome]) {
+        let mut all = self.given.lock();
+        for outcome in outcomes {
+            if let Some(given) = all.get_mut(outcome.index as usize) {
+                *given = true;
+            }
+        }
     }
 
     /// Outcomes, some at a time. An engine that went away does not want to know.
     pub(super) async fn outcomes(&self, outcomes: Vec<pb::BlockOutcome>) {
+        self.note(&outcomes);
         if !outcomes.is_empty() {
             let event = pb::PullEvent {
                 outcomes,
                 summary: None,
             };
-            let _ = self.0.send(event).await;
+            let _ = self.events.send(event).await;
         }
+    }
+
+    /// Outcomes for the blocks that have none: the pull ended before its time.
+    pub(super) async fn give_up_the_rest(&self) {
+        let rest = self.given.lock().clone();
+        let outcomes = rest
+            .iter()
+            .enumerate()
+            .filter(|(_, given)| !**given)
+            .map(|(index, _)| given_up(index))
+            .collect();
+        self.outcomes(outcomes).await;
     }
 
     /// The last event, with the last outcomes.
@@ -47,12 +78,12 @@ impl Report {
                 pin: pin.map_or(0, |pin| pin.0),
             }),
         };
-        let _ = self.0.send(event).await;
+        let _ = self.events.send(event).await;
     }
 
     /// Completes when nobody listens any more.
     pub(super) async fn closed(&self) {
-        self.0.closed().await;
+        self.events.closed().await;
     }
 }
 
@@ -104,6 +135,18 @@ pub(super) fn overwritten(index: usize) -> pb::BlockOutcome {
 /// It was here, and the deadline came before its copy.
 pub(super) fn timed_out(index: usize) -> pb::BlockOutcome {
     settled(index, OutcomeKind::TimedOut, "the deadline came first")
+}
+
+/// Nobody went on with it.
+fn given_up(index: usize) -> pb::BlockOutcome {
+    pb::BlockOutcome {
+        settled: false,
+        ..settled(
+            index,
+            OutcomeKind::Cancelled,
+            "the pull was given up: its region was unregistered, or the agent stops",
+        )
+    }
 }
 
 /// It was here, and could not be given a place or a pin.

@@ -1,6 +1,7 @@
 //! The directory against a model that is plain maps and no cleverness: after every operation both
 //! answer every question alike.
 
+mod compare;
 mod simple;
 mod tame;
 
@@ -8,7 +9,8 @@ use std::collections::BTreeSet;
 
 use proptest::{collection::vec, option, prelude::*};
 
-use self::simple::{Model, Place};
+use self::compare::{compare, compare_offered};
+use self::simple::Model;
 use super::*;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
@@ -255,7 +257,7 @@ fn event(session: u64, expected: u64, said: &Said) -> Event {
     }
 }
 
-fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
+fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way: Way) {
     let now = model.now;
     let effects = match operation {
         Operation::Hello {
@@ -270,7 +272,7 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
             let epoch = if *knows_us { EPOCH } else { 0 };
             let event = hello_from(session, NODES[*node], incarnation, epoch, *oldest, *next);
             let resync = model.hello(session, *node, incarnation, *knows_us, *oldest..=*next);
-            let effects = directory.handle(now, event);
+            let effects = way(directory, now, event);
             let told = effects.iter().find_map(|effect| match effect {
                 Effect::Welcome { resync, .. } => Some(*resync),
                 _ => None,
@@ -287,11 +289,11 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
             };
             let event = event(session, model.expected(session), &said);
             model.say(session, &said);
-            directory.handle(now, event)
+            way(directory, now, event)
         }
         Operation::Tick { advance_ms } => {
             model.tick(at(*advance_ms));
-            directory.handle(model.now, Event::Tick)
+            way(directory, model.now, Event::Tick)
         }
         Operation::Create { namespace, variant } => {
             let outcome = directory.create_namespace(&variant_spec(*namespace, *variant));
@@ -322,137 +324,47 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
     assert_eq!(closed, std::mem::take(&mut model.closed));
 }
 
-/// Both answer every question alike.
-fn compare(directory: &Directory, model: &Model) {
-    for (index, name) in NAMESPACES.iter().enumerate() {
-        compare_namespace(directory, model, index, &namespace(name));
-    }
-    let mut slots = 0;
-    for (index, name) in NODES.iter().enumerate() {
-        let info = directory.node(model.now, &node(name)).ok();
-        let Some(known) = model.nodes.get(&index) else {
-            assert_eq!(info, None);
-            continue;
-        };
-        let info = info.expect("the model knows this node");
-        assert_eq!(info.incarnation.get(), known.incarnation);
-        assert_eq!(info.state, known.state());
-        assert_eq!(info.applied_delta, known.applied);
-        assert_eq!(info.silent, model.now - known.last_seen);
-        let regions: Vec<(u32, usize, u32)> = known
-            .accepted()
-            .map(|(id, region)| (id, region.namespace, region.slots.len() as u32))
-            .collect();
-        let told: Vec<(u32, usize, u32)> = info
-            .regions
-            .iter()
-            .map(|r| {
-                let name = r.namespace.as_str();
-                let index = NAMESPACES.iter().position(|n| *n == name).unwrap();
-                (r.region.0, index, r.sealed)
-            })
-            .collect();
-        assert_eq!(told, regions);
-        let blocks: u64 = regions.iter().map(|r| u64::from(r.2)).sum();
-        assert_eq!((info.blocks, info.bytes), (blocks, blocks * BLOCK_BYTES));
-        slots += regions.len() as u64 * u64::from(SLOTS);
-    }
-    assert_eq!(directory.catalog.totals().1, slots);
-    assert_eq!(directory.sessions.len(), model.sessions().count());
-}
-
-fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &NamespaceName) {
-    let hashes: Vec<u64> = (0..HASHES).collect();
-    let hashes = packed(&hashes);
-    let prefer = Labels::default();
-    let query = LocateQuery {
-        namespace: name,
-        hashes: &hashes,
-        mode: LocateMode::Set,
-        max_candidates: MAX_CANDIDATES,
-        host_id: "",
-        prefer: &prefer,
-        exclude: None,
-    };
-    if !model.namespaces.contains_key(&index) {
-        assert!(directory.namespace(name).is_err());
-        assert!(directory.locate(&query).is_err());
-        return;
-    }
-    let all: Vec<Vec<Place>> = (0..HASHES).map(|hash| model.owners(index, hash)).collect();
-    let info = directory.namespace(name).unwrap();
-    assert_eq!(info.spec, variant_spec(index, model.namespaces[&index]));
-    let blocks = all.iter().filter(|owners| !owners.is_empty()).count();
-    assert_eq!(info.blocks, blocks as u64);
-    assert_eq!(info.owners, all.concat().len() as u64);
-    assert_eq!(info.bytes, info.owners * BLOCK_BYTES);
-    assert_eq!(info.regions as usize, model.regions_of(index));
-
-    let offered: Vec<Vec<Place>> = all
-        .into_iter()
-        .map(|owners| {
-            owners
-                .into_iter()
-                .filter(|o| !model.hidden(o.node))
-                .collect()
-        })
-        .collect();
-    let located = directory.locate(&query).unwrap();
-    let told = places(&located);
-    for (told, offered) in told.iter().zip(&offered) {
-        let draining: Vec<bool> = told.iter().map(|p| model.nodes[&p.node].draining).collect();
-        assert!(draining.is_sorted(), "draining nodes come last");
-        let mut told = told.clone();
-        told.sort_unstable();
-        let mut offered = offered.clone();
-        offered.sort_unstable();
-        assert_eq!(told, offered);
-    }
-    let prefix = LocateQuery {
-        mode: LocateMode::Prefix,
-        ..query
-    };
-    let prefix = directory.locate(&prefix).unwrap();
-    let run = offered
-        .iter()
-        .take_while(|owners| !owners.is_empty())
-        .count();
-    assert_eq!(places(&prefix), told[..run]);
-}
-
-fn places(located: &Located) -> Vec<Vec<Place>> {
-    let mut row = 0;
-    let block = |count: &u32| {
-        let rows = row..row + *count as usize;
-        row = rows.end;
-        let place = |row: usize| {
-            let owner = &located.owners[located.owner_index[row] as usize];
-            let name = owner.node.as_str();
-            Place {
-                node: NODES.iter().position(|n| *n == name).unwrap(),
-                incarnation: owner.incarnation.get(),
-                region: owner.region.0,
-                slot: located.slots[row],
-                generation: located.generations[row],
-            }
-        };
-        rows.map(place).collect()
-    };
-    located.counts.iter().map(block).collect()
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1024) })]
 
     #[test]
     fn directory_and_model_agree(operations in vec(operation(), 1..80)) {
+        agree(&operations, Directory::handle);
+    }
+
+    /// The same in the steps that a shell takes.
+    #[test]
+    fn directory_and_model_agree_step_by_step(operations in vec(operation(), 1..80)) {
+        agree(&operations, step_by_step_and_sweep);
+    }
+
+    /// However long the sweep takes, what went is offered to nobody, and in the end all is well.
+    #[test]
+    fn what_went_is_invisible_before_it_is_swept(operations in vec((operation(), 0..3u32), 1..80)) {
         let mut directory = directory_of(LIMITS);
         let mut model = Model::default();
-        for operation in &operations {
-            run(&mut directory, &mut model, operation);
-            compare(&directory, &model);
+        for (operation, sweep) in &operations {
+            run(&mut directory, &mut model, operation, step_by_step);
+            if directory.sweep(*sweep) {
+                compare_offered(&directory, &model);
+            } else {
+                directory.reap();
+                compare(&directory, &model);
+            }
         }
-        directory.handle(model.now + PURGE, Event::Tick);
-        assert_empty(&directory);
+        while directory.sweep(1) {}
+        directory.reap();
+        compare(&directory, &model);
     }
+}
+
+fn agree(operations: &[Operation], way: Way) {
+    let mut directory = directory_of(LIMITS);
+    let mut model = Model::default();
+    for operation in operations {
+        run(&mut directory, &mut model, operation, way);
+        compare(&directory, &model);
+    }
+    way(&mut directory, model.now + PURGE, Event::Tick);
+    assert_empty(&directory);
 }

@@ -1,0 +1,202 @@
+//! Local memory that READs land in: registered once, with every device, for as long as somebody has it.
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Weak},
+};
+
+use kvferry_ibverbs::{LocalRegion, RegisterError};
+use kvferry_memory::{HostMemory, HugePages};
+use parking_lot::Mutex;
+
+use super::{device::Device, numa};
+
+/// Bytes of one place to put a small read: a generation read has at most 8 KiB.
+pub(super) const SCRATCH_BYTES: u64 = 16 << 10;
+/// How many places: small reads under way at a time; more register their own memory.
+const SCRATCH_PLACES: u32 = 64;
+
+/// Memory registered for READs to land in; a place per device, None where that device does not take it.
+pub(super) struct LocalMemory {
+    pub(super) regions: Vec<Option<Arc<LocalRegion>>>,
+    /// Where it lies.
+    pub(super) numa_node: Option<u32>,
+}
+
+struct Known {
+    memory: Weak<HostMemory>,
+    local: Arc<LocalMemory>,
+}
+
+/// What is registered, and registered scratch for what is not worth it.
+pub(super) struct LocalMemories {
+    known: Mutex<HashMap<usize, Known>>,
+    scratch: Arc<Scratch>,
+}
+
+/// A memory cannot be registered with any device.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NotRegistered(String);
+
+impl LocalMemories {
+    /// Devices that cannot even register the scratch leave the list, with a reason.
+    pub(super) fn new(devices: &mut Vec<Arc<Device>>, reasons: &mut Vec<String>) -> Self {
+        let bytes = SCRATCH_BYTES * u64::from(SCRATCH_PLACES);
+        let mut local = LocalMemory {
+            regions: Vec::new(),
+            numa_node: None,
+        };
+        let memory = match HostMemory::pool("kvferry-rdma-scratch", bytes, HugePages::Off) {
+            Ok(memory) => Some(Arc::new(memory)),
+            Err(error) => {
+                reasons.push(error.to_string());
+                devices.clear();
+                None
+            }
+        };
+        if let Some(memory) = &memory {
+            devices.retain(|device| match device.cache.local(memory, 0..memory.len()) {
+                Ok(region) => {
+                    local.regions.push(Some(region));
+                    true
+                }
+                Err(error) => {
+                    tracing::warn!(device = device.name(), "RDMA device not used: {error}");
+                    reasons.push(error.to_string());
+                    false
+                }
+            });
+        }
+        // Indices are places in the list, so they are given anew.
+        for (index, device) in devices.iter_mut().enumerate() {
+            if let Some(device) = Arc::get_mut(device) {
+                device.index = index;
+            }
+        }
+        Self {
+            known: Mutex::default(),
+            scratch: Arc::new(Scratch {
+                memory,
+                local: Arc::new(local),
+                free: Mutex::new((0..SCRATCH_PLACES).collect()),
+            }),
+        }
+    }
+
+    /// What was registered before. Costs a look into a table.
+    pub(super) fn find(&self, memory: &Arc<HostMemory>) -> Option<Arc<LocalMemory>> {
+        let known = self.known.lock();
+        let found = known.get(&Arc::as_ptr(memory).addr())?;
+        Some(Arc::clone(&found.local))
+    }
+
+    /// Registers all of a memory with all devices. Takes time: a second for some gigabytes.
+    pub(super) fn register(
+        &self,
+        devices: &[Arc<Device>],
+        memory: &Arc<HostMemory>,
+    ) -> Result<Arc<LocalMemory>, NotRegistered> {
+        if let Some(found) = self.find(memory) {
+            return Ok(found);
+        }
+        let mut failure: Option<RegisterError> = None;
+        let regions: Vec<_> = devices
+            .iter()
+            .map(|device| match device.cache.local(memory, 0..memory.len()) {
+                Ok(region) => Some(region),
+                Err(error) => {
+                    failure = Some(error);
+                    None
+                }
+            })
+            .collect();
+        if let (Some(error), true) = (failure, regions.iter().all(Option::is_none)) {
+            return Err(NotRegistered(error.to_string()));
+        }
+        let local = Arc::new(LocalMemory {
+            regions,
+            numa_node: numa::node_of(memory),
+        });
+        let known = Known {
+            memory: Arc::downgrade(memory),
+            local: Arc::clone(&local),
+        };
+        let before = self.known.lock().insert(Arc::as_ptr(memory).addr(), known);
+        drop(before); // deregisters, without the lock
+        Ok(local)
+    }
+
+    /// Lets go of one memory: it is not what was registered any more.
+    pub(super) fn forget(&self, devices: &[Arc<Device>], memory: &Arc<HostMemory>) {
+        let gone = self.known.lock().remove(&Arc::as_ptr(memory).addr());
+        for device in devices {
+            device.cache.forget(memory);
+        }
+        drop(gone);
+    }
+
+    /// Lets go of memory that only its registrations keep alive.
+    pub(super) fn forget_unused(&self, devices: &[Arc<Device>]) {
+        let mut unused = Vec::new();
+        self.known.lock().retain(|_, known| {
+            let registered = known.local.regions.iter().flatten().count();
+            let used = known.memory.strong_count() > registered;
+            if !used {
+                unused.extend(known.memory.upgrade());
+            }
+            used
+        });
+        for memory in unused {
+            devices.iter().for_each(|d| d.cache.forget(&memory));
+        }
+    }
+
+    /// A place for a small read, while there are any.
+    pub(super) fn scratch(&self, bytes: u64) -> Option<Place> {
+        if bytes > SCRATCH_BYTES {
+            return None;
+        }
+        let number = self.scratch.free.lock().pop()?;
+        Some(Place {
+            scratch: Arc::clone(&self.scratch),
+            number,
+        })
+    }
+}
+
+struct Scratch {
+    /// None only where no device was left.
+    memory: Option<Arc<HostMemory>>,
+    local: Arc<LocalMemory>,
+    free: Mutex<Vec<u32>>,
+}
+
+/// One place of the scratch; free again when dropped, so drop it only when nothing writes to it.
+pub(super) struct Place {
+    scratch: Arc<Scratch>,
+    number: u32,
+}
+
+impl Place {
+    pub(super) fn local(&self) -> &Arc<LocalMemory> {
+        &self.scratch.local
+    }
+
+    pub(super) fn memory(&self) -> Option<&Arc<HostMemory>> {
+        self.scratch.memory.as_ref()
+    }
+
+    /// Its first `len` bytes.
+    pub(super) fn range(&self, len: u64) -> Range<u64> {
+        let start = u64::from(self.number) * SCRATCH_BYTES;
+        start..start + len.min(SCRATCH_BYTES)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.scratch.free.lock().push(self.number);
+    }
+}

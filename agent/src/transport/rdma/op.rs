@@ -1,0 +1,207 @@
+//! One read under way: how much of it is left, and who waits for it.
+
+use std::{
+    ops::Range,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use kvferry_memory::{HostMemory, copy_ranges};
+use kvferry_proto::{Part, RegionId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::memory::{LocalMemory, Place};
+use crate::transport::{CancelRead, Completion, LocalSpans, PendingRead, ReadError};
+
+/// A region of the owner, as one of its devices knows it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RemoteKeys {
+    pub(super) device: u32,
+    pub(super) data: kvferry_ibverbs::RemoteKey,
+    pub(super) generations: kvferry_ibverbs::RemoteKey,
+}
+
+/// A region of the owner.
+#[derive(Debug)]
+pub(super) struct RemoteRegion {
+    pub(super) id: RegionId,
+    /// Empty: not to be read by RDMA.
+    pub(super) keys: Vec<RemoteKeys>,
+}
+
+impl RemoteRegion {
+    pub(super) fn key(&self, device: u32, part: Part) -> Option<kvferry_ibverbs::RemoteKey> {
+        let keys = self.keys.iter().find(|keys| keys.device == device)?;
+        Some(match part {
+            Part::Data => keys.data,
+            Part::Generations => keys.generations,
+        })
+    }
+}
+
+/// One READ that is to be done.
+pub(super) struct Item {
+    pub(super) op: Arc<ReadOp>,
+    pub(super) region: Arc<RemoteRegion>,
+    pub(super) part: Part,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    /// Ranges of the registered memory.
+    pub(super) into: Vec<Range<u64>>,
+    pub(super) attempts: u8,
+}
+
+/// Where READs land, and from where small ones are copied on.
+pub(super) struct Target {
+    pub(super) local: Arc<LocalMemory>,
+    pub(super) place: Option<Place>,
+}
+
+/// A read. It settles when nothing of it is left: no READ waits, none is with a device.
+pub(super) struct ReadOp {
+    spans: LocalSpans,
+    bytes: u64,
+    target: OnceLock<Target>,
+    /// Its READs, and one for whoever still prepares it.
+    left: AtomicUsize,
+    cancelled: AtomicBool,
+    told: Notify,
+    end: Mutex<End>,
+}
+
+struct End {
+    completion: Option<Completion>,
+    error: Option<ReadError>,
+}
+
+/// How a cancel reaches the link.
+pub(super) type OnCancel = Box<dyn Fn(&Arc<ReadOp>) + Send + Sync>;
+
+struct Cancel {
+    op: Arc<ReadOp>,
+    then: OnCancel,
+}
+
+impl CancelRead for Cancel {
+    fn cancel(&self) {
+        if self.op.is_settled() || self.op.cancelled.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.op.told.notify_one();
+        (self.then)(&self.op);
+    }
+}
+
+impl ReadOp {
+    /// One that is being prepared: [`ReadOp::over`] is owed once.
+    pub(super) fn new(spans: LocalSpans, bytes: u64, then: OnCancel) -> (Arc<Self>, PendingRead) {
+        let op = Arc::new(Self {
+            spans,
+            bytes,
+            target: OnceLock::new(),
+            left: AtomicUsize::new(1),
+            cancelled: AtomicBool::new(false),
+            told: Notify::new(),
+            end: Mutex::new(End {
+                completion: None,
+                error: None,
+            }),
+        });
+        let cancel = Arc::new(Cancel {
+            op: Arc::clone(&op),
+            then,
+        });
+        let (pending, completion) = PendingRead::new(cancel);
+        op.end.lock().completion = Some(completion);
+        (op, pending)
+    }
+
+    pub(super) fn memory(&self) -> &Arc<HostMemory> {
+        &self.spans.memory
+    }
+
+    pub(super) fn spans(&self) -> &LocalSpans {
+        &self.spans
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.end.lock().completion.is_none()
+    }
+
+    /// Completes when it is cancelled. For the one who prepares it.
+    pub(super) async fn cancelled(&self) {
+        while !self.is_cancelled() {
+            self.told.notified().await;
+        }
+    }
+
+    /// Where its READs land from now on. Said once.
+    pub(super) fn aim(&self, target: Target) {
+        // A second time would be a fault of this module, and change nothing.
+        let _ = self.target.set(target);
+    }
+
+    pub(super) fn target(&self) -> Option<&Target> {
+        self.target.get()
+    }
+
+    /// So many READs more.
+    pub(super) fn add(&self, reads: usize) {
+        self.left.fetch_add(reads, Ordering::AcqRel);
+    }
+
+    /// One READ, or the preparation, is over. The first error stands.
+    pub(super) fn over(&self, result: Result<(), ReadError>) {
+        self.over_and_cut(result);
+    }
+
+    /// As [`ReadOp::over`]. True where the memory under it turned out to be another by now.
+    pub(super) fn over_and_cut(&self, result: Result<(), ReadError>) -> bool {
+        if let Err(error) = result {
+            self.end.lock().error.get_or_insert(error);
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return false;
+        }
+        let mut end = self.end.lock();
+        let Some(completion) = end.completion.take() else {
+            return false;
+        };
+        let error = end.error.take();
+        drop(end);
+        let result = match error {
+            _ if self.is_cancelled() => Err(ReadError::Cancelled),
+            Some(error) => Err(error),
+            None => self.deliver(),
+        };
+        let cut = matches!(result, Err(ReadError::Local(_)));
+        completion.settle(result);
+        cut
+    }
+
+    /// A device never gave up one of its READs: nobody may ever be told that the memory is free.
+    pub(super) fn never(&self) {
+        std::mem::forget(self.end.lock().completion.take());
+    }
+
+    fn deliver(&self) -> Result<(), ReadError> {
+        let place = self.target.get().and_then(|target| target.place.as_ref());
+        let scratch = place.and_then(|place| Some((place.memory()?, place.range(self.bytes))));
+        if let Some((memory, range)) = scratch {
+            let ranges = self.spans.ranges.iter().filter(|r| !r.is_empty());
+            copy_ranges(memory, [range], &self.spans.memory, ranges.cloned())?;
+        }
+        Ok(self.spans.memory.check_backed()?)
+    }
+}

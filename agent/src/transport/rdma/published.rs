@@ -1,0 +1,182 @@
+//! What readers may read: regions and their generation words, registered with every device.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use kvferry_ibverbs::{ReadableRegion, RemoteKey};
+use kvferry_memory::GenerationTable;
+use kvferry_proto::{Incarnation, RegionId, pb};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tracing::{error, info};
+
+use super::{config::MAX_DESCRIBED, device::Devices, wire::memory_message};
+use crate::region::{Region, RegionCatalog};
+
+/// Why regions are not described.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishError {
+    /// Keys are told to readers with a session: connect first.
+    #[error("there is no such RDMA session")]
+    NoSession,
+    /// A request that cannot be.
+    #[error("more than {MAX_DESCRIBED} regions in one request")]
+    TooMany,
+}
+
+/// A region's registrations; a place per device, None where that device did not take it.
+struct Registered {
+    region: Arc<Region>,
+    devices: Vec<Option<(Arc<ReadableRegion>, Arc<ReadableRegion>)>>,
+}
+
+/// The registrations of a catalogue's regions.
+pub(super) struct Published {
+    devices: Arc<Devices>,
+    catalog: Arc<RegionCatalog>,
+    regions: Mutex<HashMap<RegionId, Arc<Registered>>>,
+    /// Held while something is registered, so that nothing is twice.
+    registering: Mutex<()>,
+    /// Holds the incarnation: what readers prove their paths with.
+    probe: Option<GenerationTable>,
+    probes: Vec<Result<Arc<ReadableRegion>, String>>,
+}
+
+impl Published {
+    pub(super) fn new(devices: &Arc<Devices>, catalog: &Arc<RegionCatalog>) -> Self {
+        let mut probes = Vec::new();
+        let probe = GenerationTable::new(1).ok();
+        if let Some(table) = &probe {
+            let memory = table.memory();
+            // Only this process maps it for writing.
+            let word = catalog.incarnation().get().to_le_bytes();
+            let written = memory.write_at(0, &word).map_err(|error| error.to_string());
+            probes = devices
+                .list
+                .iter()
+                .map(|device| {
+                    written.clone()?;
+                    device
+                        .cache
+                        .readable(memory, 0..memory.len())
+                        .map_err(|error| error.to_string())
+                })
+                .collect();
+        }
+        Self {
+            devices: Arc::clone(devices),
+            catalog: Arc::clone(catalog),
+            regions: Mutex::default(),
+            registering: Mutex::new(()),
+            probe,
+            probes,
+        }
+    }
+
+    pub(super) fn incarnation(&self) -> Incarnation {
+        self.catalog.incarnation()
+    }
+
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.catalog.changes()
+    }
+
+    /// Eight bytes that hold the incarnation, as a device knows them.
+    pub(super) fn probe(&self, device: usize) -> Result<RemoteKey, String> {
+        debug_assert!(self.probe.is_some() || self.probes.is_empty());
+        match self.probes.get(device) {
+            Some(Ok(region)) => Ok(region.key()),
+            Some(Err(why)) => Err(why.clone()),
+            None => Err("the owner has no memory to prove a path with".to_owned()),
+        }
+    }
+
+    /// Registers what the catalogue has, and lets go of what it has not any more. Takes time.
+    pub(super) fn sync(&self) {
+        let there = self.catalog.all();
+        for region in &there {
+            self.registered(region);
+        }
+        let there: HashSet<RegionId> = self.catalog.all().iter().map(|r| r.id).collect();
+        let gone: Vec<Arc<Registered>> = {
+            let mut regions = self.regions.lock();
+            let gone = regions.extract_if(|id, _| !there.contains(id));
+            gone.map(|(_, region)| region).collect()
+        };
+        for registered in gone {
+            for device in &self.devices.list {
+                device.cache.forget(&registered.region.memory);
+                device.cache.forget(registered.region.generations.memory());
+            }
+        }
+    }
+
+    /// A region as readers are told of it; registers it where that has not happened.
+    pub(super) fn describe(&self, id: RegionId) -> Result<pb::RdmaRegion, PublishError> {
+        let mut message = pb::RdmaRegion {
+            region: id.0,
+            ..Default::default()
+        };
+        let Some(region) = self.catalog.get(id) else {
+            return Ok(message);
+        };
+        message.exists = true;
+        let registered = self.registered(&region);
+        for (device, keys) in registered.devices.iter().enumerate() {
+            if let Some((data, words)) = keys {
+                message.keys.push(pb::RdmaKeys {
+                    device: u32::try_from(device).unwrap_or(u32::MAX),
+                    data: Some(memory_message(data.key())),
+                    generations: Some(memory_message(words.key())),
+                });
+            }
+        }
+        Ok(message)
+    }
+
+    fn registered(&self, region: &Arc<Region>) -> Arc<Registered> {
+        let known = || self.regions.lock().get(&region.id).map(Arc::clone);
+        if let Some(known) = known() {
+            return known;
+        }
+        let _one_at_a_time = self.registering.lock();
+        if let Some(known) = known() {
+            return known;
+        }
+        let registered = Arc::new(Registered {
+            devices: self.register(region),
+            region: Arc::clone(region),
+        });
+        self.regions
+            .lock()
+            .insert(region.id, Arc::clone(&registered));
+        registered
+    }
+
+    fn register(&self, region: &Region) -> Vec<Option<(Arc<ReadableRegion>, Arc<ReadableRegion>)>> {
+        let memory = &region.memory;
+        let words = region.generations.memory();
+        let devices = &self.devices.list;
+        let registered: Vec<_> = devices
+            .iter()
+            .map(|device| {
+                let data = device.cache.readable(memory, 0..memory.len());
+                let both =
+                    data.and_then(|data| Ok((data, device.cache.readable(words, 0..words.len())?)));
+                both.map_err(|error| error!(region = %region.id, "{error}"))
+                    .ok()
+            })
+            .collect();
+        let count = registered.iter().flatten().count();
+        let bytes = memory.len();
+        match count {
+            0 => {
+                error!(region = %region.id, bytes, "no RDMA device registers the region: it is served by TCP and shared memory only")
+            }
+            _ => info!(region = %region.id, bytes, devices = count, "region readable by RDMA"),
+        }
+        registered
+    }
+}

@@ -1,0 +1,315 @@
+//! One part of an index. Hash, first owner and its generation lie in one entry; only a block of
+//! several copies has more, in a side table.
+
+use super::{Owner, buckets::Buckets, pages::Pages, table::Table};
+
+/// Entries of one shard: what a position has bits for beside the shard's number. The last page of
+/// them is not used: see `Place::NONE`.
+pub(super) const MAX_ENTRIES: u32 = 1 << 26;
+/// In place of a region: the copies are in the side table, from `slot` on.
+const SEVERAL: u32 = u32::MAX;
+/// The end of a chain in the side table.
+const END: u32 = u32::MAX;
+
+/// A copy: where it is, and what a reader checks it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) struct Held {
+    pub(in super::super) owner: Owner,
+    pub(in super::super) generation: u64,
+    /// 0 is "not known".
+    pub(in super::super) checksum: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry<const N: usize> {
+    /// Zero-padded: all hashes of a namespace have one length, so padding confuses none.
+    hash: [u8; N],
+    generation: u64,
+    region: u32,
+    slot: u32,
+}
+
+/// A copy of a block that has several.
+#[derive(Debug, Clone, Copy)]
+struct Further {
+    held: Held,
+    next: u32,
+}
+
+/// One part of an index.
+#[derive(Debug, Default)]
+pub(super) struct Shard<const N: usize> {
+    table: Table,
+    entries: Pages<Entry<N>>,
+    further: Pages<Further>,
+    /// By position; only as long as checksums were ever given.
+    checksums: Vec<u64>,
+}
+
+/// The copies of one block.
+#[derive(Debug, Clone)]
+pub(in super::super) struct Copies<'a> {
+    first: Option<Held>,
+    further: Option<&'a Pages<Further>>,
+    next: u32,
+}
+
+impl Copies<'_> {
+    pub(super) const NONE: Self = Self {
+        first: None,
+        further: None,
+        next: END,
+    };
+
+    /// The only copy, where there is one and no more.
+    pub(in super::super) fn only(&self) -> Option<Held> {
+        match self.next {
+            END => self.first,
+            _ => None,
+        }
+    }
+}
+
+impl Iterator for Copies<'_> {
+    type Item = Held;
+    fn next(&mut self) -> Option<Held> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
+        let further = self.further?.get(self.next)?;
+        self.next = further.next;
+        Some(further.held)
+    }
+}
+
+impl<const N: usize> Shard<N> {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// See [`Table::wants`].
+    pub(super) fn wants(&self, more: usize) -> Option<usize> {
+        self.table.wants(more)
+    }
+
+    /// See [`Table::wants_less`].
+    pub(super) fn wants_less(&self) -> Option<usize> {
+        self.table.wants_less()
+    }
+
+    /// See [`Table::grow_into`].
+    pub(super) fn grow_into(
+        &mut self,
+        larger: Buckets,
+        hash_of: impl Fn(&[u8; N]) -> u64,
+    ) -> Option<Buckets> {
+        let entries = &self.entries;
+        let hash_at = |at| entries.get(at).map_or(0, |entry| hash_of(&entry.hash));
+        self.table.grow_into(larger, hash_at)
+    }
+
+    /// See [`Buckets::touch`].
+    pub(super) fn touch(&self, hash: u64) -> u8 {
+        self.table.touch(hash)
+    }
+
+    /// See [`Buckets::guess`].
+    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
+        self.table.guess(hash)
+    }
+
+    /// Loads an entry, so that it is near when it is wanted: its first and its last line.
+    pub(super) fn touch_entry(&self, at: u32) -> u8 {
+        let entry = self.entries.get(at);
+        entry.map_or(0, |entry| entry.hash[0] ^ entry.slot as u8)
+    }
+
+    /// The copies at a guessed position; None where it was guessed wrongly.
+    pub(super) fn copies_if(&self, at: u32, key: &[u8; N]) -> Option<Copies<'_>> {
+        let entry = self.entries.get(at)?;
+        (entry.hash == *key).then(|| self.copies(at, entry))
+    }
+
+    /// The copies of a block.
+    pub(super) fn find(&self, hash: u64, key: &[u8; N]) -> Copies<'_> {
+        let at = self.position(hash, key);
+        let entry = at.and_then(|at| Some((at, self.entries.get(at)?)));
+        entry.map_or(Copies::NONE, |(at, entry)| self.copies(at, entry))
+    }
+
+    fn position(&self, hash: u64, key: &[u8; N]) -> Option<u32> {
+        let right = |at| self.entries.get(at).is_some_and(|e| e.hash == *key);
+        self.table.find(hash, right)
+    }
+
+    fn copies(&self, at: u32, entry: &Entry<N>) -> Copies<'_> {
+        if entry.region == SEVERAL {
+            return Copies {
+                first: None,
+                further: Some(&self.further),
+                next: entry.slot,
+            };
+        }
+        Copies {
+            first: Some(Held {
+                owner: Owner {
+                    region: entry.region,
+                    slot: entry.slot,
+                },
+                generation: entry.generation,
+                checksum: self.checksum(at),
+            }),
+            ..Copies::NONE
+        }
+    }
+
+    fn checksum(&self, at: u32) -> u64 {
+        self.checksums.get(at as usize).copied().unwrap_or(0)
+    }
+
+    fn set_checksum(&mut self, at: u32, checksum: u64) {
+        let at = at as usize;
+        if checksum != 0 && at >= self.checksums.len() {
+            self.checksums.resize(at + 1, 0);
+        }
+        if let Some(place) = self.checksums.get_mut(at) {
+            *place = checksum;
+        }
+    }
+
+    /// Adds a copy; None where there is no position left. The caller has made room in the table.
+    pub(super) fn insert(&mut self, hash: u64, key: &[u8; N], held: Held) -> Option<u32> {
+        if let Some(at) = self.position(hash, key) {
+            return self.push_copy(at, held).then_some(at);
+        }
+        let entry = Entry {
+            hash: *key,
+            generation: held.generation,
+            region: held.owner.region,
+            slot: held.owner.slot,
+        };
+        let at = self.entries.insert(entry, MAX_ENTRIES - 1)?;
+        self.set_checksum(at, held.checksum);
+        self.table.insert(hash, at);
+        Some(at)
+    }
+
+    /// False where the side table is full.
+    fn push_copy(&mut self, at: u32, held: Held) -> bool {
+        let Some(entry) = self.entries.get(at) else {
+            return false;
+        };
+        let mut head = entry.slot;
+        if entry.region != SEVERAL {
+            let first = self.copies(at, entry).first;
+            let first = first.map(|held| Further { held, next: END });
+            let Some(first) = first.and_then(|first| self.further.insert(first, END)) else {
+                return false;
+            };
+            head = first;
+        }
+        let further = Further { held, next: head };
+        let added = self.further.insert(further, END);
+        if let Some(entry) = self.entries.get_mut(at) {
+            entry.region = SEVERAL;
+            entry.slot = added.unwrap_or(head);
+        }
+        added.is_some()
+    }
+
+    /// Writes generation and checksum of a copy anew; false where the entry is of another hash.
+    pub(super) fn reseal(&mut self, at: u32, key: &[u8; N], held: Held) -> bool {
+        let Some(entry) = self.entries.get_mut(at).filter(|e| e.hash == *key) else {
+            return false;
+        };
+        if entry.region != SEVERAL {
+            entry.generation = held.generation;
+            self.set_checksum(at, held.checksum);
+            return true;
+        }
+        let mut next = entry.slot;
+        while let Some(further) = self.further.get_mut(next) {
+            if further.held.owner == held.owner {
+                further.held = held;
+                return true;
+            }
+            next = further.next;
+        }
+        false
+    }
+
+    /// Takes a copy out; the entry goes with its last copy.
+    pub(super) fn remove(&mut self, at: u32, owner: Owner, hash_of: impl Fn(&[u8; N]) -> u64) {
+        let Some(entry) = self.entries.get(at).copied() else {
+            return;
+        };
+        if entry.region == SEVERAL {
+            self.remove_further(at, entry.slot, owner);
+            return;
+        }
+        if (entry.region, entry.slot) == (owner.region, owner.slot) {
+            self.table.remove(hash_of(&entry.hash), at);
+            self.set_checksum(at, 0);
+            self.entries.remove(at);
+        }
+    }
+
+    /// Takes one copy out of a chain. The last one left moves back into the entry.
+    fn remove_further(&mut self, at: u32, head: u32, owner: Owner) {
+        let (mut before, mut next) = (None, head);
+        let found = loop {
+            let Some(further) = self.further.get(next).copied() else {
+                return;
+            };
+            if further.held.owner == owner {
+                break further;
+            }
+            before = Some(next);
+            next = further.next;
+        };
+        self.further.remove(next);
+        let head = match before {
+            None => found.next,
+            Some(before) => {
+                if let Some(before) = self.further.get_mut(before) {
+                    before.next = found.next;
+                }
+                head
+            }
+        };
+        let Some(first) = self.further.get(head).copied() else {
+            return;
+        };
+        let last = first.next == END;
+        if last {
+            self.further.remove(head);
+            self.set_checksum(at, first.held.checksum);
+        }
+        if let Some(entry) = self.entries.get_mut(at) {
+            entry.slot = head;
+            if last {
+                entry.region = first.held.owner.region;
+                entry.slot = first.held.owner.slot;
+                entry.generation = first.held.generation;
+            }
+        }
+    }
+
+    /// Moves some of a growth under way, after so many writes. What comes back is to be dropped where
+    /// nobody waits.
+    pub(super) fn step(
+        &mut self,
+        writes: usize,
+        hash_of: impl Fn(&[u8; N]) -> u64,
+    ) -> Option<Buckets> {
+        let entries = &self.entries;
+        let hash_at = |at| entries.get(at).map_or(0, |entry| hash_of(&entry.hash));
+        self.table.step(writes, hash_at)
+    }
+
+    /// Pages that take memory, and room of the table.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> (usize, usize) {
+        (self.entries.pages(), self.table.room())
+    }
+}

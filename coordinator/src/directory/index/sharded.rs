@@ -1,0 +1,296 @@
+//! An index in parts, each under its own lock.
+//!
+//! A look-up holds the locks of all shards it needs, taken in order of their numbers; whoever
+//! writes holds one at a time. So nobody waits in a circle.
+
+use std::{hint::black_box, ops::ControlFlow};
+
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::{
+    Held, Owner, Place,
+    buckets::Buckets,
+    secret::Secret,
+    shard::{Copies, MAX_ENTRIES, Shard},
+    table::SMALL,
+};
+
+/// Bits of a hash that choose the shard: what a position leaves of 32. With 64 shards a writer
+/// locks a sixty-fourth, and a set of shards is one machine word.
+const SHARD_BITS: u32 = 6;
+const SHARDS: usize = 1 << SHARD_BITS;
+const _: () = assert!(MAX_ENTRIES == 1 << (u32::BITS - SHARD_BITS));
+/// Hashes looked up under one set of locks: some tens of microseconds that a writer may wait.
+const CHUNK: usize = 1_024;
+/// Look-ups on their way at a time. A core has some 16 to 48 cache misses under way; more than
+/// that gains nothing, and the near cache must hold what was loaded.
+const GROUP: usize = 32;
+/// Writes under one lock: some ten microseconds that a look-up may wait.
+const WRITES: usize = 64;
+
+/// A copy to be added.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Sealing {
+    /// Which of the hashes given with it.
+    pub(in super::super) hash: u32,
+    pub(in super::super) held: Held,
+    bits: u64,
+}
+
+impl Sealing {
+    pub(in super::super) fn new(hash: u32, held: Held) -> Self {
+        Self {
+            hash,
+            held,
+            bits: 0,
+        }
+    }
+}
+
+/// An index in parts.
+#[derive(Debug)]
+pub(in super::super) struct Sharded<const N: usize> {
+    shards: Box<[RwLock<Shard<N>>]>,
+    secret: Secret,
+    hash_len: usize,
+}
+
+fn shard_of(bits: u64) -> usize {
+    (bits >> (u64::BITS - SHARD_BITS)) as usize
+}
+
+impl Place {
+    /// What no place is: positions of the last page of a shard are not used.
+    pub(in super::super) const NONE: u32 = u32::MAX;
+    /// Nor is this.
+    pub(in super::super) const PENDING: u32 = u32::MAX - 1;
+
+    fn new(shard: usize, at: u32) -> Self {
+        Self((shard as u32) << (u32::BITS - SHARD_BITS) | at)
+    }
+
+    fn shard(self) -> usize {
+        (self.0 >> (u32::BITS - SHARD_BITS)) as usize
+    }
+
+    fn at(self) -> u32 {
+        self.0 & (MAX_ENTRIES - 1)
+    }
+}
+
+impl<const N: usize> Sharded<N> {
+    pub(super) fn new(hash_len: usize) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            secret: Secret::new(),
+            hash_len,
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    fn key(&self, hash: &[u8]) -> [u8; N] {
+        let mut key = [0; N];
+        // The caller has checked the length; were it wrong, the key would be cut, not the process.
+        let len = hash.len().min(N);
+        key[..len].copy_from_slice(&hash[..len]);
+        key
+    }
+
+    fn key_at(&self, hashes: &[u8], number: usize) -> [u8; N] {
+        let start = number * self.hash_len;
+        // A constant length is a move of some words; any other is a call.
+        if self.hash_len == N
+            && let Some(Ok(key)) = hashes.get(start..start + N).map(<[u8; N]>::try_from)
+        {
+            return key;
+        }
+        self.key(hashes.get(start..start + self.hash_len).unwrap_or(&[]))
+    }
+
+    fn hash_of(&self) -> impl Fn(&[u8; N]) -> u64 {
+        |key| self.secret.hash(key)
+    }
+
+    pub(super) fn insert(
+        &self,
+        hashes: &[u8],
+        batch: &mut [Sealing],
+        mut placed: impl FnMut(&Sealing, Option<Place>),
+    ) {
+        for sealing in &mut *batch {
+            sealing.bits = self
+                .secret
+                .hash(&self.key_at(hashes, sealing.hash as usize));
+        }
+        batch.sort_unstable_by_key(|sealing| shard_of(sealing.bits));
+        for same in batch.chunk_by(|a, b| shard_of(a.bits) == shard_of(b.bits)) {
+            let number = shard_of(same[0].bits);
+            for some in same.chunks(WRITES) {
+                self.insert_some(number, hashes, some, &mut placed);
+            }
+        }
+    }
+
+    /// All of one shard, under one lock.
+    fn insert_some(
+        &self,
+        number: usize,
+        hashes: &[u8],
+        some: &[Sealing],
+        placed: &mut impl FnMut(&Sealing, Option<Place>),
+    ) {
+        let shard = &self.shards[number];
+        // A large table is made and its memory touched while nobody waits.
+        let wants = shard.read().wants(some.len());
+        let mut larger = wants.filter(|n| *n > SMALL).map(Buckets::new);
+        // Dropped in the end, when the lock is free again.
+        let mut retired = Vec::new();
+        let mut shard = shard.write();
+        if let Some(buckets) = shard.wants(some.len()) {
+            let larger = match larger.take() {
+                Some(larger) if larger.buckets() >= buckets => larger,
+                // Small, or another writer was faster.
+                _ => Buckets::new(buckets),
+            };
+            retired.extend(shard.grow_into(larger, self.hash_of()));
+        }
+        black_box(some.iter().fold(0, |n, s| n ^ shard.touch(s.bits)));
+        for sealing in some {
+            let key = self.key_at(hashes, sealing.hash as usize);
+            let at = shard.insert(sealing.bits, &key, sealing.held);
+            placed(sealing, at.map(|at| Place::new(number, at)));
+        }
+        retired.extend(shard.step(some.len(), self.hash_of()));
+        drop(shard);
+    }
+
+    pub(super) fn reseal(&self, place: Place, hash: &[u8], held: Held) -> bool {
+        let mut shard = self.shards[place.shard()].write();
+        shard.reseal(place.at(), &self.key(hash), held)
+    }
+
+    pub(super) fn remove(&self, batch: &mut [(Place, Owner)]) {
+        batch.sort_unstable_by_key(|(place, _)| place.0);
+        for same in batch.chunk_by(|a, b| a.0.shard() == b.0.shard()) {
+            let number = same[0].0.shard();
+            for some in same.chunks(WRITES) {
+                self.remove_some(number, some);
+            }
+            self.shrink(number);
+        }
+    }
+
+    fn remove_some(&self, number: usize, some: &[(Place, Owner)]) {
+        let mut retired = Vec::new();
+        let mut shard = self.shards[number].write();
+        let touched = some.iter().fold(0, |n, s| n ^ shard.touch_entry(s.0.at()));
+        black_box(touched);
+        for (place, owner) in some {
+            shard.remove(place.at(), *owner, self.hash_of());
+        }
+        retired.extend(shard.step(some.len(), self.hash_of()));
+        drop(shard);
+    }
+
+    /// A table that lost most of its blocks gives the memory back.
+    fn shrink(&self, number: usize) {
+        let shard = &self.shards[number];
+        let Some(buckets) = shard.read().wants_less() else {
+            return;
+        };
+        let smaller = Buckets::new(buckets);
+        let mut shard = shard.write();
+        let still = shard.wants_less().is_some_and(|n| n <= smaller.buckets());
+        let retired = still.then(|| shard.grow_into(smaller, self.hash_of()));
+        drop(shard);
+        drop(retired);
+    }
+
+    pub(super) fn look_up<B>(
+        &self,
+        hashes: &[u8],
+        mut visit: impl FnMut(Copies<'_>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        for chunk in hashes.chunks(CHUNK * self.hash_len) {
+            self.look_up_chunk(chunk, &mut visit)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn look_up_chunk<B>(
+        &self,
+        hashes: &[u8],
+        visit: &mut impl FnMut(Copies<'_>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let count = hashes.len() / self.hash_len;
+        let mut bits = [0u64; CHUNK];
+        let mut needed = 0u64;
+        for (number, bits) in bits[..count].iter_mut().enumerate() {
+            *bits = self.secret.hash(&self.key_at(hashes, number));
+            needed |= 1 << shard_of(*bits);
+        }
+        let locked = self.lock(needed);
+        for (group, bits) in (0..).zip(bits[..count].chunks(GROUP)) {
+            self.look_up_group(&locked, hashes, group * GROUP, bits, visit)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// In order of their numbers; see above.
+    fn lock(&self, needed: u64) -> [Option<RwLockReadGuard<'_, Shard<N>>>; SHARDS] {
+        let mut locked = [const { None }; SHARDS];
+        let mut left = needed;
+        while left != 0 {
+            let number = left.trailing_zeros() as usize;
+            locked[number] = Some(self.shards[number].read());
+            left &= left - 1;
+        }
+        locked
+    }
+
+    /// Each step is a loop of loads that don't wait for each other: the misses overlap.
+    fn look_up_group<B>(
+        &self,
+        locked: &[Option<RwLockReadGuard<'_, Shard<N>>>; SHARDS],
+        hashes: &[u8],
+        first: usize,
+        bits: &[u64],
+        visit: &mut impl FnMut(Copies<'_>) -> ControlFlow<B>,
+    ) -> ControlFlow<B> {
+        let shard = |bits: u64| locked[shard_of(bits)].as_ref();
+        let near = bits
+            .iter()
+            .filter_map(|bits| Some(shard(*bits)?.touch(*bits)));
+        black_box(near.fold(0, |all, one| all ^ one));
+        let mut guesses = [None; GROUP];
+        for (guess, bits) in guesses.iter_mut().zip(bits) {
+            *guess = shard(*bits).and_then(|shard| shard.guess(*bits));
+        }
+        let mut touched = 0;
+        for (guess, bits) in guesses.iter().zip(bits) {
+            if let (Some(at), Some(shard)) = (guess, shard(*bits)) {
+                touched ^= shard.touch_entry(*at);
+            }
+        }
+        black_box(touched);
+        for (number, (guess, bits)) in guesses.iter().zip(bits).enumerate() {
+            let key = self.key_at(hashes, first + number);
+            let copies = shard(*bits).map_or(Copies::NONE, |shard| {
+                let guessed = guess.and_then(|at| shard.copies_if(at, &key));
+                guessed.unwrap_or_else(|| shard.find(*bits, &key))
+            });
+            visit(copies)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Pages that take memory, and room of the tables.
+    #[cfg(test)]
+    pub(super) fn footprint(&self) -> (usize, usize) {
+        let each = self.shards.iter().map(|shard| shard.read().footprint());
+        each.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+    }
+}

@@ -1,0 +1,45 @@
+//! Known bugs, put back on purpose: the simulation must catch each of them (`docs/promises.md`).
+//!
+//! Only the feature `sabotage` can switch one on, and only tests ask for that feature; without it
+//! [`is`] is the constant `false`.
+
+/// A bug that can be put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "sabotage"), allow(dead_code, unreachable_pub))] // nobody sets one
+pub enum Bug {
+    /// An earlier incarnation is let in again.
+    FencingSkipped,
+    /// The session of a fenced incarnation goes on being heard.
+    FencedSessionKept,
+    /// A delta out of order is applied.
+    GapIgnored,
+    /// What an inventory does not name stays.
+    InventoryKeeps,
+    /// A resync is not asked for, whatever the epoch.
+    AckBeforeInventory,
+    /// A silent node is never forgotten.
+    SilentNeverPurged,
+}
+
+#[cfg(feature = "sabotage")]
+thread_local! {
+    static BUG: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Puts a bug back, or takes it out again, for this thread.
+#[cfg(feature = "sabotage")]
+pub fn set(bug: Option<Bug>) {
+    BUG.set(bug);
+}
+
+/// Was this bug put back?
+#[cfg(feature = "sabotage")]
+pub(crate) fn is(bug: Bug) -> bool {
+    BUG.get() == Some(bug)
+}
+
+/// Never.
+#[cfg(not(feature = "sabotage"))]
+pub(crate) const fn is(_: Bug) -> bool {
+    false
+}

@@ -1,0 +1,76 @@
+//! The generated service, but for Locate, which has a codec of its own.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use kvferry_proto::{MAX_MESSAGE_BYTES, pb, pb::coordinator_server::CoordinatorServer};
+use tonic::{
+    Request, Response, Status,
+    body::Body,
+    codegen::{Service, http},
+    server::{Grpc, NamedService, UnaryService},
+};
+
+use super::{CoordinatorService, Hub, locate, wire};
+
+const LOCATE: &str = "/kvferry.v1.Coordinator/Locate";
+
+/// `kvferry.v1.Coordinator` as a server takes it.
+#[derive(Debug, Clone)]
+pub(crate) struct CoordinatorRouter {
+    hub: Arc<Hub>,
+    rest: CoordinatorServer<CoordinatorService>,
+}
+
+impl CoordinatorRouter {
+    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+        let rest = CoordinatorServer::new(CoordinatorService::new(hub.clone()))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        Self { hub, rest }
+    }
+}
+
+impl NamedService for CoordinatorRouter {
+    const NAME: &'static str = <CoordinatorServer<CoordinatorService> as NamedService>::NAME;
+}
+
+type Answering = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+impl Service<http::Request<Body>> for CoordinatorRouter {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<http::Request<Body>>::poll_ready(&mut self.rest, cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Answering {
+        if request.uri().path() != LOCATE {
+            return self.rest.call(request);
+        }
+        let located = Locate(self.hub.clone());
+        Box::pin(async move {
+            let mut grpc = Grpc::new(wire::LocateCodec)
+                .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
+            Ok(grpc.unary(located, request).await)
+        })
+    }
+}
+
+struct Locate(Arc<Hub>);
+
+impl UnaryService<pb::LocateRequest> for Locate {
+    type Response = wire::Columns;
+    // An answer from memory: there is nothing to wait for.
+    type Future = std::future::Ready<Result<Response<wire::Columns>, Status>>;
+
+    fn call(&mut self, request: Request<pb::LocateRequest>) -> Self::Future {
+        std::future::ready(locate::columns(&self.0, request.into_inner()).map(Response::new))
+    }
+}

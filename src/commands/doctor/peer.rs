@@ -1,0 +1,107 @@
+//! Every way to one peer, tried.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use kvferry_agent::transport::{
+    PeerTarget, Transport,
+    rdma::{Devices, RdmaConfig, RdmaTransport},
+    shm::{ShmTransport, host_id},
+    tcp::{TcpConfig, TcpTransport},
+};
+use kvferry_proto::{
+    Incarnation, NodeAddresses, NodeId,
+    pb::{IdentifyRequest, peer_client::PeerClient},
+};
+use tonic::transport::Endpoint;
+
+use super::{Finding, State};
+use crate::cli::DoctorArgs;
+
+/// Until the peer has said who it is.
+const IDENTIFY_BOUND: Duration = Duration::from_secs(3);
+/// How the doctor calls itself towards a peer.
+const FROM: &str = "doctor";
+
+/// What was found, and the way that `auto` would choose.
+pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding>, Option<String>) {
+    let what = format!("peer {address}");
+    let peer = match identify(address).await {
+        Ok(peer) => peer,
+        Err(why) => {
+            let fix = "give --peer the address of an agent's listen_peer, and look whether it runs and a firewall lets it through";
+            return (vec![Finding::new(what, State::Wrong, why, fix)], None);
+        }
+    };
+    let mut findings = vec![Finding::ok(what, format!("is node {}", peer.node))];
+    let mut auto = None;
+    for transport in transports(args, &mut findings) {
+        let kind = transport.kind().as_str();
+        let what = format!("{} over {kind}", peer.node);
+        if !transport.reaches(&peer) {
+            let why = match kind {
+                "shm" => "it is on another host, or in another container",
+                "rdma" => "it says that it has no RDMA",
+                _ => "it says that it has none",
+            };
+            findings.push(Finding::new(what, State::Note, why, ""));
+            continue;
+        }
+        match transport.connect(&peer).await {
+            Ok(_) => {
+                findings.push(Finding::ok(what, "connected"));
+                auto.get_or_insert_with(|| kind.to_owned());
+            }
+            Err(error) => {
+                findings.push(Finding::new(what, State::Wrong, error.to_string(), ""));
+            }
+        }
+    }
+    (findings, auto)
+}
+
+/// In order of preference.
+fn transports(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Vec<Arc<dyn Transport>> {
+    let mut all: Vec<Arc<dyn Transport>> = vec![Arc::new(ShmTransport::new(&host_id()))];
+    let devices = Devices::open(RdmaConfig {
+        nics: args.nics.clone(),
+        gid_index: args.gid_index,
+        ..RdmaConfig::default()
+    });
+    match devices {
+        Ok(devices) => all.push(Arc::new(RdmaTransport::new(devices, FROM, None))),
+        Err(why) => findings.push(Finding::new(
+            "RDMA from here",
+            State::Note,
+            why.to_string(),
+            "",
+        )),
+    }
+    all.push(Arc::new(TcpTransport::new(TcpConfig::default())));
+    all
+}
+
+async fn identify(address: SocketAddr) -> Result<PeerTarget, String> {
+    let text = |error: &dyn std::error::Error| {
+        error
+            .source()
+            .map_or_else(|| error.to_string(), |cause| cause.to_string())
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| text(&e))?;
+    let channel = endpoint
+        .connect_timeout(IDENTIFY_BOUND)
+        .timeout(IDENTIFY_BOUND)
+        .connect()
+        .await
+        .map_err(|e| text(&e))?;
+    let request = IdentifyRequest {
+        from_node: FROM.to_owned(),
+    };
+    let answer = PeerClient::new(channel).identify(request).await;
+    let answer = answer.map_err(|e| e.message().to_owned())?.into_inner();
+    let addresses = answer.addresses.unwrap_or_default();
+    Ok(PeerTarget {
+        node: NodeId::new(&answer.node).map_err(|e| e.to_string())?,
+        incarnation: Incarnation::new(answer.incarnation).map_err(|e| e.to_string())?,
+        addresses: NodeAddresses::try_from(addresses).map_err(|e| e.to_string())?,
+    })
+}

@@ -1,0 +1,87 @@
+# Agents as people start them, on two devices on a wire; their calls go over the loopback interface.
+# bound: 420
+here=$(dirname "$0")
+for part in test net programs agents; do . "$here/lib/$part.sh"; done
+
+in_guest && veth_pair
+
+# agents_test NAME BOUND: runs the function of that name in a cluster of its own.
+agents_test() {
+  one_test "$1" "$2" bash -c "start_coordinator; $1; code=\$?; [ \$code = 0 ] || logs; stop_all; exit \$code"
+}
+
+two_agents() { agent a 1 --nics rxea "$@" && agent b 2 --nics rxeb "$@"; }
+
+a_pull_takes_the_wire() {
+  two_agents --transport rdma && put_file a 25165824 64KiB && get_file b && from "a over rdma"
+}
+
+auto_prefers_it_to_sockets() {
+  two_agents && put_file a 8388608 64KiB && get_file b && from "a over rdma"
+}
+
+an_owner_that_is_killed_in_mid_transfer_is_replaced() {
+  two_agents && agent c 3 --transport tcp && put_file a 50331648 256KiB && get_file c || return
+  until_true 10 sh -c "$KVFERRY locate --manifest $work/file.kvf.json | grep -q c" || return
+  (sleep 0.35; kill -9 $pid_a) &
+  get_file b && grep -q "c over" $work/got && grep -v '"failed"' $work/got
+}
+
+with_the_link_down_the_pull_goes_on_over_tcp() {
+  two_agents && put_file a 50331648 256KiB || return
+  (sleep 0.3; ip link set va down) &
+  get_file b
+  local code=$?
+  ip link set va up
+  [ $code = 0 ] && grep -q "a over tcp" $work/got && grep -q "falling back to another transport" $work/b.log
+}
+
+over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set() {
+  user=65534 around="prlimit --memlock=8388608:8388608 setpriv --reuid=65534 --clear-groups --inh-caps=-all --bounding-set=-all" \
+    agent a 1 --nics rxea && agent b 2 --nics rxeb || return
+  put_file a 8388608 64KiB && get_file b || return
+  grep -q "RLIMIT_MEMLOCK" $work/a.log && grep -q "LimitMEMLOCK=infinity" $work/a.log && grep -q "served by TCP" $work/a.log \
+    && grep -q "not all can be read by RDMA" $work/b.log
+}
+
+without_dev_infiniband_tcp_is_used_and_the_log_says_why() {
+  around="$here/lib/no_infiniband.sh" agent a 1 && agent b 2 && put_file a 4194304 64KiB && get_file b && from "a over tcp" \
+    && grep -q "no RDMA: .*dev/infiniband" $work/a.log
+}
+
+asked_for_and_absent_it_does_not_start() {
+  "$KVFERRY" agent --transport rdma --nics none0 --socket $work/x.sock > $work/x.log 2>&1 && return 1
+  grep -q "none0" $work/x.log
+}
+
+ticks() { awk '{print $14 + $15}' "/proc/$1/stat"; }
+
+an_idle_agent_with_live_queue_pairs_uses_no_processor() {
+  export KVFERRY_LOG=info
+  two_agents --transport rdma && put_file a 4194304 64KiB && get_file b && from "a over rdma" || return
+  sleep 3
+  local a b
+  a=$(ticks $pid_a) b=$(ticks $pid_b)
+  sleep 20
+  a=$(($(ticks $pid_a) - a)) b=$(($(ticks $pid_b) - b))
+  # 100 ticks are a second.
+  awk "BEGIN {printf \"idle agents: owner %.2f %% of a core, reader %.2f %%\n\", $a / 20, $b / 20}" | tee /dev/shm/idle
+  [ $a -le 20 ] && [ $b -le 20 ]
+}
+
+export here
+export -f two_agents ticks a_pull_takes_the_wire auto_prefers_it_to_sockets an_owner_that_is_killed_in_mid_transfer_is_replaced \
+  with_the_link_down_the_pull_goes_on_over_tcp over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set \
+  without_dev_infiniband_tcp_is_used_and_the_log_says_why asked_for_and_absent_it_does_not_start \
+  an_idle_agent_with_live_queue_pairs_uses_no_processor
+agents_test a_pull_takes_the_wire 60
+agents_test auto_prefers_it_to_sockets 60
+agents_test an_owner_that_is_killed_in_mid_transfer_is_replaced 90
+agents_test with_the_link_down_the_pull_goes_on_over_tcp 90
+in_guest && veth_up
+agents_test over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set 60
+agents_test without_dev_infiniband_tcp_is_used_and_the_log_says_why 60
+agents_test asked_for_and_absent_it_does_not_start 20
+agents_test an_idle_agent_with_live_queue_pairs_uses_no_processor 90
+in_guest && [ -e /dev/shm/idle ] && note "$(cat /dev/shm/idle)"
+exit 0

@@ -1,0 +1,163 @@
+//! The schedule of faults: drawn from the seed before anything runs, so that it can be cut down to
+//! those that matter without shifting the others.
+
+use crate::{
+    queue::{MS, Micros, SECOND},
+    random::Random,
+};
+
+/// Longest fault.
+const LONGEST: Micros = 12 * SECOND;
+
+/// Something goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fault {
+    /// When.
+    pub at: Micros,
+    /// For how long, where it lasts.
+    pub lasts: Micros,
+    /// What.
+    pub kind: Kind,
+}
+
+/// What goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A process dies. Its peers hear of it, or (silent) do not. Another starts when it is over.
+    Crash {
+        /// Whose.
+        node: usize,
+        /// The host is gone, not only the process.
+        silent: bool,
+        /// The next process's clock is behind: its incarnation is the smaller one.
+        clock_behind: bool,
+    },
+    /// A process says goodbye and ends; another starts when it is over.
+    Leave {
+        /// Whose.
+        node: usize,
+    },
+    /// A process stands still.
+    Pause {
+        /// Whose.
+        node: usize,
+    },
+    /// A process stands still, and another is started in its place meanwhile.
+    Replace {
+        /// Whose.
+        node: usize,
+    },
+    /// Nothing gets through between one end and all others.
+    Partition {
+        /// Whose, coordinators after the nodes.
+        end: usize,
+        /// What it sends is lost.
+        out: bool,
+        /// What it is sent is lost.
+        into: bool,
+    },
+    /// A coordinator loses everything.
+    CoordinatorCrash {
+        /// Which.
+        coordinator: usize,
+        /// Agents are not told.
+        silent: bool,
+    },
+    /// A coordinator stands still.
+    CoordinatorPause {
+        /// Which.
+        coordinator: usize,
+    },
+    /// All sessions of a node are cut.
+    BreakSessions {
+        /// Whose.
+        node: usize,
+    },
+    /// One delta of a node is lost although its stream goes on: what a middlebox or a bug may do.
+    LoseDelta {
+        /// Whose.
+        node: usize,
+    },
+    /// An owner evicts and overwrites without pause.
+    Churn {
+        /// Whose.
+        node: usize,
+    },
+    /// The engine dies in the middle of what it does; its agent lives on.
+    EngineDeath {
+        /// Whose.
+        node: usize,
+    },
+    /// The pool is taken out of service and made anew.
+    Reregister {
+        /// Whose.
+        node: usize,
+    },
+    /// Everything that is not pinned is dropped.
+    EvictAll {
+        /// Whose.
+        node: usize,
+    },
+}
+
+/// The faults of a seed; all are over by `until`.
+#[must_use]
+pub(crate) fn schedule(seed: u64, nodes: usize, coordinators: usize, until: Micros) -> Vec<Fault> {
+    let mut random = Random::of(seed, 1);
+    // From calm to one a second.
+    let pace = random.pick(&[1, 2, 3, 6, 15]) * SECOND;
+    let scale = (nodes as u64 / 16).max(1);
+    let mut faults = Vec::new();
+    for _ in 0..until / pace * scale {
+        let at = random.below(until * 9 / 10);
+        let longest = LONGEST.min(until - at);
+        let lasts = match random.below(3) {
+            0 => random.within(MS, 200 * MS),
+            1 => random.within(100 * MS, 3 * SECOND),
+            _ => random.within(SECOND, LONGEST),
+        };
+        faults.push(Fault {
+            at,
+            lasts: lasts.min(longest),
+            kind: kind(&mut random, nodes, coordinators),
+        });
+    }
+    faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+fn kind(random: &mut Random, nodes: usize, coordinators: usize) -> Kind {
+    let node = random.below(nodes as u64) as usize;
+    let coordinator = random.below(coordinators as u64) as usize;
+    match random.below(16) {
+        0 | 1 => Kind::Crash {
+            node,
+            silent: random.permille(400),
+            clock_behind: random.permille(200),
+        },
+        2 => Kind::Leave { node },
+        3 | 4 => Kind::Pause { node },
+        5 => Kind::Replace { node },
+        6 | 7 => {
+            let direction = random.below(3);
+            Kind::Partition {
+                end: random.below((nodes + coordinators) as u64) as usize,
+                out: direction != 0,
+                into: direction != 1,
+            }
+        }
+        8 => Kind::CoordinatorCrash {
+            coordinator,
+            silent: random.permille(400),
+        },
+        9 => Kind::CoordinatorPause { coordinator },
+        10 => Kind::BreakSessions { node },
+        11 => Kind::LoseDelta { node },
+        12 | 13 => Kind::Churn { node },
+        14 => Kind::EngineDeath { node },
+        _ => match random.permille(500) {
+            true => Kind::Reregister { node },
+            false => Kind::EvictAll { node },
+        },
+    }
+}

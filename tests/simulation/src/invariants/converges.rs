@@ -1,0 +1,123 @@
+//! Some time after the last fault every directory equals what the living hold, and nothing is leaked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use super::{Broken, bytes_are_published, published_is_found::places};
+use crate::{
+    history::block_hash,
+    promise::Promise,
+    world::{Process, World},
+};
+
+/// The last look.
+pub(crate) fn check(world: &mut World) {
+    let mut broken = bytes_are_published::audit(world);
+    for coordinator in 0..world.coordinators.len() {
+        broken = broken.or_else(|| directory(world, coordinator));
+    }
+    let now = world.now;
+    for process in world.processes.iter().flatten() {
+        broken = broken.or_else(|| leaks(process, process.local(now)));
+    }
+    world.check(broken);
+}
+
+fn failed(detail: String) -> Broken {
+    Some((Promise::Converges, detail))
+}
+
+/// The one that speaks for each node: of two that live, the later.
+fn speakers(world: &World) -> BTreeMap<usize, &Process> {
+    let mut speakers: BTreeMap<usize, &Process> = BTreeMap::new();
+    for process in world.processes.iter().flatten() {
+        let known = speakers.entry(process.node).or_insert(process);
+        if process.incarnation > known.incarnation {
+            *known = process;
+        }
+    }
+    speakers
+}
+
+fn directory(world: &World, at: usize) -> Broken {
+    let Some(directory) = &world.coordinators[at].directory else {
+        return failed(format!("coordinator {at} is down"));
+    };
+    let speakers = speakers(world);
+    if speakers.len() != world.nodes.len() {
+        return failed(format!(
+            "{} of {} nodes live",
+            speakers.len(),
+            world.nodes.len()
+        ));
+    }
+    let mut truth: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for process in speakers.values() {
+        let Ok(info) = directory.node(Duration::ZERO, &process.name) else {
+            return failed(format!("coordinator {at} does not know {}", process.name));
+        };
+        let held = process.mirror.held.lock();
+        if info.incarnation != process.incarnation || info.blocks != held.len() as u64 {
+            let (name, blocks, holds) = (&process.name, info.blocks, held.len());
+            return failed(format!(
+                "coordinator {at} knows {blocks} blocks of {name} incarnation {}, which holds \
+                 {holds} as incarnation {}",
+                info.incarnation, process.incarnation
+            ));
+        }
+        for (&(region, slot), said) in held.iter() {
+            truth
+                .entry(said.hash.as_bytes().to_vec())
+                .or_default()
+                .insert((
+                    process.name.clone(),
+                    process.incarnation,
+                    region,
+                    slot,
+                    said.generation.0,
+                ));
+        }
+    }
+    let known = directory.nodes(Duration::ZERO).count();
+    if known != speakers.len() {
+        return failed(format!(
+            "coordinator {at} knows {known} nodes, {} live",
+            speakers.len()
+        ));
+    }
+    for number in world.history.hashes() {
+        let hash = block_hash(number);
+        let (found, all) = places(world, directory, hash);
+        let found: BTreeSet<_> = found.into_iter().collect();
+        let held = truth.remove(hash.as_bytes()).unwrap_or_default();
+        if found != held && (all || !found.is_subset(&held)) {
+            return failed(format!(
+                "coordinator {at} says that block {number} is at {found:?}; it is at {held:?}"
+            ));
+        }
+    }
+    None
+}
+
+fn leaks(process: &Process, now: Duration) -> Broken {
+    process.store.tick(now);
+    let (pid, stats) = (process.pid, process.store.stats());
+    let quarantined: u32 = stats.regions.iter().map(|region| region.quarantined).sum();
+    if stats.reservations > 0 || stats.pins > 0 || quarantined > 0 {
+        let (reservations, pins) = (stats.reservations, stats.pins);
+        return failed(format!(
+            "process {pid} still has {reservations} reservations, {pins} pins and {quarantined} \
+             slots in quarantine"
+        ));
+    }
+    if !process.pulls.is_empty() || !process.jobs.is_empty() || !process.writers.is_empty() {
+        let (pulls, jobs) = (process.pulls.len(), process.jobs.len());
+        return failed(format!(
+            "process {pid} still has {pulls} pulls, {jobs} writers and {} slots being written",
+            process.writers.len()
+        ));
+    }
+    None
+}

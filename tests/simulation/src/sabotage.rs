@@ -1,0 +1,251 @@
+//! Known bugs, put back to see that they are caught.
+
+use crate::promise::Promise;
+
+/// A bug in one of the simulation's shells, which stand for the real ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shell {
+    /// Generation words are fetched together with the data instead of after it.
+    WordsWithData,
+    /// The position of an inventory is taken some time after its contents.
+    InventoryPositionLate,
+    /// A link is opened to whatever incarnation answers.
+    AnyIncarnation,
+    /// An operation is said to have settled when it is cancelled, while its bytes still arrive.
+    SettledTooSoon,
+    /// What a coordinator expects next is not asked: a lost stream loses deltas for good.
+    ExpectationIgnored,
+    /// What a dead engine had reserved stays reserved.
+    ReservationsLeak,
+}
+
+/// Where a bug is put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Here.
+    Shell(Shell),
+    /// In the agent.
+    #[cfg(feature = "sabotage")]
+    Agent(kvferry_agent::sabotage::Bug),
+    /// In the coordinator.
+    #[cfg(feature = "sabotage")]
+    Coordinator(kvferry_coordinator::sabotage::Bug),
+}
+
+/// A known bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sabotage {
+    /// For people.
+    pub name: &'static str,
+    /// Where it is.
+    pub place: Place,
+    /// It must be caught within so many seeds, counted from 0.
+    pub within_seeds: u64,
+    /// By one of these; by any where there is none.
+    pub breaks: &'static [Promise],
+}
+
+impl Sabotage {
+    /// The bug of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        all().into_iter().find(|bug| bug.name == name)
+    }
+
+    /// Puts it in, for this thread.
+    pub(crate) fn install(bug: Option<Self>) {
+        #[cfg(feature = "sabotage")]
+        {
+            let place = bug.map(|bug| bug.place);
+            kvferry_agent::sabotage::set(match place {
+                Some(Place::Agent(bug)) => Some(bug),
+                _ => None,
+            });
+            kvferry_coordinator::sabotage::set(match place {
+                Some(Place::Coordinator(bug)) => Some(bug),
+                _ => None,
+            });
+        }
+        #[cfg(not(feature = "sabotage"))]
+        let _ = bug;
+    }
+
+    pub(crate) fn is(bug: Option<Self>, shell: Shell) -> bool {
+        bug.is_some_and(|bug| bug.place == Place::Shell(shell))
+    }
+}
+
+/// Every known bug that this build can put back.
+#[must_use]
+pub fn all() -> Vec<Sabotage> {
+    #[cfg(feature = "sabotage")]
+    let bugs = [shells(), crates()].concat();
+    #[cfg(not(feature = "sabotage"))]
+    let bugs = shells();
+    bugs
+}
+
+const fn bug(
+    name: &'static str,
+    place: Place,
+    within_seeds: u64,
+    breaks: &'static [Promise],
+) -> Sabotage {
+    Sabotage {
+        name,
+        place,
+        within_seeds,
+        breaks,
+    }
+}
+
+fn shells() -> Vec<Sabotage> {
+    use Place::Shell as In;
+    use Promise::{BuffersAreOwned, BytesArePublished, Converges, PublishedIsFound};
+    vec![
+        bug(
+            "words-with-data",
+            In(Shell::WordsWithData),
+            20,
+            &[BytesArePublished],
+        ),
+        bug(
+            "inventory-position-late",
+            In(Shell::InventoryPositionLate),
+            20,
+            &[Converges, PublishedIsFound],
+        ),
+        bug(
+            "any-incarnation",
+            In(Shell::AnyIncarnation),
+            100,
+            &[BytesArePublished],
+        ),
+        bug(
+            "settled-too-soon",
+            In(Shell::SettledTooSoon),
+            20,
+            &[BuffersAreOwned, BytesArePublished],
+        ),
+        bug(
+            "expectation-ignored",
+            In(Shell::ExpectationIgnored),
+            20,
+            &[Converges, PublishedIsFound],
+        ),
+        bug(
+            "reservations-leak",
+            In(Shell::ReservationsLeak),
+            20,
+            &[Converges],
+        ),
+    ]
+}
+
+#[cfg(feature = "sabotage")]
+fn crates() -> Vec<Sabotage> {
+    use Place::{Agent, Coordinator};
+    use Promise as P;
+    use kvferry_agent::sabotage::Bug as A;
+    use kvferry_coordinator::sabotage::Bug as C;
+    vec![
+        bug(
+            "generation-unchecked",
+            Agent(A::GenerationUnchecked),
+            20,
+            &[P::BytesArePublished],
+        ),
+        bug(
+            "generation-not-bumped",
+            Agent(A::GenerationNotBumped),
+            20,
+            &[P::BytesArePublished],
+        ),
+        bug(
+            "freed-before-settled",
+            Agent(A::FreedBeforeSettled),
+            20,
+            &[P::BuffersAreOwned, P::BytesArePublished],
+        ),
+        bug(
+            "never-abandoned",
+            Agent(A::NeverAbandoned),
+            20,
+            &[P::Converges],
+        ),
+        bug(
+            "deadline-missed",
+            Agent(A::DeadlineMissed),
+            20,
+            &[P::PullsEnd],
+        ),
+        bug("outcome-twice", Agent(A::OutcomeTwice), 20, &[P::PullsEnd]),
+        bug(
+            "resync-dropped",
+            Agent(A::ResyncDropped),
+            20,
+            &[P::Converges, P::PublishedIsFound],
+        ),
+        bug(
+            "remove-lost",
+            Agent(A::RemoveLost),
+            20,
+            &[P::Converges, P::PublishedIsFound],
+        ),
+        bug(
+            "log-unbounded",
+            Agent(A::LogUnbounded),
+            100,
+            &[P::BoundsHold],
+        ),
+        bug(
+            "window-ignored",
+            Agent(A::WindowIgnored),
+            100,
+            &[P::BoundsHold],
+        ),
+        bug(
+            "acknowledged-too-much",
+            Agent(A::AcknowledgedTooMuch),
+            20,
+            &[P::PublishedIsFound, P::BoundsHold],
+        ),
+        bug("pins-ignored", Agent(A::PinsIgnored), 20, &[P::PinnedStays]),
+        bug(
+            "fencing-skipped",
+            Coordinator(C::FencingSkipped),
+            100,
+            &[P::FencedIsVoid],
+        ),
+        bug(
+            "fenced-session-kept",
+            Coordinator(C::FencedSessionKept),
+            200,
+            &[P::FencedIsVoid],
+        ),
+        bug(
+            "gap-ignored",
+            Coordinator(C::GapIgnored),
+            50,
+            &[P::Converges, P::PublishedIsFound],
+        ),
+        bug(
+            "inventory-keeps",
+            Coordinator(C::InventoryKeeps),
+            50,
+            &[P::Converges],
+        ),
+        bug(
+            "resync-not-asked",
+            Coordinator(C::AckBeforeInventory),
+            50,
+            &[],
+        ),
+        bug(
+            "silent-never-purged",
+            Coordinator(C::SilentNeverPurged),
+            50,
+            &[P::Converges],
+        ),
+    ]
+}

@@ -1,0 +1,458 @@
+//! The world: processes, coordinators and what is between them, on one queue of events.
+
+mod coordinator;
+mod faults;
+mod network;
+pub(crate) mod process;
+pub(crate) mod pull;
+mod pulls;
+mod reads;
+mod sessions;
+mod workload;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use kvferry_agent::{
+    region::{ClientId, Held, PinId},
+    transfer::{ConnectFailure, OpId, ReadFailure, SourceKey},
+};
+use kvferry_coordinator::directory::Event as DirectoryEvent;
+use kvferry_proto::{Incarnation, NodeId, pb};
+
+use crate::{
+    Options, Report,
+    conditions::{CONVERGES_WITHIN, Conditions, TICK},
+    faults::{Fault, schedule},
+    history::History,
+    invariants,
+    promise::{Promise, Violation},
+    queue::{MS, Micros, Queue, SECOND},
+    random::{Random, mix},
+    report::Stats,
+    sabotage::{Sabotage, Shell},
+};
+pub(crate) use coordinator::Coordinator;
+pub(crate) use network::Up;
+use network::{Cut, Stream};
+pub(crate) use process::{Pid, Process};
+
+/// A mean event of a busy node every so often: the bound on events of a run, so that one that feeds
+/// itself for ever is a failure and no hang.
+const EVENTS_PER_NODE_SECOND: u64 = 20_000;
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A fault begins.
+    Fault(usize),
+    /// A node's next process starts.
+    Start {
+        node: usize,
+        clock_behind: bool,
+        elsewhere: bool,
+    },
+    /// A coordinator comes back, knowing nothing.
+    CoordinatorStarts(usize),
+    /// It looks for the silent.
+    CoordinatorTick(usize),
+    /// The front of a stream's pipe may have arrived.
+    Deliver { stream: u64, up: bool },
+    /// A locate arrives.
+    Locate {
+        coordinator: usize,
+        pid: Pid,
+        pull: u64,
+        op: OpId,
+        request: Box<pb::LocateRequest>,
+    },
+    /// A connect arrives at its owner.
+    Connect {
+        pid: Pid,
+        pull: u64,
+        source: SourceKey,
+    },
+    /// A read fetches its next piece from its owner's memory.
+    Fetch {
+        pid: Pid,
+        pull: u64,
+        op: OpId,
+        read: usize,
+    },
+    /// A process does something.
+    Process(Pid, Act),
+    /// Promises that can be checked at any time are.
+    Probe,
+}
+
+/// What happens in a process; while it stands still, nothing does.
+#[derive(Debug)]
+pub(crate) enum Act {
+    SessionTimer(usize),
+    Connected {
+        session: usize,
+        attempt: u64,
+        ok: bool,
+    },
+    FromCoordinator {
+        session: usize,
+        stream: u64,
+        said: network::Down,
+    },
+    LogChanged,
+    LateInventory {
+        session: usize,
+        stream: u64,
+    },
+    Work,
+    LastWork,
+    Write {
+        job: u64,
+    },
+    StoreTick,
+    Release {
+        client: ClientId,
+        pin: PinId,
+        blocks: Vec<(u64, Held)>,
+    },
+    Located {
+        pull: u64,
+        op: OpId,
+        answer: Result<Box<pb::LocateResponse>, bool>,
+    },
+    LinkUp {
+        pull: u64,
+        source: SourceKey,
+        owner: Pid,
+    },
+    LinkFailed {
+        pull: u64,
+        source: SourceKey,
+        failure: ConnectFailure,
+    },
+    Arrive {
+        pull: u64,
+        op: OpId,
+        read: usize,
+        bytes: Vec<u8>,
+    },
+    ReadFails {
+        pull: u64,
+        op: OpId,
+        failure: ReadFailure,
+    },
+    Settle {
+        pull: u64,
+        op: OpId,
+    },
+    PullTimer(u64),
+    PullDeadline(u64),
+    EngineDies,
+    Leave,
+    Exit,
+}
+
+/// A name for processes, one after the other.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) name: NodeId,
+    /// The one started last.
+    pub(crate) current: Option<Pid>,
+    pub(crate) address: SocketAddr,
+    pub(crate) last_incarnation: u64,
+}
+
+/// See the module's page.
+pub struct World {
+    pub(crate) options: Options,
+    pub(crate) conditions: Conditions,
+    pub(crate) now: Micros,
+    pub(crate) quiet_from: Micros,
+    queue: Queue<Event>,
+    faults: Vec<Fault>,
+    pub(crate) history: History,
+    pub(crate) nodes: Vec<Node>,
+    /// By number; None when they are gone.
+    pub(crate) processes: Vec<Option<Box<Process>>>,
+    /// Node and incarnation of every process there ever was.
+    identities: Vec<(usize, Incarnation)>,
+    pub(crate) coordinators: Vec<Coordinator>,
+    streams: BTreeMap<u64, Stream>,
+    next_stream: u64,
+    cuts: Vec<Cut>,
+    listeners: BTreeMap<SocketAddr, Pid>,
+    /// Processes whose hosts are gone: nobody answers for them.
+    silent_dead: BTreeSet<Pid>,
+    network: Random,
+    pub(crate) stats: Stats,
+    digest: u64,
+    violation: Option<Violation>,
+}
+
+impl World {
+    /// A world in which nothing has happened yet.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        let (seed, nodes) = (options.seed, options.nodes.max(2));
+        let coordinators = 1 + Random::of(seed, 3).below(3) as usize;
+        let quiet_from = (options.seconds * SECOND).max(SECOND);
+        let mut world = Self {
+            options: options.clone(),
+            conditions: Conditions::of(seed, nodes),
+            now: 0,
+            quiet_from,
+            queue: Queue::default(),
+            faults: schedule(seed, nodes, coordinators, quiet_from),
+            history: History::default(),
+            nodes: (0..nodes).map(network::node).collect(),
+            processes: Vec::new(),
+            identities: Vec::new(),
+            coordinators: Vec::new(),
+            streams: BTreeMap::new(),
+            next_stream: 0,
+            cuts: Vec::new(),
+            listeners: BTreeMap::new(),
+            silent_dead: BTreeSet::new(),
+            network: Random::of(seed, 4),
+            stats: Stats::default(),
+            digest: seed,
+            violation: None,
+        };
+        for coordinator in 0..coordinators {
+            world
+                .coordinators
+                .push(Coordinator::new(1 + coordinator as u64));
+            world.queue.at(TICK, Event::CoordinatorTick(coordinator));
+        }
+        for node in 0..nodes {
+            let at = world.network.below(200 * MS);
+            let start = Event::Start {
+                node,
+                clock_behind: false,
+                elsewhere: false,
+            };
+            world.queue.at(at, start);
+        }
+        for (index, fault) in world.faults.iter().enumerate() {
+            let kept = options
+                .keep
+                .as_ref()
+                .is_none_or(|keep| keep.contains(&index));
+            if kept {
+                world.queue.at(fault.at, Event::Fault(index));
+            }
+        }
+        world.queue.at(SECOND, Event::Probe);
+        world
+    }
+
+    /// The faults of its schedule.
+    #[must_use]
+    pub fn faults(&self) -> &[Fault] {
+        &self.faults
+    }
+
+    /// To the end: faults, then quiet, then everything must be in order.
+    #[must_use]
+    pub fn run(mut self) -> Report {
+        Sabotage::install(self.options.sabotage);
+        let end = self.quiet_from + CONVERGES_WITHIN;
+        let most = EVENTS_PER_NODE_SECOND * self.nodes.len() as u64 * (end / SECOND);
+        let mut calm = false;
+        while self.violation.is_none() {
+            let Some((when, event)) = self.queue.next(end) else {
+                break;
+            };
+            self.now = when.max(self.now);
+            if !calm && self.now >= self.quiet_from {
+                calm = true;
+                self.calm_down();
+            }
+            self.stats.events += 1;
+            if self.stats.events > most {
+                self.fail(Promise::BoundsHold, "there is no end of events".to_owned());
+            }
+            self.happen(event);
+        }
+        self.now = end.max(self.now);
+        if self.violation.is_none() {
+            invariants::converges::check(&mut self);
+        }
+        Sabotage::install(None);
+        let processes = self.processes.len() as u64;
+        self.note(&[processes]);
+        Report {
+            seed: self.options.seed,
+            digest: self.digest,
+            faults: self.faults.len(),
+            violation: self.violation,
+            stats: self.stats,
+        }
+    }
+
+    fn happen(&mut self, event: Event) {
+        match event {
+            Event::Fault(index) => self.fault(index),
+            Event::Start {
+                node,
+                clock_behind,
+                elsewhere,
+            } => self.start(node, clock_behind, elsewhere),
+            Event::CoordinatorStarts(coordinator) => self.coordinator_starts(coordinator),
+            Event::CoordinatorTick(coordinator) => {
+                self.queue
+                    .at(self.now + TICK, Event::CoordinatorTick(coordinator));
+                if self.coordinators[coordinator].paused_until <= self.now {
+                    self.tell(coordinator, None, DirectoryEvent::Tick);
+                }
+            }
+            Event::Deliver { stream, up } => self.deliver(stream, up),
+            Event::Locate {
+                coordinator,
+                pid,
+                pull,
+                op,
+                request,
+            } => self.locate(coordinator, pid, pull, op, request),
+            Event::Connect { pid, pull, source } => self.connect_arrives(pid, pull, source),
+            Event::Fetch {
+                pid,
+                pull,
+                op,
+                read,
+            } => self.fetch(pid, pull, op, read),
+            Event::Process(pid, act) => self.process(pid, act),
+            Event::Probe => {
+                invariants::probe(self);
+                let pace = SECOND * (1 + self.nodes.len() as u64 / 50);
+                self.queue.at(self.now + pace, Event::Probe);
+            }
+        }
+    }
+
+    /// Hands a process what happens to it, unless it stands still: then that waits.
+    fn process(&mut self, pid: Pid, act: Act) {
+        let Some(mut process) = self.processes[pid].take() else {
+            return;
+        };
+        if process.paused_until > self.now {
+            self.queue
+                .at(process.paused_until, Event::Process(pid, act));
+            self.processes[pid] = Some(process);
+            return;
+        }
+        if self.act(&mut process, act) {
+            self.after(&mut process);
+            self.processes[pid] = Some(process);
+        } else {
+            self.gone(&process, false);
+            // Somebody restarts what ends by itself.
+            self.start_at(self.now + SECOND, process.node, false);
+        }
+    }
+
+    /// False where the process ends with it.
+    fn act(&mut self, process: &mut Process, act: Act) -> bool {
+        match act {
+            Act::SessionTimer(session) => {
+                process.sessions[session].timer_at = None;
+                return self.session_tick(process, session);
+            }
+            Act::Connected {
+                session,
+                attempt,
+                ok,
+            } => return self.session_connected(process, session, attempt, ok),
+            Act::FromCoordinator {
+                session,
+                stream,
+                said,
+            } => return self.session_told(process, session, stream, said),
+            Act::LogChanged => {
+                process.log_waits = false;
+                for session in 0..process.sessions.len() {
+                    if !self.session_tick(process, session) {
+                        return false;
+                    }
+                }
+            }
+            Act::LateInventory { session, stream } => {
+                self.send_late_inventory(process, session, stream);
+                return self.session_tick(process, session);
+            }
+            Act::Work => self.work(process),
+            Act::LastWork => self.begin_publish(process, 1),
+            Act::Write { job } => self.write(process, job),
+            Act::StoreTick => {
+                process.store.tick(process.local(self.now));
+                self.later(process.pid, 250 * MS, Act::StoreTick);
+            }
+            Act::Release {
+                client,
+                pin,
+                blocks,
+            } => invariants::pinned_stays::release(self, process, client, pin, &blocks),
+            Act::EngineDies => self.engine_dies(process),
+            Act::Leave => self.leave(process),
+            Act::Exit => return false,
+            act => self.pull_act(process, act),
+        }
+        true
+    }
+
+    /// What every step of a process ends with.
+    fn after(&mut self, process: &mut Process) {
+        use std::sync::atomic::Ordering::Relaxed;
+        if process.mirror.changed.swap(false, Relaxed) && !process.log_waits {
+            process.log_waits = true;
+            let wait = process.random.below(2 * MS);
+            self.later(process.pid, wait, Act::LogChanged);
+        }
+    }
+
+    fn later(&mut self, pid: Pid, wait: Micros, act: Act) {
+        self.queue.at(self.now + wait, Event::Process(pid, act));
+    }
+
+    /// A promise is broken. The first one counts.
+    pub(crate) fn fail(&mut self, promise: Promise, detail: String) {
+        let at = self.now;
+        self.violation.get_or_insert(Violation {
+            promise,
+            at,
+            detail,
+        });
+    }
+
+    /// Makes something part of the run's digest.
+    pub(crate) fn note(&mut self, numbers: &[u64]) {
+        let mut digest = mix(self.digest ^ self.now);
+        for number in numbers {
+            digest = mix(digest.rotate_left(17) ^ number);
+        }
+        self.digest = digest;
+    }
+
+    fn sabotaged(&self, shell: Shell) -> bool {
+        Sabotage::is(self.options.sabotage, shell)
+    }
+
+    /// Of any process, also one that is gone.
+    pub(crate) fn incarnation(&self, pid: Pid) -> Option<Incarnation> {
+        self.identities
+            .get(pid)
+            .map(|(_, incarnation)| *incarnation)
+    }
+
+    /// Its node's name.
+    pub(crate) fn name_of(&self, pid: Pid) -> Option<&NodeId> {
+        let (node, _) = self.identities.get(pid)?;
+        Some(&self.nodes[*node].name)
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.now >= self.quiet_from
+    }
+}

@@ -1,0 +1,64 @@
+//! Every promise, over a few hundred seeds: faults first, then quiet, then everything must be in order.
+
+use std::thread;
+
+use kvferry_simulation::{Options, Stats, run};
+
+/// Seeds of one test run: bounded to fit the minute that two slow cores have for it.
+const SEEDS: u64 = 240;
+/// As many as there are cores to spare.
+const THREADS: u64 = 2;
+
+#[test]
+fn every_promise_holds_over_hundreds_of_seeds() {
+    let parts: Vec<_> = (0..THREADS)
+        .map(|part| {
+            thread::spawn(move || {
+                let mut sum = Stats::default();
+                for seed in (part..SEEDS).step_by(THREADS as usize) {
+                    let options = Options::small(seed);
+                    let report = run(&options);
+                    if let Some(violation) = report.violation {
+                        panic!(
+                            "{violation}\nrepeat and shrink it: cargo run -p kvferry-simulation -- --seed {seed}"
+                        );
+                    }
+                    sum.add(report.stats);
+                }
+                sum
+            })
+        })
+        .collect();
+    let mut sum = Stats::default();
+    for part in parts {
+        sum.add(part.join().unwrap());
+    }
+    println!("{SEEDS} seeds: {sum}");
+    // What did not happen was not tested.
+    let often = [
+        ("reads checked", sum.reads_checked),
+        ("pins checked", sum.pins_checked),
+        ("stale", sum.stale),
+        ("timed out", sum.timed_out),
+        ("unsettled", sum.unsettled),
+        ("unreachable", sum.unreachable),
+        ("gaps", sum.gaps),
+        ("resyncs", sum.resyncs),
+        ("removals", sum.removals),
+        ("superseded", sum.superseded),
+        ("fenced heard", sum.fenced_heard),
+    ];
+    for (what, count) in often {
+        assert!(count >= 50, "{what}: only {count} in {SEEDS} seeds");
+    }
+}
+
+#[test]
+fn a_large_world_keeps_them_too() {
+    let report = run(&Options {
+        nodes: 100,
+        seconds: 5,
+        ..Options::small(7)
+    });
+    assert_eq!(report.violation, None);
+}
