@@ -10,6 +10,8 @@ const TOP: f64 = 14.0;
 const BOTTOM: f64 = 44.0;
 /// Height of a bar with its room.
 const BAR: f64 = 26.0;
+/// Where the axis of bars ends: a round in which the yardstick starved says nothing.
+const MAX_RATIO: f64 = 2.0;
 /// Width of the names beside bars.
 const NAMES: f64 = 230.0;
 /// Colours by number of the line; told apart by people who see few colours too.
@@ -154,8 +156,12 @@ pub(super) struct Bar {
 /// Bars beside their names, with a line at 1.
 pub(super) fn bars(bars: &[Bar]) -> String {
     let height = BAR * bars.len() as f64 + 30.0;
-    let most = bars.iter().map(|bar| bar.max).fold(1.1, f64::max);
-    let x = |value: f64| NAMES + value / most * (WIDTH - NAMES - 50.0);
+    let most = bars
+        .iter()
+        .map(|bar| bar.max)
+        .fold(1.1, f64::max)
+        .min(MAX_RATIO);
+    let x = |value: f64| NAMES + value.min(most) / most * (WIDTH - NAMES - 50.0);
     let mut svg = format!(
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"ratios to the yardstick\">"
     );
