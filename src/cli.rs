@@ -1,5 +1,6 @@
 //! What can be typed after `kvferry`.
 
+pub(crate) mod bench;
 mod daemons;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -54,6 +55,8 @@ Examples:
   kvferry demo --bytes 64MiB --json
   kvferry demo --input model.safetensors --bytes 4GiB")]
     Demo(DemoArgs),
+    /// Measure transfers on this host, and compare runs.
+    Bench(bench::BenchArgs),
     /// Cut a file into blocks, publish them, and write a manifest of their hashes.
     #[command(after_help = "\
 A block's hash is the SHA-256 of its parent's hash and its bytes: equal files have equal hashes, and

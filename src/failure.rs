@@ -3,7 +3,9 @@
 use std::{io, process::ExitCode};
 
 use crate::{
-    commands::{get::GetError, locate::LocateError, put::PutError, tool::ToolError},
+    commands::{
+        bench::BenchError, get::GetError, locate::LocateError, put::PutError, tool::ToolError,
+    },
     demo::DemoError,
     logging::LoggingError,
     output::OutputError,
@@ -40,6 +42,8 @@ pub(crate) enum Failure {
     Logging(#[from] LoggingError),
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    #[error("the threads to run on cannot be had: {0}")]
+    Runtime(io::Error),
     #[error("signals cannot be listened for: {0}")]
     Signals(io::Error),
     #[error(transparent)]
@@ -52,6 +56,8 @@ pub(crate) enum Failure {
     Locate(#[from] LocateError),
     #[error(transparent)]
     Tool(#[from] ToolError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     #[error(transparent)]
     Demo(#[from] DemoError),
     #[error("the coordinator did not start: {0}")]

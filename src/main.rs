@@ -3,6 +3,7 @@
 mod announce;
 mod cli;
 mod client;
+mod cluster;
 mod commands;
 mod content;
 mod demo;
@@ -12,6 +13,7 @@ mod logging;
 mod manifest;
 mod output;
 mod progress;
+mod runtime;
 mod settings;
 mod shutdown;
 mod size;
@@ -24,10 +26,13 @@ use clap::Parser;
 use cli::{Cli, Command};
 use failure::{Done, Failure};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli).await {
+    let done = match runtime::start(&cli.command) {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(Failure::Runtime(error)),
+    };
+    match done {
         Ok(done) => done.into(),
         Err(failure) => {
             eprintln!("error: {failure}");
@@ -46,6 +51,7 @@ async fn run(cli: Cli) -> Result<Done, Failure> {
         Command::Coordinator(args) => commands::coordinator::run(args).await,
         Command::Agent(args) => commands::agent::run(args).await,
         Command::Demo(args) => Ok(demo::run(args).await?),
+        Command::Bench(args) => Ok(commands::bench::run(args).await?),
         Command::Put(args) => Ok(commands::put::run(args).await?),
         Command::Get(args) => Ok(commands::get::run(args).await?),
         Command::Locate(args) => Ok(commands::locate::run(args).await?),

@@ -11,6 +11,7 @@
 //! | [`locate`] | readers that ask |
 //! | [`vanish`] | a node that goes while readers ask |
 //! | [`in_process`] | the directory without a wire |
+//! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
 pub mod in_process;
 pub mod locate;
@@ -19,6 +20,7 @@ pub mod publish;
 pub mod report;
 pub mod server;
 pub mod stats;
+pub mod transfer;
 pub mod vanish;
 pub mod workload;
 

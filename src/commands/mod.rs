@@ -1,6 +1,7 @@
 //! What each word after `kvferry` does.
 
 pub(crate) mod agent;
+pub(crate) mod bench;
 pub(crate) mod coordinator;
 pub(crate) mod doctor;
 pub(crate) mod get;

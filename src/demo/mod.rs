@@ -1,6 +1,5 @@
 //! `kvferry demo`: the main job on one machine, with real processes and real bytes.
 
-mod cluster;
 mod engine;
 mod phases;
 mod report;
@@ -19,7 +18,6 @@ use clap::Args;
 use tempfile::TempDir;
 
 use self::{
-    cluster::{AgentPlan, Cluster, ClusterError},
     engine::{Engine, EngineError, Shape},
     phases::PhaseError,
     report::Phase,
@@ -27,6 +25,7 @@ use self::{
     workload::{BLOCK_BYTES, Workload, WorkloadError},
 };
 use crate::{
+    cluster::{self, AgentPlan, Cluster, ClusterError},
     failure::Done,
     output::{self, OutputError},
     shutdown,
@@ -124,18 +123,9 @@ fn introduce(args: &DemoArgs, blocks: u32) -> Result<(), OutputError> {
 
 async fn show(dir: &Path, workload: &Arc<Workload>) -> Result<Vec<Phase>, DemoError> {
     let mut cluster = Cluster::start(&[
-        AgentPlan {
-            node: "a",
-            transport: "auto",
-        },
-        AgentPlan {
-            node: "b",
-            transport: "tcp",
-        },
-        AgentPlan {
-            node: "c",
-            transport: "shm",
-        },
+        AgentPlan::new("a", "auto"),
+        AgentPlan::new("b", "tcp"),
+        AgentPlan::new("c", "shm"),
     ])
     .await?;
     match run_phases(dir, workload, &mut cluster).await {
@@ -177,7 +167,10 @@ async fn run_phases(
         );
     }
     let Ok([mut a, mut b, mut c]) = <[Engine; 3]>::try_from(engines) else {
-        return Err(ClusterError::NotReady { name: "an agent" }.into());
+        return Err(ClusterError::NotReady {
+            name: "an agent".to_owned(),
+        }
+        .into());
     };
     let published = phases::publish(&mut a, workload).await?;
     let over_tcp = phases::pull(&b, workload, "tcp").await?;

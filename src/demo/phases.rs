@@ -16,12 +16,11 @@ use tokio::{
 };
 
 use super::{
-    cluster::ClusterError,
     engine::{Engine, EngineError, Pulled},
     report::Phase,
     workload::{BLOCK_BYTES, Workload, WorkloadError},
 };
-use crate::{commands::get::outcome_word, progress};
+use crate::{cluster::ClusterError, commands::get::outcome_word, progress};
 
 /// Blocks sealed in one call.
 const SEAL_BLOCKS: usize = 64;

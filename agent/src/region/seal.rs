@@ -80,6 +80,13 @@ impl Store {
     /// # Errors
     /// [`SealError`]; nothing was sealed then.
     pub fn seal(&self, now: Duration, seal: &Seal<'_>) -> Result<Vec<SealOutcome>, SealError> {
+        if let Checksums::Given(given) = seal.checksums {
+            // Nothing is to be computed in between: one step under one lock.
+            check_columns(seal)?;
+            let mut state = self.state.lock();
+            let checked = state.check_seal(seal)?;
+            return self.commit_locked(&mut state, now, seal, &checked, given);
+        }
         let checked = self.check_seal(seal)?;
         let checksums = checksums(&checked.region, seal)?;
         self.commit_seal(now, seal, &checked, &checksums)
@@ -87,22 +94,7 @@ impl Store {
 
     pub(super) fn check_seal(&self, seal: &Seal<'_>) -> Result<Checked, SealError> {
         check_columns(seal)?;
-        let state = self.state.lock();
-        let Some(entry) = state.regions.get(&seal.region) else {
-            let region = seal.region;
-            return Err(SealError::UnknownRegion { region });
-        };
-        let region = Arc::clone(&entry.region);
-        let spec = &region.namespace;
-        if let Some(hash) = seal.hashes.iter().find(|h| h.hash_len() != spec.hash_len) {
-            return Err(SealError::HashLength {
-                namespace: spec.name.clone(),
-                got: hash.hash_len().get(),
-                want: spec.hash_len.get(),
-            });
-        }
-        let tickets = state.tickets(seal)?;
-        Ok(Checked { region, tickets })
+        self.state.lock().check_seal(seal)
     }
 
     pub(super) fn commit_seal(
@@ -114,7 +106,6 @@ impl Store {
     ) -> Result<Vec<SealOutcome>, SealError> {
         let region = seal.region;
         let mut state = self.state.lock();
-        state.expire_pins(now);
         if !state.regions.contains_key(&region) {
             return Err(SealError::UnknownRegion { region });
         }
@@ -124,6 +115,20 @@ impl Store {
         if let Some((&slot, _)) = compared.find(|(_, (ticket, then))| ticket != then) {
             return Err(SealError::SlotNotReserved { region, slot });
         }
+        self.commit_locked(&mut state, now, seal, checked, checksums)
+    }
+
+    /// The reservations have just been found as they must be, under this very lock.
+    fn commit_locked(
+        &self,
+        state: &mut State,
+        now: Duration,
+        seal: &Seal<'_>,
+        checked: &Checked,
+        checksums: &[Option<Checksum>],
+    ) -> Result<Vec<SealOutcome>, SealError> {
+        let region = seal.region;
+        state.expire_pins(now);
         let mut parent = match &seal.chain {
             Chain::Unknown | Chain::From(None) => None,
             Chain::From(Some(parent)) => Some(parent),
@@ -167,11 +172,29 @@ impl Store {
 }
 
 impl State {
+    fn check_seal(&self, seal: &Seal<'_>) -> Result<Checked, SealError> {
+        let Some(entry) = self.regions.get(&seal.region) else {
+            let region = seal.region;
+            return Err(SealError::UnknownRegion { region });
+        };
+        let region = Arc::clone(&entry.region);
+        let spec = &region.namespace;
+        if let Some(hash) = seal.hashes.iter().find(|h| h.hash_len() != spec.hash_len) {
+            return Err(SealError::HashLength {
+                namespace: spec.name.clone(),
+                got: hash.hash_len().get(),
+                want: spec.hash_len.get(),
+            });
+        }
+        let tickets = self.tickets(seal)?;
+        Ok(Checked { region, tickets })
+    }
+
     /// The ticket of each slot's reservation.
     fn tickets(&self, seal: &Seal<'_>) -> Result<Vec<u64>, SealError> {
         let region = seal.region;
-        let mut seen = HashSet::new();
-        let mut tickets = Vec::new();
+        let mut seen = HashSet::with_capacity(seal.slots.len());
+        let mut tickets = Vec::with_capacity(seal.slots.len());
         for &slot in seal.slots {
             let place = Place { region, slot };
             let Some(reservation) = self.reservation_of(place, seal.holder) else {

@@ -133,11 +133,15 @@ impl ChangeLog {
 impl ChangeSink for ChangeLog {
     fn record(&self, change: Change) {
         let mut inner = self.inner.lock();
+        let begins = inner.open.is_empty();
         inner.open.fold(change);
         if inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS {
             inner.close();
         }
         drop(inner);
-        self.changed.send_modify(|count| *count += 1);
+        // Once per batch: a session that was woken finds everything that is recorded until it reads.
+        if begins {
+            self.changed.send_modify(|count| *count += 1);
+        }
     }
 }

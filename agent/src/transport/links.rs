@@ -172,9 +172,11 @@ impl Links {
     /// A live link, if there is one now.
     #[must_use]
     pub fn existing(&self, node: &NodeId, incarnation: Incarnation) -> Option<Arc<dyn Link>> {
-        let peers = self.0.peers.lock();
-        let link = peers.get(&(node.clone(), incarnation))?.link.clone()?;
-        (!link.is_lost()).then_some(link)
+        let mut peers = self.0.peers.lock();
+        let peer = peers.get_mut(&(node.clone(), incarnation))?;
+        let link = peer.link.clone().filter(|link| !link.is_lost())?;
+        peer.used = Instant::now();
+        Some(link)
     }
 
     /// Drops links to lifetimes of a node before this one: what they said is void.

@@ -2,6 +2,7 @@
 
 mod flight;
 mod run;
+mod scratch;
 
 #[cfg(test)]
 mod tests;
@@ -56,6 +57,11 @@ pub trait Connect: Send + Sync + 'static {
         peer: &'a PeerTarget,
     ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>>;
 
+    /// A link that is open already, at no cost.
+    fn open_link(&self, _peer: &PeerTarget) -> Option<Arc<dyn Link>> {
+        None
+    }
+
     /// This owner stood still or could not be reached: other pulls should prefer others.
     fn suspect(&self, peer: &PeerTarget);
 
@@ -103,6 +109,16 @@ pub trait Landing: Send + Sync + 'static {
         block: BlockIndex,
         checksum: Option<Checksum>,
     ) -> Result<Self::Landed, LandError>;
+
+    /// Seals some blocks, as [`Landing::land`] does each: one answer per block, in their order.
+    fn land_many(
+        &self,
+        blocks: &[(BlockIndex, Option<Checksum>)],
+    ) -> Vec<Result<Self::Landed, LandError>> {
+        let each = blocks.iter();
+        each.map(|(block, checksum)| self.land(*block, *checksum))
+            .collect()
+    }
 
     /// Takes the place back: nothing writes to it any more. May come long after the pull's deadline.
     fn abandon(&self, block: BlockIndex);

@@ -1,10 +1,12 @@
 //! One pull under way: obeys the engine and tells it what happened.
 
 mod answers;
+mod ends;
 mod report;
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use hashbrown::HashMap;
 use kvferry_memory::HostMemory;
 use kvferry_proto::{Checksum, Geometry, Incarnation, NodeId, RegionId};
 use tokio::{
@@ -17,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     BlockOutcome, Connect, Landing, Locate, LocateError, Parts, PullSummary,
     flight::{Flights, Words},
+    scratch,
 };
 use crate::{
     coordinators::Located,
@@ -30,9 +33,6 @@ use crate::{
     },
     transport::{ConnectError, Link, PeerTarget},
 };
-
-/// Blocks whose checksums are computed in one go on a blocking thread: some milliseconds' worth.
-const VERIFY_JOB_BYTES: u64 = 16 << 20;
 
 /// What a task was started for.
 #[derive(Debug, Clone)]
@@ -68,6 +68,7 @@ pub(super) struct Run<L, C, D: Landing> {
     tasks: JoinSet<Answer>,
     asked: HashMap<Id, Asked>,
     to_verify: Vec<(BlockIndex, Checksum)>,
+    to_land: Vec<(BlockIndex, Option<Checksum>)>,
     progress_at: Time,
     report: report::Report<D::Landed>,
 }
@@ -95,6 +96,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             tasks: JoinSet::new(),
             asked: HashMap::new(),
             to_verify: Vec::new(),
+            to_land: Vec::new(),
             progress_at: config.progress_tick,
             report: report::Report::new(outcomes),
             config,
@@ -120,7 +122,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 given_up = true;
             }
             if self.engine.is_drained() {
-                return;
+                // Drained: no read is under way that could write to it.
+                return scratch::keep(std::mem::take(&mut self.scratch));
             }
             let wake = self.wake_at();
             tokio::select! {
@@ -181,9 +184,10 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             while let Some(command) = self.engine.poll_command() {
                 self.execute(command);
             }
-            if self.to_verify.is_empty() {
+            if self.to_verify.is_empty() && self.to_land.is_empty() {
                 return;
             }
+            self.land();
             self.verify();
         }
     }
@@ -214,7 +218,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 }
             }
             Command::Verify { block, checksum } => self.to_verify.push((block, checksum)),
-            Command::Land { block, checksum } => self.land(block, checksum),
+            Command::Land { block, checksum } => self.to_land.push((block, checksum)),
             Command::Abandon { block } => {
                 self.destinations.remove(&block);
                 self.parts.landing.abandon(block);
@@ -257,6 +261,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let Some(peer) = self.peers.get(source.0 as usize).cloned() else {
             return;
         };
+        if let Some(link) = self.parts.connect.open_link(&peer) {
+            return self.connected(source, link);
+        }
         let connect = Arc::clone(&self.parts.connect);
         let task = self
             .tasks
@@ -329,59 +336,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
         let scratch = match self.scratch.pop() {
             Some(scratch) => scratch,
-            None => HostMemory::anonymous(bytes)
-                .map(Arc::new)
-                .map_err(|_| PlanError::Scratch { words: slots.len() })?,
+            None => scratch::take(bytes).map_err(|_| PlanError::Scratch { words: slots.len() })?,
         };
         let slots: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
         let (requests, offsets) = plan::generation_reads(&slots, &scratch, &link.capabilities())?;
         Ok((requests, Some(Words { scratch, offsets })))
-    }
-
-    /// In place where the bytes are few; else on blocking threads.
-    fn verify(&mut self) {
-        let jobs = std::mem::take(&mut self.to_verify);
-        let bytes = self.block_bytes.saturating_mul(jobs.len() as u64);
-        let per_job = usize::try_from(VERIFY_JOB_BYTES / self.block_bytes.max(1)).unwrap_or(1);
-        for job in jobs.chunks(per_job.max(1)) {
-            let blocks: Vec<_> = job
-                .iter()
-                .filter_map(|&(block, checksum)| {
-                    Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
-                })
-                .collect();
-            let landing = Arc::clone(&self.parts.landing);
-            let names = blocks.iter().map(|(block, ..)| *block).collect();
-            let work = move || {
-                let verdicts = blocks.into_iter().map(|(block, checksum, destination)| {
-                    (block, landing.verify(block, &destination, checksum))
-                });
-                verdicts.collect::<Vec<_>>()
-            };
-            if bytes <= self.config.verify_inline_bytes {
-                for (block, ok) in work() {
-                    self.tell(Event::Verified { block, ok });
-                }
-            } else {
-                let task = self.tasks.spawn_blocking(|| Answer::Verified(work()));
-                self.asked.insert(task.id(), Asked::Verify(names));
-            }
-        }
-    }
-
-    fn land(&mut self, block: BlockIndex, checksum: Option<Checksum>) {
-        let event = match self.parts.landing.land(block, checksum) {
-            Ok(landed) => {
-                self.destinations.remove(&block);
-                self.landed.insert(block, landed);
-                Event::Landed { block }
-            }
-            Err(error) => {
-                self.report.not_landed(block, error);
-                Event::LandFailed { block }
-            }
-        };
-        self.tell(event);
     }
 }
 

@@ -82,6 +82,10 @@ impl Connect for PeerLinks {
         Box::pin(self.links.link(peer))
     }
 
+    fn open_link(&self, peer: &PeerTarget) -> Option<Arc<dyn Link>> {
+        self.links.existing(&peer.node, peer.incarnation)
+    }
+
     fn suspect(&self, peer: &PeerTarget) {
         self.links.suspect(peer);
     }

@@ -142,6 +142,55 @@ impl Landing {
         }
     }
 
+    /// Can the two be sealed in one step? In a chain, if one is the other's parent.
+    fn follows(&self, index: usize, next: usize) -> bool {
+        match self.chain {
+            Chain::Unknown => true,
+            Chain::From(_) => index.checked_add(1) == Some(next),
+        }
+    }
+
+    /// Seals blocks that follow each other, all or none; None where that cannot be done in one step.
+    fn seal_run(&self, run: &[(usize, Option<Checksum>)]) -> Option<Vec<Held>> {
+        let region = self.region();
+        let first = run.first()?.0;
+        let (mut slots, mut hashes) = (Vec::new(), Vec::new());
+        {
+            let places = self.places.lock();
+            for (index, checksum) in run {
+                let (Place::Taken(slot), hash) = (*places.get(*index)?, *self.hashes.get(*index)?)
+                else {
+                    return None;
+                };
+                // A checksum that is to be computed is computed for that block alone.
+                if checksum.is_none() && region.namespace.checksum.covers(hash.as_bytes()) {
+                    return None;
+                }
+                slots.push(slot);
+                hashes.push(hash);
+            }
+        }
+        let checksums: Vec<_> = run.iter().map(|(_, checksum)| *checksum).collect();
+        let seal = Seal {
+            holder: self.holder,
+            region: region.id,
+            slots: &slots,
+            hashes: &hashes,
+            chain: self.parent_of(first),
+            checksums: Checksums::Given(&checksums),
+            pin: self.pin,
+            private: self.private,
+        };
+        let outcomes = self.api.store.seal(self.api.now(), &seal).ok()?;
+        let mut places = self.places.lock();
+        for (index, _) in run {
+            if let Some(place) = places.get_mut(*index) {
+                *place = Place::Done;
+            }
+        }
+        Some(outcomes.into_iter().map(|outcome| outcome.held).collect())
+    }
+
     /// Gives back what was taken: nothing writes to it any more.
     pub(super) fn give_back(&self, index: usize) {
         if let Some(Place::Taken(slot)) = self.place(index) {
@@ -229,6 +278,22 @@ impl transfer::Landing for Subset {
 
     fn land(&self, block: BlockIndex, checksum: Option<Checksum>) -> Result<Held, LandError> {
         self.landing.seal(self.index(block), checksum)
+    }
+
+    fn land_many(&self, blocks: &[(BlockIndex, Option<Checksum>)]) -> Vec<Result<Held, LandError>> {
+        let blocks: Vec<_> = blocks
+            .iter()
+            .map(|(block, checksum)| (self.index(*block), *checksum))
+            .collect();
+        let mut landed = Vec::with_capacity(blocks.len());
+        for run in blocks.chunk_by(|a, b| self.landing.follows(a.0, b.0)) {
+            match self.landing.seal_run(run) {
+                Some(held) => landed.extend(held.into_iter().map(Ok)),
+                // Something is amiss with one of them: each by itself says which.
+                None => landed.extend(run.iter().map(|(i, sum)| self.landing.seal(*i, *sum))),
+            }
+        }
+        landed
     }
 
     fn abandon(&self, block: BlockIndex) {

@@ -244,13 +244,14 @@ impl Running {
             .filter_map(|i| Some((i, local[i]?)))
             .collect();
         // The engine that asked may go away at any time, or the region; then nobody needs the rest.
-        let ((), summary) = tokio::select! {
+        let ((), (last, summary)) = tokio::select! {
             both = async { tokio::join!(self.settle_here(here), self.bring(&away)) } => both,
             () = self.report.closed() => Default::default(),
             () = self.landing.region_ended() => Default::default(),
         };
         // From here on only reads that have not settled keep the destination.
         drop(self.landing);
+        self.report.note(&last);
         self.report.give_up_the_rest().await;
         if let Some(pin) = self.pin {
             // From now on the pin lasts as long as was asked for. It may have been released already.
@@ -259,14 +260,15 @@ impl Running {
                 .store
                 .pin_held(self.api.now(), self.client, Some(pin), &[], self.ttl);
         }
-        self.report.summary(&summary, self.pin).await;
+        self.report.summary(last, &summary, self.pin).await;
         self.api.pulls.ended.add(1);
     }
 
-    /// Brings blocks that are not here.
-    async fn bring(&self, blocks: &[usize]) -> PullSummary {
+    /// Brings blocks that are not here. Gives the outcomes that are still to be reported: those that
+    /// came with the end, so that a small pull is one event.
+    async fn bring(&self, blocks: &[usize]) -> (Vec<pb::BlockOutcome>, PullSummary) {
         if blocks.is_empty() {
-            return PullSummary::default();
+            return Default::default();
         }
         let indices: Arc<[usize]> = blocks.into();
         let parts = Parts {
@@ -294,18 +296,28 @@ impl Running {
         let config = self.api.defaults.transfer.clone();
         let engine = transfer::pull(parts, config, request, sender);
         let forward = async {
+            let mut last = Vec::new();
             while let Some(batch) = outcomes.recv().await {
-                self.forward(&indices, batch).await;
+                last.extend(self.outcomes(&indices, batch));
+                if !outcomes.is_closed() || !outcomes.is_empty() {
+                    self.report.outcomes(std::mem::take(&mut last)).await;
+                }
             }
+            last
         };
-        let (summary, ()) = tokio::join!(engine, forward);
+        let (summary, last) = tokio::join!(engine, forward);
         let summary = summary.unwrap_or_default();
         self.api.pulls.blocks.add(summary.pulled);
         self.api.pulls.bytes.add(summary.bytes);
-        summary
+        (last, summary)
     }
 
-    async fn forward(&self, indices: &[usize], batch: Vec<transfer::BlockOutcome<Held>>) {
+    /// What the engine is told of them.
+    fn outcomes(
+        &self,
+        indices: &[usize],
+        batch: Vec<transfer::BlockOutcome<Held>>,
+    ) -> Vec<pb::BlockOutcome> {
         let mut outcomes = Vec::with_capacity(batch.len());
         for outcome in batch {
             let Some(&index) = indices.get(outcome.block as usize) else {
@@ -326,6 +338,6 @@ impl Running {
             }
             outcomes.push(outcome);
         }
-        self.report.outcomes(outcomes).await;
+        outcomes
     }
 }

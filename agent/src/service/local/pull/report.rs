@@ -24,13 +24,19 @@ impl Report {
         }
     }
 
-    /// Outcomes, some at a time. An engine that went away does not want to know.
-    pub(super) async fn outcomes(&self, outcomes: Vec<pb::BlockOutcome>) {
-        for outcome in &outcomes {
-            if let Some(given) = self.given.lock().get_mut(outcome.index as usize) {
+    /// These blocks have their outcome, or get it with the summary.
+    pub(super) fn note(&self, outcomes: &[pb::BlockOutcome]) {
+        let mut all = self.given.lock();
+        for outcome in outcomes {
+            if let Some(given) = all.get_mut(outcome.index as usize) {
                 *given = true;
             }
         }
+    }
+
+    /// Outcomes, some at a time. An engine that went away does not want to know.
+    pub(super) async fn outcomes(&self, outcomes: Vec<pb::BlockOutcome>) {
+        self.note(&outcomes);
         if !outcomes.is_empty() {
             let event = pb::PullEvent {
                 outcomes,
@@ -52,11 +58,16 @@ impl Report {
         self.outcomes(outcomes).await;
     }
 
-    /// The last event.
-    pub(super) async fn summary(&self, summary: &PullSummary, pin: Option<PinId>) {
+    /// The last event, with the last outcomes.
+    pub(super) async fn summary(
+        &self,
+        outcomes: Vec<pb::BlockOutcome>,
+        summary: &PullSummary,
+        pin: Option<PinId>,
+    ) {
         let us = |time: std::time::Duration| time.as_micros() as u64;
         let event = pb::PullEvent {
-            outcomes: Vec::new(),
+            outcomes,
             summary: Some(pb::PullSummary {
                 pulled: summary.pulled,
                 bytes: summary.bytes,

@@ -1,6 +1,9 @@
 //! What was found out, as the engine is told.
 
-use std::task::{Context, Waker};
+use std::{
+    sync::Arc,
+    task::{Context, Waker},
+};
 
 use tokio::task::{Id, JoinError};
 
@@ -15,7 +18,7 @@ use crate::{
         },
         event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint},
     },
-    transport::ConnectError,
+    transport::{ConnectError, Link},
 };
 
 impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
@@ -67,13 +70,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 retryable: false,
             }),
             (Asked::Connect(source), Some(Answer::Connected(Ok(link)))) => {
-                self.report.connected(self.now());
-                let capabilities = link.capabilities();
-                self.links.insert(source, link);
-                self.tell(Event::Connected {
-                    source,
-                    capabilities,
-                });
+                self.connected(source, link);
             }
             (Asked::Connect(source), Some(Answer::Connected(Err(error)))) => {
                 self.report.failed(source, &error);
@@ -101,6 +98,16 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 }
             }
         }
+    }
+
+    pub(super) fn connected(&mut self, source: SourceKey, link: Arc<dyn Link>) {
+        self.report.connected(self.now());
+        let capabilities = link.capabilities();
+        self.links.insert(source, link);
+        self.tell(Event::Connected {
+            source,
+            capabilities,
+        });
     }
 
     fn located(&mut self, op: OpId, result: Result<Located, LocateError>) {

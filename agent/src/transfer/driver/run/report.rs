@@ -1,7 +1,8 @@
 //! What the caller is told, and where the time went.
 
-use std::{collections::HashMap, fmt::Display};
+use std::fmt::Display;
 
+use hashbrown::HashMap;
 use kvferry_proto::NodeId;
 use tokio::sync::mpsc;
 

@@ -1,6 +1,6 @@
-//! One coordinator and three agents, as processes of their own on loopback.
+//! One coordinator and some agents, as processes of their own on loopback: for the demo and benchmarks.
 //!
-//! Whatever way the demo ends, they end: each stops when its stdin closes, and is killed when its
+//! Whatever way their user ends, they end: each stops when its stdin closes, and is killed when its
 //! guard is dropped.
 
 use std::{
@@ -27,73 +27,75 @@ use crate::{
 };
 
 /// The running program, also where its file was replaced meanwhile.
-pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 /// A process binds three ports and says so: more is a fault, not slowness.
 const READY_BOUND: Duration = Duration::from_secs(20);
 /// How long an orderly end may take.
 const STOP_BOUND: Duration = Duration::from_secs(10);
-/// Lines of each log that are shown when the demo fails.
+/// Lines of each log that are shown when something fails.
 const LOG_TAIL: usize = 15;
 
 /// Why a process could not be had, or did not end well.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClusterError {
     #[error("{name} could not be started: {source}")]
-    Start {
-        name: &'static str,
-        source: io::Error,
-    },
+    Start { name: String, source: io::Error },
     #[error("{name} ended before it was ready; its log is above")]
-    NotReady { name: &'static str },
+    NotReady { name: String },
     #[error("{name} was not ready within {READY_BOUND:?}; its log is above")]
-    Slow { name: &'static str },
+    Slow { name: String },
     #[error("{name} announced itself with {line:?}: {source}")]
     Announcement {
-        name: &'static str,
+        name: String,
         line: String,
         source: serde_json::Error,
     },
     #[error("{name} could not be stopped: {source}")]
-    Stop {
-        name: &'static str,
-        source: io::Error,
-    },
+    Stop { name: String, source: io::Error },
     #[error("{name} did not stop within {STOP_BOUND:?} of SIGTERM and was killed")]
-    Hung { name: &'static str },
+    Hung { name: String },
     #[error("{name} ended with {status} when told to stop; it should end with 0")]
-    Unclean {
-        name: &'static str,
-        status: ExitStatus,
-    },
+    Unclean { name: String, status: ExitStatus },
 }
 
-/// What an agent of the demo is started with.
-pub(super) struct AgentPlan {
-    pub(super) node: &'static str,
-    pub(super) transport: &'static str,
+/// What an agent is started with.
+pub(crate) struct AgentPlan {
+    pub(crate) node: String,
+    /// More settings: flag and value.
+    pub(crate) settings: Vec<(&'static str, String)>,
+}
+
+impl AgentPlan {
+    pub(crate) fn new(node: impl Into<String>, transport: &str) -> Self {
+        Self {
+            node: node.into(),
+            settings: vec![("--transport", transport.to_owned())],
+        }
+    }
 }
 
 /// An agent's process and where it is.
-pub(super) struct AgentProcess {
-    pub(super) ready: AgentReady,
+pub(crate) struct AgentProcess {
+    pub(crate) ready: AgentReady,
     process: Process,
 }
 
-pub(super) struct Cluster {
+pub(crate) struct Cluster {
     coordinator: Process,
     agents: Vec<AgentProcess>,
+    coordinator_pid: u32,
     /// Holds sockets and logs; removed at the end.
     directory: TempDir,
 }
 
 impl Cluster {
     /// Starts the coordinator, then the agents, each ready before the next.
-    pub(super) async fn start(plans: &[AgentPlan]) -> Result<Self, ClusterError> {
+    pub(crate) async fn start(plans: &[AgentPlan]) -> Result<Self, ClusterError> {
         let directory = tempfile::Builder::new()
-            .prefix("kvferry-demo-")
+            .prefix("kvferry-cluster-")
             .tempdir()
             .map_err(|source| ClusterError::Start {
-                name: "the cluster",
+                name: "the cluster".to_owned(),
                 source,
             })?;
         let arguments = ["--listen", "127.0.0.1:0"].map(OsString::from);
@@ -106,26 +108,32 @@ impl Cluster {
             for plan in plans {
                 agents.push(AgentProcess::start(plan, &url, directory.path()).await?);
             }
-            Ok(agents)
+            Ok((ready.pid, agents))
         };
         let started: Result<_, ClusterError> = started.await;
         if started.is_err() {
             show_logs(directory.path());
         }
-        let agents = started?;
+        let (coordinator_pid, agents) = started?;
         Ok(Self {
+            coordinator_pid,
             coordinator,
             agents,
             directory,
         })
     }
 
-    pub(super) fn agents(&self) -> impl Iterator<Item = &AgentReady> {
+    pub(crate) fn agents(&self) -> impl Iterator<Item = &AgentReady> {
         self.agents.iter().map(|agent| &agent.ready)
     }
 
+    /// The coordinator's process.
+    pub(crate) fn coordinator_pid(&self) -> u32 {
+        self.coordinator_pid
+    }
+
     /// Kills an agent as a power cut would, and waits until it is gone.
-    pub(super) async fn kill(&mut self, agent: usize) -> Result<(), ClusterError> {
+    pub(crate) async fn kill(&mut self, agent: usize) -> Result<(), ClusterError> {
         match self.agents.get_mut(agent) {
             Some(agent) => agent.process.kill().await,
             None => Ok(()),
@@ -133,7 +141,7 @@ impl Cluster {
     }
 
     /// Stops what still runs, in order: agents say goodbye to a coordinator that is there.
-    pub(super) async fn stop(mut self) -> Result<(), ClusterError> {
+    pub(crate) async fn stop(mut self) -> Result<(), ClusterError> {
         for agent in &mut self.agents {
             agent.process.stop().await?;
         }
@@ -141,7 +149,7 @@ impl Cluster {
     }
 
     /// Prints the end of every process's log to stderr.
-    pub(super) fn show_logs(&self) {
+    pub(crate) fn show_logs(&self) {
         show_logs(self.directory.path());
     }
 }
@@ -154,18 +162,20 @@ impl AgentProcess {
     ) -> Result<Self, ClusterError> {
         let socket = directory.join(format!("{}.sock", plan.node));
         let arguments = [
-            ("--node", OsString::from(plan.node)),
+            ("--node", OsString::from(&plan.node)),
             ("--coordinators", coordinator.into()),
             ("--listen-peer", "127.0.0.1:0".into()),
             ("--listen-data", "127.0.0.1:0".into()),
-            ("--transport", plan.transport.into()),
             ("--socket", socket.into()),
         ];
+        let more = plan.settings.iter();
+        let more = more.map(|(flag, value)| (*flag, OsString::from(value)));
         let arguments: Vec<OsString> = arguments
             .into_iter()
+            .chain(more)
             .flat_map(|(flag, value)| [flag.into(), value])
             .collect();
-        let mut process = Process::start(plan.node, "agent", &arguments, directory)?;
+        let mut process = Process::start(&plan.node, "agent", &arguments, directory)?;
         let ready = match process.ready().await {
             Ok(ready) => ready,
             Err(error) => {
@@ -179,7 +189,7 @@ impl AgentProcess {
 
 /// A child that does not outlive its guard.
 struct Process {
-    name: &'static str,
+    name: String,
     child: Child,
     /// Open as long as the child shall live.
     _stdin: Option<ChildStdin>,
@@ -189,12 +199,15 @@ struct Process {
 
 impl Process {
     fn start(
-        name: &'static str,
+        name: &str,
         subcommand: &str,
         arguments: &[OsString],
         directory: &Path,
     ) -> Result<Self, ClusterError> {
-        let failed = |source| ClusterError::Start { name, source };
+        let failed = |source| ClusterError::Start {
+            name: name.to_owned(),
+            source,
+        };
         let log = File::create(directory.join(format!("{name}.log"))).map_err(failed)?;
         let mut command = Command::new(THIS_PROGRAM);
         command
@@ -205,7 +218,7 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(log)
             .kill_on_drop(true);
-        // Settings of whoever runs the demo are none of its processes'.
+        // Settings of whoever runs this are none of its processes'.
         for (variable, _) in std::env::vars_os() {
             if variable.to_string_lossy().starts_with(VARIABLE_PREFIX) {
                 command.env_remove(variable);
@@ -213,7 +226,7 @@ impl Process {
         }
         let mut child = command.spawn().map_err(failed)?;
         Ok(Self {
-            name,
+            name: name.to_owned(),
             _stdin: child.stdin.take(),
             stdout: child.stdout.take().map(BufReader::new),
             child,
@@ -223,7 +236,7 @@ impl Process {
 
     /// The line it prints once everything is bound.
     async fn ready<T: DeserializeOwned>(&mut self) -> Result<T, ClusterError> {
-        let name = self.name;
+        let name = self.name.clone();
         let mut line = String::new();
         let Some(stdout) = &mut self.stdout else {
             return Err(ClusterError::NotReady { name });
@@ -242,7 +255,7 @@ impl Process {
 
     async fn kill(&mut self) -> Result<(), ClusterError> {
         self.gone = true;
-        let name = self.name;
+        let name = self.name.clone();
         let killed = self.child.kill().await;
         killed.map_err(|source| ClusterError::Stop { name, source })
     }
@@ -251,8 +264,11 @@ impl Process {
         if self.gone {
             return Ok(());
         }
-        let name = self.name;
-        let failed = |source| ClusterError::Stop { name, source };
+        let name = self.name.clone();
+        let failed = |source| ClusterError::Stop {
+            name: self.name.clone(),
+            source,
+        };
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32));
         if let Some(pid) = pid {
             // Not reaped yet, so that the number is still its own.

@@ -1,0 +1,68 @@
+//! The last steps of blocks whose bytes are here: compared with their checksums, and sealed.
+
+use std::sync::Arc;
+
+use super::{Answer, Asked, Run};
+use crate::transfer::{
+    driver::{Connect, Landing, Locate},
+    event::Event,
+};
+
+/// Blocks whose checksums are computed in one go on a blocking thread: some milliseconds' worth.
+const VERIFY_JOB_BYTES: u64 = 16 << 20;
+
+impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
+    /// In place where the bytes are few; else on blocking threads.
+    pub(super) fn verify(&mut self) {
+        let jobs = std::mem::take(&mut self.to_verify);
+        let bytes = self.block_bytes.saturating_mul(jobs.len() as u64);
+        let per_job = usize::try_from(VERIFY_JOB_BYTES / self.block_bytes.max(1)).unwrap_or(1);
+        for job in jobs.chunks(per_job.max(1)) {
+            let blocks: Vec<_> = job
+                .iter()
+                .filter_map(|&(block, checksum)| {
+                    Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
+                })
+                .collect();
+            let landing = Arc::clone(&self.parts.landing);
+            let names = blocks.iter().map(|(block, ..)| *block).collect();
+            let work = move || {
+                let verdicts = blocks.into_iter().map(|(block, checksum, destination)| {
+                    (block, landing.verify(block, &destination, checksum))
+                });
+                verdicts.collect::<Vec<_>>()
+            };
+            if bytes <= self.config.verify_inline_bytes {
+                for (block, ok) in work() {
+                    self.tell(Event::Verified { block, ok });
+                }
+            } else {
+                let task = self.tasks.spawn_blocking(|| Answer::Verified(work()));
+                self.asked.insert(task.id(), Asked::Verify(names));
+            }
+        }
+    }
+
+    /// All that have come together: the store is locked once for them.
+    pub(super) fn land(&mut self) {
+        let blocks = std::mem::take(&mut self.to_land);
+        if blocks.is_empty() {
+            return;
+        }
+        let landed = self.parts.landing.land_many(&blocks);
+        for ((block, _), landed) in blocks.into_iter().zip(landed) {
+            let event = match landed {
+                Ok(landed) => {
+                    self.destinations.remove(&block);
+                    self.landed.insert(block, landed);
+                    Event::Landed { block }
+                }
+                Err(error) => {
+                    self.report.not_landed(block, error);
+                    Event::LandFailed { block }
+                }
+            };
+            self.tell(event);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! What the machine gives without kvferry: plain sockets and plain copies, in processes of their own.
+//!
+//! The owner serves bytes of its memory, request by request; the reader asks for the blocks of a batch
+//! with one write, and takes the answers block by block. No validation, no directory, no engine: the
+//! least that a transfer of that shape can cost.
+
+mod child;
+mod sockets;
+
+use std::{io, path::Path, process::Stdio};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+
+use super::{TransferError, point::size};
+
+pub use child::{Role, run};
+
+/// What the reader is told to do, as one line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Which yardstick.
+    pub kind: Kind,
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    /// Blocks of a batch.
+    pub batch: u32,
+    /// Connections, or threads that copy.
+    pub lanes: u32,
+    /// How long; at least one batch is measured.
+    pub millis: u64,
+}
+
+/// Sockets or copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Plain sockets.
+    Sockets,
+    /// Copies between two shared mappings.
+    Memcpy,
+}
+
+impl Task {
+    /// In a few words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let shape = format!("{} x {}", self.batch, size(self.block_bytes));
+        match self.kind {
+            Kind::Sockets => format!("sockets {shape}, {} conn", self.lanes),
+            Kind::Memcpy => format!("memcpy {shape}, {} thread(s)", self.lanes),
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Done {
+    /// Bytes that arrived.
+    pub bytes: u64,
+    /// How long it took.
+    pub nanos: u64,
+    /// Per batch.
+    pub batch_nanos: Vec<u64>,
+}
+
+/// The line an owner prints: where it listens.
+#[derive(Debug, Serialize, Deserialize)]
+struct Listening {
+    port: u16,
+}
+
+/// The two processes. They end with this guard.
+pub struct Yardstick {
+    owner: Process,
+    reader: Process,
+}
+
+impl Yardstick {
+    /// Starts both: `program` with `arguments` and a role runs [`run`]. Each has `bytes` of memory.
+    ///
+    /// # Errors
+    /// [`TransferError::Yardstick`].
+    pub async fn start(
+        program: &Path,
+        arguments: &[&str],
+        bytes: u64,
+    ) -> Result<Self, TransferError> {
+        let bytes = bytes.to_string();
+        let start = |role: &str, more: &[String]| {
+            let mut command = Command::new(program);
+            command.args(arguments).args(["--role", role]);
+            command.args(["--bytes", &bytes]).args(more);
+            Process::start(&mut command)
+        };
+        let mut owner = start("owner", &[])?;
+        let listening: Listening = owner.line().await?;
+        let port = ["--port".to_owned(), listening.port.to_string()];
+        let mut reader = start("reader", &port)?;
+        reader.line::<Done>().await?;
+        Ok(Self { owner, reader })
+    }
+
+    /// Measures.
+    ///
+    /// # Errors
+    /// [`TransferError::Yardstick`].
+    pub async fn measure(&mut self, task: &Task) -> Result<Done, TransferError> {
+        self.reader.tell(task).await?;
+        self.reader.line().await
+    }
+
+    /// Owner and reader.
+    #[must_use]
+    pub fn pids(&self) -> [u32; 2] {
+        [self.owner.pid, self.reader.pid]
+    }
+}
+
+struct Process {
+    pid: u32,
+    /// Killed when this goes.
+    _child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn start(command: &mut Command) -> Result<Self, TransferError> {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let gone = || TransferError::from(io::Error::from(io::ErrorKind::BrokenPipe));
+        let (input, output) = (child.stdin.take(), child.stdout.take());
+        Ok(Self {
+            pid: child.id().ok_or_else(gone)?,
+            input: input.ok_or_else(gone)?,
+            output: BufReader::new(output.ok_or_else(gone)?),
+            _child: child,
+        })
+    }
+
+    async fn tell(&mut self, task: &Task) -> Result<(), TransferError> {
+        let mut line = serde_json::to_string(task)?;
+        line.push('\n');
+        self.input.write_all(line.as_bytes()).await?;
+        Ok(self.input.flush().await?)
+    }
+
+    async fn line<T: DeserializeOwned>(&mut self) -> Result<T, TransferError> {
+        let mut line = String::new();
+        match self.output.read_line(&mut line).await? {
+            0 => Err(TransferError::Yardstick),
+            _ => Ok(serde_json::from_str(&line)?),
+        }
+    }
+}
