@@ -337,28 +337,22 @@ fn sessions(
     Ok(tasks)
 }
 
-/// The RDMA devices, where there are any and they are wanted: their absence is a line in the log.
+/// The RDMA devices, where they are asked for. `auto` does not: until the one pull over two Soft-RoCE
+/// devices that validated and was wrong is explained, nobody gets RDMA without saying so.
 fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
-    let wanted = matches!(
-        config.transport,
-        TransportChoice::Auto | TransportChoice::Rdma
-    );
-    if !wanted {
+    if config.transport != TransportChoice::Rdma {
         return Ok(None);
     }
+    warn!(
+        "RDMA is not proven yet: one pull over Soft-RoCE delivered wrong bytes; give its namespaces \
+         the checksum policy `always`"
+    );
     let opened = Devices::open(RdmaConfig {
         nics: config.nics.clone(),
         gid_index: config.gid_index,
         qps_per_peer: config.qps_per_peer,
     });
-    match opened {
-        Ok(devices) => Ok(Some(devices)),
-        Err(error) if config.transport == TransportChoice::Rdma => Err(error),
-        Err(reason) => {
-            info!("no RDMA: {reason}");
-            Ok(None)
-        }
-    }
+    opened.map(Some)
 }
 
 fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>>) -> Links {

@@ -12,6 +12,7 @@ use crate::queue::{MS, Micros};
 
 /// What an agent sends on a session's stream.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // few at a time, each moved once
 pub(crate) enum Up {
     Said(pb::agent_message::Message),
     Ended,
