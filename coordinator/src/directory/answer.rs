@@ -16,7 +16,7 @@ pub struct LocateQuery<'a> {
     pub hashes: &'a PackedHashes,
     /// How far.
     pub mode: LocateMode,
-    /// How many candidates a block; more than [`MAX_CANDIDATES`] are taken for that many.
+    /// How many candidates a block; more than [`MAX_CANDIDATES`](super::MAX_CANDIDATES) are taken for that many.
     pub max_candidates: usize,
     /// The asker's host; empty when it doesn't say.
     pub host_id: &'a str,
