@@ -66,6 +66,14 @@ async fn calls_that_make_no_sense_are_refused_with_a_reason() {
         .count();
     assert_eq!(fingerprints, 2, "{}", error.message());
 
+    // The same bytes under a second generation table.
+    let error = a
+        .api
+        .register_region(request(namespace("n"), &path, planar(8)))
+        .await
+        .unwrap_err();
+    assert_eq!(reason_of(&error), Some(Reason::MemoryInUse));
+
     // More slots than the file has room for.
     let error = a
         .api
