@@ -14,3 +14,4 @@ mod reads;
 mod rig;
 mod speed;
 mod teardown;
+mod truth;
