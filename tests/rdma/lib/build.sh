@@ -4,7 +4,7 @@
 test_program() {
   cargo test --quiet --locked --release -p "$1" --test "$2" --no-run --message-format=json \
     --manifest-path "$repo/Cargo.toml" 2> "$logs/build.log" \
-    | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
+    | sed -n '/"kind":\["test"\]/s/.*"executable":"\([^"]*\)".*/\1/p' | tail -1
 }
 
 build_programs() {
