@@ -367,9 +367,11 @@ impl Shared {
                 .first()
                 .map_or("known", |t| t.kind().as_str()),
             detail: match unfit {
-                true => "its device is software, whose bytes are only taken with checksums: give \
+                true => {
+                    "its device is software, whose bytes are only taken with checksums: give \
                     the namespace the checksum policy `always`, or let sockets be used too \
-                    (`transport = \"auto\"`)",
+                    (`transport = \"auto\"`)"
+                }
                 false => "none of its addresses can be used from here",
             }
             .to_owned(),

@@ -30,7 +30,10 @@ async fn one_link_is_opened_and_kept_until_it_is_lost() {
     let a = peer("a", 1);
     start(&network, &a);
     let links = links(&network, LinksConfig::default());
-    let (first, second) = tokio::join!(links.link(&a, ChecksumPolicy::Off), links.link(&a, ChecksumPolicy::Off));
+    let (first, second) = tokio::join!(
+        links.link(&a, ChecksumPolicy::Off),
+        links.link(&a, ChecksumPolicy::Off)
+    );
     assert!(Arc::ptr_eq(&first.unwrap(), &second.unwrap()));
     assert_eq!(links.counters().connects(), 1);
     network.cut(&a.node);
@@ -75,7 +78,10 @@ async fn the_next_transport_is_used_where_the_best_fails() {
         Arc::new(network.transport()),
     ];
     let both = Links::new(transports.clone(), None, LinksConfig::default());
-    assert_eq!(both.link(&a, ChecksumPolicy::Off).await.unwrap().kind(), TransportKind::Sim);
+    assert_eq!(
+        both.link(&a, ChecksumPolicy::Off).await.unwrap().kind(),
+        TransportKind::Sim
+    );
     assert_eq!(both.counters().fallbacks(), 1);
     let forced = Links::new(transports, Some(TransportKind::Tcp), LinksConfig::default());
     assert!(forced.link(&a, ChecksumPolicy::Off).await.is_err());
@@ -247,9 +253,7 @@ async fn links_are_bounded_and_the_one_unused_longest_goes() {
         drop(links.link(peer, ChecksumPolicy::Off).await.unwrap());
     }
     assert_eq!(links.len(), 2);
-    assert!(
-        links.existing(&peers[0], ChecksumPolicy::Off).is_none()
-    );
+    assert!(links.existing(&peers[0], ChecksumPolicy::Off).is_none());
     assert_eq!(links.counters().evictions(), 1);
     // With all in use, one more is given out and not kept.
     let _b = links.link(&peers[1], ChecksumPolicy::Off).await.unwrap();
@@ -330,7 +334,11 @@ async fn waiting_for_a_connect_is_shared() {
         LinksConfig::default(),
     );
     let a = peer("a", 1);
-    let results = tokio::join!(links.link(&a, ChecksumPolicy::Off), links.link(&a, ChecksumPolicy::Off), links.link(&a, ChecksumPolicy::Off));
+    let results = tokio::join!(
+        links.link(&a, ChecksumPolicy::Off),
+        links.link(&a, ChecksumPolicy::Off),
+        links.link(&a, ChecksumPolicy::Off)
+    );
     assert!(results.0.is_err() && results.1.is_err() && results.2.is_err());
     assert_eq!(slow.1.load(Ordering::Relaxed), 1);
 }

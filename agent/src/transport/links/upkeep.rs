@@ -107,7 +107,11 @@ impl Shared {
 
     /// Tries the ways that are better than the one in use; pulls that begin afterwards take what is found.
     async fn climb(&self, key: &Key, peer: &PeerTarget) {
-        let gate = self.peers.lock().get(key).map(|entry| Arc::clone(&entry.gate));
+        let gate = self
+            .peers
+            .lock()
+            .get(key)
+            .map(|entry| Arc::clone(&entry.gate));
         let Some(gate) = gate else { return };
         let _connecting = gate.lock().await;
         let now = clock();
@@ -129,7 +133,9 @@ impl Shared {
                 Ok(link) => {
                     count(&self.counters.connects);
                     let mut peers = self.peers.lock();
-                    let Some(entry) = peers.get_mut(key) else { return };
+                    let Some(entry) = peers.get_mut(key) else {
+                        return;
+                    };
                     entry.kind = Some(way.kind());
                     let before = entry.link.replace(link);
                     drop(peers);

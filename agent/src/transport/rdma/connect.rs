@@ -124,7 +124,10 @@ fn accept(
         .as_ref()
         .ok_or("the owner names no endpoint")?;
     if endpoint.software && !checksummed {
-        return Err("the owner's device is software: a card's link takes bytes without checksums".to_owned());
+        return Err(
+            "the owner's device is software: a card's link takes bytes without checksums"
+                .to_owned(),
+        );
     }
     let endpoint = parse_endpoint(endpoint).map_err(|e| text(&e))?;
     let probe = parse_memory(answer.probe.as_ref()).map_err(|e| text(&e))?;

@@ -345,7 +345,10 @@ fn prefer_cards(list: &mut Vec<Arc<Device>>) {
         list.retain(|device| {
             let card = !device.context.is_software();
             if !card {
-                info!(device = device.name(), "RDMA device not used: it is software, and there is a card");
+                info!(
+                    device = device.name(),
+                    "RDMA device not used: it is software, and there is a card"
+                );
             }
             card
         });

@@ -12,5 +12,4 @@ mod limits;
 mod processes;
 mod reads;
 mod rig;
-mod speed;
 mod teardown;
