@@ -37,7 +37,7 @@ pub(crate) struct TransferArgs {
     /// Few points and short rounds: does everything work?
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How bytes travel [default: both].
+    /// How bytes travel: tcp, shm or rdma [default: tcp and shm].
     #[arg(long, value_delimiter = ',', value_parser = transport)]
     pub(crate) transport: Vec<Transport>,
     /// Block sizes, for blocks in one piece.
@@ -116,7 +116,8 @@ fn transport(word: &str) -> Result<Transport, &'static str> {
     match word {
         "tcp" => Ok(Transport::Tcp),
         "shm" => Ok(Transport::Shm),
-        _ => Err("tcp or shm"),
+        "rdma" => Ok(Transport::Rdma),
+        _ => Err("tcp, shm or rdma"),
     }
 }
 

@@ -100,8 +100,11 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
 
 /// Every combination of what was listed; the documented ones where nothing was.
 fn points(args: &TransferArgs) -> Vec<Point> {
-    let wanted =
-        |point: &Point| args.transport.is_empty() || args.transport.contains(&point.transport);
+    let wanted = |point: &Point| match args.transport.is_empty() {
+        // A card is not everywhere.
+        true => point.transport != Transport::Rdma,
+        false => args.transport.contains(&point.transport),
+    };
     let lists = [
         args.block_bytes.len(),
         args.planes.len(),
@@ -141,7 +144,7 @@ fn points(args: &TransferArgs) -> Vec<Point> {
             .collect(),
     };
     let mut points = Vec::new();
-    for transport in [Transport::Tcp, Transport::Shm] {
+    for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {
         for &connections in &or(&args.connections, 4) {
             for &readers in &or(&args.readers, 1) {
                 for &(planes, plane_bytes) in &shapes {

@@ -163,7 +163,7 @@ impl Core {
         let sender = Sender::new(
             raw,
             qp_num,
-            context.verbs,
+            context,
             depth,
             pieces,
             options.signal_every,

@@ -52,13 +52,13 @@ pub(super) async fn lanes(
     }
     let endpoints = offered
         .iter()
-        .map(|(device, pair)| endpoint_message(&pair.endpoint(), device.guid, device.port));
+        .map(|(device, pair)| endpoint_message(&pair.endpoint(), device));
     let answers = client.connect_pairs(peer, endpoints.collect()).await?;
     let mut proofs = JoinSet::new();
     for ((device, pair), answer) in offered.into_iter().zip(answers) {
         let (devices, expected) = (Arc::clone(devices), peer.incarnation);
         proofs.spawn(async move {
-            let (pair, probe) = accept(pair, &answer)?;
+            let (pair, probe) = accept(pair, &answer, devices.need_checksums())?;
             prove(&devices, &device, &pair, probe, expected).await?;
             let id = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
             Ok::<_, String>(Lane::new(id, device, answer.device, pair))
@@ -113,6 +113,7 @@ fn offer(devices: &Devices, which: &[usize]) -> (Offered, Vec<String>) {
 fn accept(
     pair: QueuePair<Init>,
     answer: &pb::RdmaLane,
+    checksummed: bool,
 ) -> Result<(QueuePair<ReadyToSend>, RemoteKey), String> {
     if !answer.refused.is_empty() {
         return Err(format!("the owner refuses: {}", answer.refused));
@@ -122,6 +123,12 @@ fn accept(
         .endpoint
         .as_ref()
         .ok_or("the owner names no endpoint")?;
+    if endpoint.software && !checksummed {
+        return Err(
+            "the owner's device is software: a card's link takes bytes without checksums"
+                .to_owned(),
+        );
+    }
     let endpoint = parse_endpoint(endpoint).map_err(|e| text(&e))?;
     let probe = parse_memory(answer.probe.as_ref()).map_err(|e| text(&e))?;
     let connected = pair

@@ -218,6 +218,9 @@ impl Devices {
                 wanted: config.nics,
             });
         }
+        if config.nics.is_empty() {
+            prefer_cards(&mut list);
+        }
         let locals = LocalMemories::new(&mut list, &mut reasons);
         if list.is_empty() {
             return Err(NoRdma::Unusable { reasons });
@@ -249,6 +252,7 @@ impl Devices {
                 gid = %address.gid,
                 mtu = address.mtu.bytes(),
                 numa_node = node,
+                software = device.context.is_software(),
                 "RDMA device ready"
             ),
             Err(error) => warn!(
@@ -282,6 +286,12 @@ impl Devices {
             | AsyncEvent::QueuePairAccess { qp_num } => self.tell(DeviceEvent::Pair { qp_num }),
             other => tracing::debug!(device = name, ?other, "RDMA event"),
         }
+    }
+
+    /// Is there one among them that does not vouch for its bytes? Then links use it too, and all that comes over them is
+    /// taken with checksums only.
+    pub(super) fn need_checksums(&self) -> bool {
+        self.list.iter().any(|device| device.context.is_software())
     }
 
     /// Their names, for messages to people.
@@ -325,6 +335,23 @@ impl Devices {
 impl std::fmt::Debug for Devices {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.names()).finish()
+    }
+}
+
+/// Beside a card, software devices are only used where they are named: with one of them every read would need a
+/// checksum.
+fn prefer_cards(list: &mut Vec<Arc<Device>>) {
+    if list.iter().any(|device| !device.context.is_software()) {
+        list.retain(|device| {
+            let card = !device.context.is_software();
+            if !card {
+                info!(
+                    device = device.name(),
+                    "RDMA device not used: it is software, and there is a card"
+                );
+            }
+            card
+        });
     }
 }
 

@@ -41,6 +41,8 @@ const CAPABILITIES: Capabilities = Capabilities {
     window_bytes: 32 << 20,
     // Further than the same host, as sockets: owners are compared by it, not transports.
     distance: 1,
+    // With software devices.
+    needs_checksum: false,
 };
 
 /// A link over RDMA. Dropping it settles what is under way with [`ReadError::LinkLost`].
@@ -109,7 +111,10 @@ impl Link for RdmaLink {
     }
 
     fn capabilities(&self) -> Capabilities {
-        CAPABILITIES
+        Capabilities {
+            needs_checksum: self.0.devices.need_checksums(),
+            ..CAPABILITIES
+        }
     }
 
     fn read(&self, request: ReadRequest) -> PendingRead {
@@ -156,6 +161,12 @@ impl Link for RdmaLink {
     fn is_lost(&self) -> bool {
         self.0.lost.load(Ordering::Acquire)
     }
+
+    fn distrust(&self) {
+        let lanes = self.0.lane_names();
+        tracing::error!(node = %self.0.peer.node, lanes, "wrong bytes came over these RDMA devices");
+        self.0.lose("wrong bytes came over it");
+    }
 }
 
 impl Drop for RdmaLink {
@@ -188,8 +199,13 @@ impl Shared {
         let mut lanes = self.lanes.lock();
         let result = what(&mut lanes, &mut after);
         self.received.store(lanes.received, Ordering::Relaxed);
-        self.lost.store(lanes.lost.is_some(), Ordering::Release);
+        let lost = lanes.lost.clone();
         drop(lanes);
+        if let Some(why) = lost
+            && !self.lost.swap(true, Ordering::AcqRel)
+        {
+            tracing::info!(node = %self.peer.node, "the RDMA link has ended: {why}");
+        }
         for (op, result) in after.over {
             if op.over_and_cut(result.map_err(|why| self.lost(&why))) {
                 self.devices.locals.forget(&self.devices.list, op.memory());
@@ -528,6 +544,19 @@ impl Shared {
         self.act(|lanes, after| {
             lanes.close(&cause, |lane| lane.pair.qp_num() == qp_num, after);
         });
+    }
+
+    /// Which devices its queue pairs join, for messages to people: ours, and the number of the owner's.
+    fn lane_names(&self) -> String {
+        let mut names = self.act(|lanes, _| {
+            let lanes = lanes.list.iter();
+            lanes
+                .map(|lane| format!("{} to its device {}", lane.device.name(), lane.remote))
+                .collect::<Vec<_>>()
+        });
+        names.sort();
+        names.dedup();
+        names.join(", ")
     }
 
     pub(super) fn lose(&self, why: &str) {

@@ -238,7 +238,7 @@ impl RdmaOwner {
         made.push((index, pair.ready().map_err(|e| text(&e))?));
         Ok(pb::RdmaLane {
             refused: String::new(),
-            endpoint: Some(endpoint_message(&endpoint, device.guid, device.port)),
+            endpoint: Some(endpoint_message(&endpoint, device)),
             device: u32::try_from(index).unwrap_or(u32::MAX),
             probe: Some(super::wire::memory_message(probe)),
         })

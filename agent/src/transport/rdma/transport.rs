@@ -54,6 +54,10 @@ impl Transport for RdmaTransport {
         peer.addresses.rdma && peer.addresses.peer.is_some()
     }
 
+    fn needs_checksum(&self) -> bool {
+        self.devices.need_checksums()
+    }
+
     fn connect<'a>(
         &'a self,
         peer: &'a PeerTarget,
