@@ -15,8 +15,8 @@ use kvferry_rdma_sys::{
 };
 
 use crate::{
-    Context, Finished, ProtectionDomain, ReadChain, WorkError, WorkStatus, chain::Keep, flight::Flight,
-    lock, queue::next_serial,
+    Context, Finished, ProtectionDomain, ReadChain, WorkError, WorkStatus, chain::Keep,
+    flight::Flight, lock, queue::next_serial,
 };
 
 /// Bytes of registered regions that were never freed, since a device did not give them back.
@@ -254,7 +254,8 @@ impl Sender {
             self.verbs
                 .ibv_query_qp(state.raw?.as_ptr(), &raw mut now, asked, &raw mut made)
         };
-        (refused != 0 || now.qp_state != ibv_qp_state::IBV_QPS_RTS).then_some(WorkStatus::BadResponse)
+        (refused != 0 || now.qp_state != ibv_qp_state::IBV_QPS_RTS)
+            .then_some(WorkStatus::BadResponse)
     }
 
     /// Moves the queue pair to the error state: what is in flight will come out as failed.
