@@ -2,6 +2,7 @@
 # checksums, and sealed. Between the same two devices, in the same guest, in turn.
 # bound: 480
 # memory: 1536
+# processors: 2
 here=$(dirname "$0")
 for part in test net programs agents beside; do . "$here/lib/$part.sh"; done
 
@@ -16,7 +17,7 @@ compare() {
     for round in 1 2 3 4 5; do
       number=$((number + 1))
       theirs "$size" $((64 * (1 << 20) / size)) rxea rxeb
-      "$PULL_SPEED" --owner $work/a --reader $work/b --block-bytes "$size" --number $number > /dev/shm/ours.log 2>&1 || {
+      "$KVFERRY" bench pulls --transport rdma --owner $work/a/agent.sock --reader $work/b/agent.sock --block-bytes "$size" --number $number > /dev/shm/ours.log 2>&1 || {
         cat /dev/shm/ours.log >&2
         code=1
         break 2

@@ -24,7 +24,7 @@ owner() {
 }
 
 fetch() {
-  until busybox nc 10.7.0.1 7600 < /dev/null > $work/handed.tar 2> /dev/null && [ -s $work/handed.tar ]; do sleep 0.3; done
+  until (exec 3<> /dev/tcp/10.7.0.1/7600 && cat <&3 > $work/handed.tar) 2> /dev/null && [ -s $work/handed.tar ]; do sleep 0.3; done
   tar -C $work -xf $work/handed.tar
 }
 

@@ -17,16 +17,15 @@ build_programs() {
   local conformance release
   conformance=$(test_program kvferry conformance)
   release=$(dirname "$conformance")/..
-  cargo_for_guests build -p kvferry-ibverbs --example read-speed && cargo_for_guests build -p kvferry-bench --bin pull-speed
+  cargo_for_guests build -p kvferry-ibverbs --example read-speed
   # The guest sees this machine's files: lib/programs.sh there reads where these are.
   cat > "$here/guest/lib/.programs" << PROGRAMS
 CONFORMANCE=$conformance
 KVFERRY=$release/kvferry
 READ_SPEED=$release/examples/read-speed
-PULL_SPEED=$release/pull-speed
 PROGRAMS
   local program
-  for program in "$verbs_test" "$conformance" "$release/kvferry" "$release/examples/read-speed" "$release/pull-speed"; do
+  for program in "$verbs_test" "$conformance" "$release/kvferry" "$release/examples/read-speed"; do
     [ -x "$program" ] || { tail -30 "$logs/build.log"; return 1; }
   done
 }

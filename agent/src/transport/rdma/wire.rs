@@ -8,7 +8,7 @@ use super::device::Device;
 /// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct BadMessage(&'static str);
+pub(super) struct BadMessage(pub(super) &'static str);
 
 /// A queue pair's endpoint, with what its device is and what people call it by.
 pub(super) fn endpoint_message(endpoint: &Endpoint, device: &Device) -> pb::RdmaEndpoint {
