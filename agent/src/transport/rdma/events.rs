@@ -23,8 +23,8 @@ pub(super) const EVENTS_KEPT: usize = 256;
 pub(super) enum DeviceEvent {
     /// Nothing goes through it any more.
     Down { device: usize },
-    /// A queue pair of ours is in the error state.
-    Pair { qp_num: u32 },
+    /// A queue pair of ours is in the error state. Two devices may give out the same number.
+    Pair { device: usize, qp_num: u32 },
 }
 
 impl Devices {
@@ -44,7 +44,10 @@ impl Devices {
             }
             AsyncEvent::QueuePairFatal { qp_num }
             | AsyncEvent::QueuePairRequest { qp_num }
-            | AsyncEvent::QueuePairAccess { qp_num } => self.tell(DeviceEvent::Pair { qp_num }),
+            | AsyncEvent::QueuePairAccess { qp_num } => self.tell(DeviceEvent::Pair {
+                device: index,
+                qp_num,
+            }),
             other => tracing::debug!(device = name, ?other, "RDMA event"),
         }
     }

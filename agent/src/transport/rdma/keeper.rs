@@ -47,7 +47,7 @@ pub(super) async fn run(link: Weak<Shared>, wake: Arc<Notify>, mut events: Recei
         let Some(link) = link.upgrade() else { return };
         match event {
             Some(DeviceEvent::Down { device }) => link.device_down(device),
-            Some(DeviceEvent::Pair { qp_num }) => link.pair_failed(qp_num),
+            Some(DeviceEvent::Pair { device, qp_num }) => link.pair_failed(device, qp_num),
             None => {}
         }
         if !keeper.look_after(&link).await {

@@ -134,7 +134,9 @@ impl RdmaOwner {
         for session in sessions.values_mut() {
             let hit = |pair: &mut (usize, QueuePair<ReadyToSend>)| match event {
                 DeviceEvent::Down { device } => pair.0 == device,
-                DeviceEvent::Pair { qp_num } => pair.1.qp_num() == qp_num,
+                DeviceEvent::Pair { device, qp_num } => {
+                    pair.0 == device && pair.1.qp_num() == qp_num
+                }
             };
             gone.extend(session.pairs.extract_if(.., hit));
         }

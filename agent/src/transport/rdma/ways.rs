@@ -81,10 +81,11 @@ impl Shared {
     }
 
     /// A queue pair of ours failed without a READ that says so.
-    pub(super) fn pair_failed(&self, qp_num: u32) {
+    pub(super) fn pair_failed(&self, device: usize, qp_num: u32) {
         let cause = Cause::Path(PathFault::PairFailed);
         self.act(|lanes, after| {
-            lanes.close(&cause, |lane| lane.pair.qp_num() == qp_num, after);
+            let failed = |lane: &Lane| lane.device.index == device && lane.pair.qp_num() == qp_num;
+            lanes.close(&cause, failed, after);
         });
     }
 
