@@ -3,7 +3,7 @@
 //! A look-up holds the locks of all shards it needs, taken in order of their numbers; whoever
 //! writes holds one at a time. So nobody waits in a circle.
 
-use std::{hint::black_box, ops::ControlFlow};
+use std::{hint::black_box, ops::ControlFlow, sync::Arc};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -14,6 +14,7 @@ use super::{
     shard::{Copies, MAX_ENTRIES, Shard},
     table::SMALL,
 };
+use crate::directory::totals::{Tally, Totals};
 
 /// Bits of a hash that choose the shard: what a position leaves of 32. With 64 shards a writer
 /// locks a sixty-fourth, and a set of shards is one machine word.
@@ -47,10 +48,38 @@ impl Sealing {
     }
 }
 
+/// Where blocks are counted: in all, and apart, so that a deleted namespace can be taken out again.
+#[derive(Debug)]
+pub(in super::super) struct Counts {
+    block_bytes: u64,
+    all: Arc<Totals>,
+    own: Totals,
+}
+
+impl Counts {
+    pub(super) fn new(block_bytes: u64, all: &Arc<Totals>) -> Self {
+        Self {
+            block_bytes,
+            all: Arc::clone(all),
+            own: Totals::default(),
+        }
+    }
+
+    fn count(&self, tally: &Tally) {
+        self.own.count(tally, self.block_bytes);
+        self.all.count(tally, self.block_bytes);
+    }
+
+    pub(super) fn forget(&self) {
+        self.all.forget(&self.own);
+    }
+}
+
 /// An index in parts.
 #[derive(Debug)]
 pub(in super::super) struct Sharded<const N: usize> {
     shards: Box<[RwLock<Shard<N>>]>,
+    counts: Counts,
     secret: Secret,
     hash_len: usize,
 }
@@ -79,12 +108,17 @@ impl Place {
 }
 
 impl<const N: usize> Sharded<N> {
-    pub(super) fn new(hash_len: usize) -> Self {
+    pub(super) fn new(hash_len: usize, counts: Counts) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            counts,
             secret: Secret::new(),
             hash_len,
         }
+    }
+
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(super) fn len(&self) -> usize {
@@ -158,13 +192,18 @@ impl<const N: usize> Sharded<N> {
             retired.extend(shard.grow_into(larger, self.hash_of()));
         }
         black_box(some.iter().fold(0, |n, s| n ^ shard.touch(s.bits)));
+        let mut tally = Tally::default();
         for sealing in some {
             let key = self.key_at(hashes, sealing.hash as usize);
-            let at = shard.insert(sealing.bits, &key, sealing.held);
-            placed(sealing, at.map(|at| Place::new(number, at)));
+            let added = shard.insert(sealing.bits, &key, sealing.held);
+            placed(sealing, added.map(|(at, _)| Place::new(number, at)));
+            added
+                .into_iter()
+                .for_each(|(_, copies)| tally.added(copies));
         }
         retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
+        self.counts.count(&tally);
     }
 
     pub(super) fn reseal(&self, place: Place, hash: &[u8], held: Held) -> bool {
@@ -188,11 +227,14 @@ impl<const N: usize> Sharded<N> {
         let mut shard = self.shards[number].write();
         let touched = some.iter().fold(0, |n, s| n ^ shard.touch_entry(s.0.at()));
         black_box(touched);
+        let mut tally = Tally::default();
         for (place, owner) in some {
-            shard.remove(place.at(), *owner, self.hash_of());
+            let left = shard.remove(place.at(), *owner, self.hash_of());
+            left.into_iter().for_each(|left| tally.removed(left));
         }
         retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
+        self.counts.count(&tally);
     }
 
     /// A table that lost most of its blocks gives the memory back.
