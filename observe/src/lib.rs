@@ -12,6 +12,7 @@ mod label;
 mod listen;
 mod page;
 mod process;
+mod reader;
 mod server;
 
 pub use counter::{Counter, Gauge};
@@ -19,6 +20,7 @@ pub use histogram::{BOUNDS, Histogram};
 pub use label::{ByLabel, ByLabels, Label};
 pub use listen::{ListenError, MetricsListen};
 pub use page::{Family, Page, families, scrape};
+pub use reader::read_page;
 pub use server::{BindError, MetricsServer};
 
 use std::{borrow::Cow, fmt};

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use kvferry_proto::{MAX_MESSAGE_BYTES, pb, pb::coordinator_server::CoordinatorServer};
@@ -16,8 +17,7 @@ use tonic::{
 };
 
 use super::{CoordinatorService, Hub, locate, wire};
-
-const LOCATE: &str = "/kvferry.v1.Coordinator/Locate";
+use crate::metrics::Called;
 
 /// `kvferry.v1.Coordinator` as a server takes it.
 #[derive(Debug, Clone)]
@@ -51,14 +51,22 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answering {
-        if request.uri().path() != LOCATE {
-            return self.rest.call(request);
+        let (since, called) = (Instant::now(), Called::of(request.uri().path()));
+        let hub = self.hub.clone();
+        if called != Called::Locate {
+            let answering = self.rest.call(request);
+            return Box::pin(async move {
+                let answer = answering.await?;
+                hub.metrics().answered(called, since, answer.headers());
+                Ok(answer)
+            });
         }
-        let located = Locate(self.hub.clone());
         Box::pin(async move {
             let mut grpc = Grpc::new(wire::LocateCodec)
                 .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
-            Ok(grpc.unary(located, request).await)
+            let answer = grpc.unary(Locate(hub.clone()), request).await;
+            hub.metrics().answered(called, since, answer.headers());
+            Ok(answer)
         })
     }
 }
