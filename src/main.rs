@@ -11,6 +11,7 @@ mod failure;
 mod files;
 mod logging;
 mod manifest;
+mod metrics_note;
 mod output;
 mod progress;
 mod runtime;

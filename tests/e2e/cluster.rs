@@ -121,8 +121,10 @@ impl Cluster {
     }
 
     async fn coordinator(listen: &str) -> Process {
+        let metrics = ["--listen-metrics", "127.0.0.1:0"];
         let args = ["coordinator", "--announce", "--listen", listen]
             .iter()
+            .chain(&metrics)
             .chain(&HEARTBEAT)
             .map(ToString::to_string)
             .collect::<Vec<_>>();
@@ -147,6 +149,8 @@ impl Cluster {
             "--listen-peer",
             "127.0.0.1:0",
             "--listen-data",
+            "127.0.0.1:0",
+            "--listen-metrics",
             "127.0.0.1:0",
             "--socket",
             &socket.display().to_string(),

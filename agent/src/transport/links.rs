@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kvferry_observe::{ByLabel, ByLabels, Counter, Label, label};
 use kvferry_proto::{Incarnation, NodeId};
 use parking_lot::Mutex;
 
@@ -55,9 +56,66 @@ pub struct LinkCounters {
     connects: AtomicU64,
     failures: AtomicU64,
     backed_off: AtomicU64,
-    fallbacks: AtomicU64,
+    /// By the best transport that should have reached the peer, the one that did, and why.
+    fallbacks: ByLabel<TransportKind, ByLabels<TransportKind, FallbackReason, Counter>>,
     evictions: AtomicU64,
     probes: AtomicU64,
+}
+
+label! {
+    /// Why the best transport did not lead to a peer.
+    pub enum FallbackReason("reason") {
+        /// Nobody answered.
+        Unreachable = "unreachable",
+        /// The peer refused.
+        Refused = "refused",
+        /// It has no way to that peer after all.
+        NoPath = "no_path",
+        /// Another lifetime of the peer answered.
+        Restarted = "restarted",
+    }
+}
+
+impl From<&ConnectError> for FallbackReason {
+    fn from(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::Unreachable { .. } => Self::Unreachable,
+            ConnectError::Refused { .. } => Self::Refused,
+            ConnectError::NoPath { .. } => Self::NoPath,
+            ConnectError::WrongIncarnation { .. } => Self::Restarted,
+        }
+    }
+}
+
+impl LinkCounters {
+    /// Links opened over another transport than the best that should reach the peer.
+    #[must_use]
+    pub fn fallbacks(&self) -> u64 {
+        let rows = self.fallbacks.iter();
+        let counts = rows.flat_map(|(_, row)| row.iter().map(|(.., count)| count.get()));
+        counts.sum()
+    }
+
+    /// The same by best transport, taken transport and reason; without those that cannot be or, off
+    /// the usual order, never were.
+    pub fn fallbacks_by_way(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
+        let rows = self.fallbacks.iter();
+        rows.flat_map(|(from, row)| {
+            row.iter().filter_map(move |(to, reason, count)| {
+                let usual =
+                    from < to && to != TransportKind::Sim && reason != FallbackReason::Restarted;
+                let count = count.get();
+                (usual || count > 0)
+                    .then(|| (from.as_str(), to.as_str(), Label::as_str(reason), count))
+            })
+        })
+    }
+
+    fn fell_back(&self, from: TransportKind, to: TransportKind, reason: FallbackReason) {
+        self.fallbacks.of(from).of(to, reason).inc();
+    }
 }
 
 macro_rules! counters {
@@ -78,8 +136,6 @@ counters! {
     failures,
     /// Requests answered with the last error, without a try.
     backed_off,
-    /// Links opened over another transport than the best that should reach the peer.
-    fallbacks,
     /// Links dropped for being idle, void or too many.
     evictions,
     /// Probes of suspects.
@@ -267,10 +323,14 @@ impl Shared {
     /// The best transport first, then the next best.
     async fn connect(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
         let mut last = None;
+        let mut best = None;
         for transport in self.transports.iter().filter(|t| t.reaches(peer)) {
             match transport.connect(peer).await {
                 Ok(link) => {
                     count(&self.counters.connects);
+                    if let Some((from, reason)) = best {
+                        self.counters.fell_back(from, link.kind(), reason);
+                    }
                     self.note_path(peer, link.kind(), last.as_ref());
                     return Ok(link);
                 }
@@ -280,6 +340,7 @@ impl Shared {
                     if matches!(error, ConnectError::WrongIncarnation { .. }) {
                         return Err(error);
                     }
+                    best.get_or_insert((transport.kind(), FallbackReason::from(&error)));
                     last = Some(error);
                 }
             }
@@ -296,9 +357,6 @@ impl Shared {
 
     /// Logs how a peer is reached, once per change.
     fn note_path(&self, peer: &PeerTarget, kind: TransportKind, fallback: Option<&ConnectError>) {
-        if fallback.is_some() {
-            count(&self.counters.fallbacks);
-        }
         let mut peers = self.peers.lock();
         let key = (peer.node.clone(), peer.incarnation);
         let Some(entry) = peers.get_mut(&key).filter(|p| p.kind != Some(kind)) else {

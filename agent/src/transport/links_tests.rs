@@ -77,6 +77,9 @@ async fn the_next_transport_is_used_where_the_best_fails() {
     let both = Links::new(transports.clone(), None, LinksConfig::default());
     assert_eq!(both.link(&a).await.unwrap().kind(), TransportKind::Sim);
     assert_eq!(both.counters().fallbacks(), 1);
+    let ways: Vec<_> = both.counters().fallbacks_by_way().collect();
+    let taken: Vec<_> = ways.iter().filter(|way| way.3 > 0).collect();
+    assert_eq!(taken.len(), 1, "{ways:?}");
     let forced = Links::new(transports, Some(TransportKind::Tcp), LinksConfig::default());
     assert!(forced.link(&a).await.is_err());
     a.addresses.data = None;

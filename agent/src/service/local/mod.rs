@@ -29,10 +29,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::client::ClientHandle;
 use crate::{
     coordinators::Coordinators,
-    counters::PullCounters,
+    metrics::PullMetrics,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
     session::{ChangeLog, Identity, SessionStatus},
-    transfer::TransferConfig,
+    transfer::{TransferConfig, TransferMetrics},
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
 
@@ -67,7 +67,8 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
-    pub(crate) pulls: PullCounters,
+    pub(crate) pulls: Arc<PullMetrics>,
+    pub(crate) transfer: Arc<TransferMetrics>,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,
     pub(crate) start: Instant,

@@ -11,6 +11,7 @@ use kvferry_memory::HostMemory;
 
 use crate::{
     transfer::{
+        Time,
         command::{OpId, SourceKey},
         event::ReadFailure,
     },
@@ -30,6 +31,7 @@ struct Flight {
     op: OpId,
     source: SourceKey,
     words: Option<Words>,
+    since: Time,
     reads: Vec<PendingRead>,
     error: Option<ReadError>,
 }
@@ -40,6 +42,8 @@ pub(super) struct Settled {
     pub(super) source: SourceKey,
     /// Of a generation read.
     pub(super) words: Option<Words>,
+    /// When it began.
+    pub(super) since: Time,
     pub(super) result: Result<(), ReadError>,
 }
 
@@ -55,11 +59,13 @@ impl Flights {
         source: SourceKey,
         words: Option<Words>,
         reads: Vec<PendingRead>,
+        since: Time,
     ) {
         self.0.push(Flight {
             op,
             source,
             words,
+            since,
             reads,
             error: None,
         });
@@ -92,6 +98,7 @@ impl Flights {
                     op: flight.op,
                     source: flight.source,
                     words: flight.words,
+                    since: flight.since,
                     result: flight.error.map_or(Ok(()), Err),
                 });
             }

@@ -14,8 +14,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    command::BlockIndex, config::TransferConfig, engine::PullRequest, outcome::Outcome,
-    plan::Destination,
+    command::BlockIndex, config::TransferConfig, engine::PullRequest, metrics::TransferMetrics,
+    outcome::Outcome, plan::Destination,
 };
 use crate::{
     coordinators::Located,
@@ -172,6 +172,8 @@ pub struct Parts<L, C, D> {
     pub connect: Arc<C>,
     /// Where blocks go.
     pub landing: Arc<D>,
+    /// What is counted, over all pulls.
+    pub metrics: Arc<TransferMetrics>,
 }
 
 /// Pulls. Sends one outcome per block to `outcomes`, in batches as they come, and returns after the

@@ -29,6 +29,7 @@ use crate::{
         config::TransferConfig,
         engine::{PullEngine, PullRequest},
         event::{Event, ReadFailure},
+        metrics::Phase,
         plan::{self, BlockRead, Destination, PlanError, WORD_BYTES},
     },
     transport::{ConnectError, Link, PeerTarget},
@@ -37,8 +38,8 @@ use crate::{
 /// What a task was started for.
 #[derive(Debug, Clone)]
 enum Asked {
-    Locate(OpId),
-    Connect(SourceKey),
+    Locate(OpId, Time),
+    Connect(SourceKey, Time),
     Verify(Vec<BlockIndex>),
 }
 
@@ -113,6 +114,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let mut given_up = false;
         loop {
             self.obey();
+            self.count_failed();
             self.report.deliver();
             if self.engine.is_finished()
                 && let Some(summary) = summary.take()
@@ -139,6 +141,23 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             self.take_what_is_ready();
             self.pass_time();
         }
+    }
+
+    fn count_failed(&mut self) {
+        let failed = self.engine.take_failed();
+        for (failure, copies) in failed.into_iter().filter(|(_, copies)| *copies > 0) {
+            self.parts
+                .metrics
+                .failed_copies
+                .of(failure.into())
+                .add(copies);
+        }
+    }
+
+    /// An operation that began at `since` is over.
+    fn observe(&self, phase: Phase, since: Time) {
+        let took = self.now().saturating_sub(since);
+        self.parts.metrics.phases.of(phase).observe(took);
     }
 
     fn now(&self) -> Time {
@@ -199,7 +218,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 let task = self
                     .tasks
                     .spawn(async move { Answer::Located(locate.locate(&blocks).await) });
-                self.asked.insert(task.id(), Asked::Locate(op));
+                self.asked.insert(task.id(), Asked::Locate(op, self.now()));
             }
             Command::Prepare { blocks } => blocks.into_iter().for_each(|block| self.prepare(block)),
             Command::Connect { source } => self.connect(source),
@@ -268,7 +287,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let task = self
             .tasks
             .spawn(async move { Answer::Connected(connect.link(&peer).await) });
-        self.asked.insert(task.id(), Asked::Connect(source));
+        self.asked
+            .insert(task.id(), Asked::Connect(source, self.now()));
     }
 
     /// Begins a read, or says at once why there is none.
@@ -291,7 +311,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         match plan(self, &*link) {
             Ok((requests, words)) => {
                 let reads = requests.into_iter().map(|request| link.read(request));
-                self.flights.add(op, source, words, reads.collect());
+                self.flights
+                    .add(op, source, words, reads.collect(), self.origin.elapsed());
             }
             Err(error) => {
                 self.report.failed(source, &error);
