@@ -168,6 +168,16 @@ impl Cluster {
         self.agents[node].text("data").parse().expect("an address")
     }
 
+    pub(crate) fn agent_metrics(&self, node: &str) -> SocketAddr {
+        let port = self.agents[node].text("metrics");
+        port.parse().expect("an address")
+    }
+
+    pub(crate) fn coordinator_metrics(&self) -> SocketAddr {
+        let coordinator = self.coordinator.as_ref().expect("it runs");
+        coordinator.text("metrics").parse().expect("an address")
+    }
+
     pub(crate) fn agent_process(&self, node: &str) -> &Process {
         &self.agents[node]
     }
