@@ -160,12 +160,14 @@ impl<const N: usize> Sharded<N> {
                 .hash(&self.key_at(hashes, sealing.hash as usize));
         }
         batch.sort_unstable_by_key(|sealing| shard_of(sealing.bits));
+        let mut tally = Tally::default();
         for same in batch.chunk_by(|a, b| shard_of(a.bits) == shard_of(b.bits)) {
             let number = shard_of(same[0].bits);
             for some in same.chunks(WRITES) {
-                self.insert_some(number, hashes, some, &mut placed);
+                self.insert_some(number, hashes, some, &mut placed, &mut tally);
             }
         }
+        self.counts.count(&tally);
     }
 
     /// All of one shard, under one lock.
@@ -175,6 +177,7 @@ impl<const N: usize> Sharded<N> {
         hashes: &[u8],
         some: &[Sealing],
         placed: &mut impl FnMut(&Sealing, Option<Place>),
+        tally: &mut Tally,
     ) {
         let shard = &self.shards[number];
         // A large table is made and its memory touched while nobody waits.
@@ -192,7 +195,6 @@ impl<const N: usize> Sharded<N> {
             retired.extend(shard.grow_into(larger, self.hash_of()));
         }
         black_box(some.iter().fold(0, |n, s| n ^ shard.touch(s.bits)));
-        let mut tally = Tally::default();
         for sealing in some {
             let key = self.key_at(hashes, sealing.hash as usize);
             let added = shard.insert(sealing.bits, &key, sealing.held);
@@ -203,7 +205,6 @@ impl<const N: usize> Sharded<N> {
         }
         retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
-        self.counts.count(&tally);
     }
 
     pub(super) fn reseal(&self, place: Place, hash: &[u8], held: Held) -> bool {
@@ -213,28 +214,28 @@ impl<const N: usize> Sharded<N> {
 
     pub(super) fn remove(&self, batch: &mut [(Place, Owner)]) {
         batch.sort_unstable_by_key(|(place, _)| place.0);
+        let mut tally = Tally::default();
         for same in batch.chunk_by(|a, b| a.0.shard() == b.0.shard()) {
             let number = same[0].0.shard();
             for some in same.chunks(WRITES) {
-                self.remove_some(number, some);
+                self.remove_some(number, some, &mut tally);
             }
             self.shrink(number);
         }
+        self.counts.count(&tally);
     }
 
-    fn remove_some(&self, number: usize, some: &[(Place, Owner)]) {
+    fn remove_some(&self, number: usize, some: &[(Place, Owner)], tally: &mut Tally) {
         let mut retired = Vec::new();
         let mut shard = self.shards[number].write();
         let touched = some.iter().fold(0, |n, s| n ^ shard.touch_entry(s.0.at()));
         black_box(touched);
-        let mut tally = Tally::default();
         for (place, owner) in some {
             let left = shard.remove(place.at(), *owner, self.hash_of());
             left.into_iter().for_each(|left| tally.removed(left));
         }
         retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
-        self.counts.count(&tally);
     }
 
     /// A table that lost most of its blocks gives the memory back.
