@@ -14,6 +14,7 @@ mod page;
 mod process;
 mod reader;
 mod server;
+pub mod trace;
 
 pub use counter::{Counter, Gauge};
 pub use histogram::{BOUNDS, Histogram};
@@ -22,6 +23,8 @@ pub use listen::{ListenError, MetricsListen};
 pub use page::{Family, Page, families, scrape};
 pub use reader::read_page;
 pub use server::{BindError, MetricsServer};
+#[doc(hidden)]
+pub use tracing;
 
 use std::{borrow::Cow, fmt};
 

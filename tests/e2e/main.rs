@@ -15,4 +15,6 @@ mod faults;
 mod metrics;
 mod publish_and_pull;
 mod shell;
+#[cfg(feature = "otlp")]
+mod traces;
 mod two_hosts;

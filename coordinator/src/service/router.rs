@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use kvferry_observe::{Label, trace, traced};
 use kvferry_proto::{MAX_MESSAGE_BYTES, pb, pb::coordinator_server::CoordinatorServer};
 use tonic::{
     Request, Response, Status,
@@ -15,6 +16,8 @@ use tonic::{
     codegen::{Service, http},
     server::{Grpc, NamedService, UnaryService},
 };
+
+use tracing::Instrument;
 
 use super::{CoordinatorService, Hub, locate, wire};
 use crate::metrics::Called;
@@ -53,6 +56,15 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
     fn call(&mut self, request: http::Request<Body>) -> Answering {
         let (since, called) = (Instant::now(), Called::of(request.uri().path()));
         let hub = self.hub.clone();
+        let span = traced!(
+            "coordinator",
+            otel.kind = "server",
+            method = called.as_str()
+        );
+        if !span.is_none() {
+            let parent = request.headers().get(trace::HEADER);
+            trace::adopt(&span, parent.map(|parent| parent.as_bytes()));
+        }
         if called != Called::Locate {
             let answering = self.rest.call(request);
             return Box::pin(async move {
@@ -61,13 +73,14 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
                 Ok(answer)
             });
         }
-        Box::pin(async move {
+        let answering = async move {
             let mut grpc = Grpc::new(wire::LocateCodec)
                 .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
             let answer = grpc.unary(Locate(hub.clone()), request).await;
             hub.metrics().answered(called, since, answer.headers());
             Ok(answer)
-        })
+        };
+        Box::pin(answering.instrument(span))
     }
 }
 

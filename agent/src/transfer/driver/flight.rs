@@ -8,6 +8,7 @@ use std::{
 };
 
 use kvferry_memory::HostMemory;
+use tracing::Span;
 
 use crate::{
     transfer::{
@@ -27,13 +28,16 @@ pub(super) struct Words {
 }
 
 /// One of the engine's operations; more than one read where a link's bounds cut it.
-struct Flight {
-    op: OpId,
-    source: SourceKey,
-    words: Option<Words>,
-    since: Time,
-    reads: Vec<PendingRead>,
-    error: Option<ReadError>,
+pub(super) struct Flight {
+    pub(super) op: OpId,
+    pub(super) source: SourceKey,
+    pub(super) words: Option<Words>,
+    /// When it began.
+    pub(super) since: Time,
+    /// Ends with it.
+    pub(super) _span: Span,
+    pub(super) reads: Vec<PendingRead>,
+    pub(super) error: Option<ReadError>,
 }
 
 /// An operation that has settled.
@@ -53,22 +57,8 @@ pub(super) struct Settled {
 pub(super) struct Flights(Vec<Flight>);
 
 impl Flights {
-    pub(super) fn add(
-        &mut self,
-        op: OpId,
-        source: SourceKey,
-        words: Option<Words>,
-        reads: Vec<PendingRead>,
-        since: Time,
-    ) {
-        self.0.push(Flight {
-            op,
-            source,
-            words,
-            since,
-            reads,
-            error: None,
-        });
+    pub(super) fn add(&mut self, flight: Flight) {
+        self.0.push(flight);
     }
 
     pub(super) fn cancel(&self, op: OpId) {

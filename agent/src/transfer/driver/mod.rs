@@ -12,6 +12,7 @@ use std::{sync::Arc, time::Duration};
 use kvferry_proto::{Checksum, NodeId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
     command::BlockIndex, config::TransferConfig, engine::PullRequest, metrics::TransferMetrics,
@@ -195,6 +196,6 @@ pub async fn pull<L: Locate, C: Connect, D: Landing>(
     let cancel = CancellationToken::new();
     let _dropped = cancel.clone().drop_guard();
     let run = run::Run::new(parts, config, request, outcomes);
-    tokio::spawn(run.drive(cancel, summary));
+    tokio::spawn(run.drive(cancel, summary).in_current_span());
     summed.await.map_err(|_| Aborted)
 }

@@ -15,6 +15,7 @@ use kvferry_proto::{
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status};
+use tracing::Instrument;
 
 use super::{
     BoxStream, LocalApi,
@@ -188,7 +189,7 @@ impl LocalApi {
             pull,
         };
         running.api.pulls.begun.inc();
-        tokio::spawn(running.run(local));
+        tokio::spawn(running.run(local).in_current_span());
         Ok(receiver)
     }
 

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use kvferry_observe::traced;
+
 use super::{Answer, Asked, Run};
 use crate::transfer::{
     driver::{Connect, Landing, Locate},
@@ -27,8 +29,10 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 .collect();
             let landing = Arc::clone(&self.parts.landing);
             let names = blocks.iter().map(|(block, ..)| *block).collect();
+            let span = traced!("checksum", blocks = job.len());
             let metrics = Arc::clone(&self.parts.metrics);
             let work = move || {
+                let _checking = span.entered();
                 let began = Instant::now();
                 let verdicts = blocks.into_iter().map(|(block, checksum, destination)| {
                     (block, landing.verify(block, &destination, checksum))
