@@ -403,3 +403,33 @@ async fn at(when: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_copy_is_reported_once() {
+        let identity = Identity {
+            node: NodeId::new("a").unwrap(),
+            incarnation: Incarnation::new(1).unwrap(),
+            addresses: NodeAddresses::default(),
+            labels: Labels::default(),
+        };
+        let (task, _status) = SessionTask::new(
+            Endpoint::from_static("http://127.0.0.1:1"),
+            identity,
+            Arc::new(ChangeLog::new()),
+            Arc::new(|| (Vec::new(), 0)),
+            SessionConfig::default(),
+        );
+        let metrics = Arc::<TransferMetrics>::default();
+        let mut task = task.reporting(Arc::clone(&metrics));
+        let stale = metrics.failed_copies.of(CopyFailure::Stale);
+        stale.add(3);
+        metrics.failed_copies.of(CopyFailure::Corrupt).inc();
+        assert_eq!((task.stale_blocks(), task.stale_blocks()), (3, 0));
+        stale.add(1);
+        assert_eq!(task.stale_blocks(), 1);
+    }
+}
