@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
 use tokio::{
@@ -25,14 +26,14 @@ use tracing::{info, warn};
 use crate::{
     config::{AgentConfig, ConfigError, EvictionChoice, TransportChoice},
     coordinators::{BadAddress, Coordinators, endpoint},
-    counters::PullCounters,
+    metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
     service::{Clients, Defaults, LocalApi, PeerApi, Shared},
     session::{
         ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
         inventory_messages,
     },
-    transfer::TransferConfig,
+    transfer::{TransferConfig, TransferMetrics},
     transport::{
         Links, LinksConfig, Transport, TransportKind,
         rdma::{Devices, NoRdma, RdmaConfig, RdmaOwner, RdmaTransport},
@@ -81,6 +82,9 @@ pub enum StartError {
     /// The data port is not to be had.
     #[error(transparent)]
     Data(#[from] BindError),
+    /// The metrics port is not to be had.
+    #[error(transparent)]
+    Metrics(#[from] MetricsBindError),
     /// A unix socket that is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -110,6 +114,8 @@ pub struct AgentAddresses {
     pub peer: SocketAddr,
     /// Its TCP data plane.
     pub data: SocketAddr,
+    /// Where its metrics are read, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Its local API.
     pub socket: PathBuf,
     /// Where descriptors are handed over.
@@ -126,6 +132,7 @@ pub struct Agent {
     local: BoundSocket,
     peer: TcpListener,
     data: TcpServer,
+    metrics: Option<MetricsServer>,
     shm: ShmServer,
     rdma: Option<Arc<RdmaOwner>>,
     sessions: Vec<SessionTask>,
@@ -158,6 +165,8 @@ impl Agent {
             TcpLimits::default(),
         )
         .await?;
+        let metrics = config.listen_metrics.address();
+        let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
 
         let reachable = |bound: SocketAddr| match config.advertise_host {
@@ -182,7 +191,8 @@ impl Agent {
             Arc::clone(&log) as _,
             StoreLimits::default(),
         ));
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log)?;
+        let transfer = Arc::<TransferMetrics>::default();
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &transfer)?;
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
@@ -193,7 +203,8 @@ impl Agent {
             identity: identity.clone(),
             defaults: defaults(&config),
             imports: Default::default(),
-            pulls: PullCounters::default(),
+            pulls: Arc::default(),
+            transfer,
             holders: AtomicU64::new(1),
             start: Instant::now(),
             store,
@@ -206,6 +217,7 @@ impl Agent {
                 incarnation,
                 peer: peer_address,
                 data: data.local_addr(),
+                metrics: metrics.as_ref().map(MetricsServer::local_addr),
                 socket: config.socket_path(),
                 descriptor_socket: config.descriptor_socket_path(),
             },
@@ -216,6 +228,7 @@ impl Agent {
             local,
             peer,
             data,
+            metrics,
             shm,
             rdma,
             sessions,
@@ -252,6 +265,10 @@ impl Agent {
         tasks.spawn(serve_peers(peer_api, self.peer, stop.clone()));
         if let Some(owner) = self.rdma {
             tasks.spawn(owner.serve(stop_data.clone().cancelled_owned()));
+        }
+        if let Some(metrics) = self.metrics {
+            let observed = Arc::new(AgentObserved(self.api.clone()));
+            tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
@@ -311,6 +328,7 @@ fn sessions(
     identity: &Identity,
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
+    transfer: &Arc<TransferMetrics>,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -331,7 +349,7 @@ fn sessions(
                 ..SessionConfig::default()
             },
         );
-        tasks.0.push(task);
+        tasks.0.push(task.reporting(Arc::clone(transfer)));
         tasks.1.push(status);
     }
     Ok(tasks)

@@ -12,6 +12,9 @@ mod coordinator_restart;
 mod engine;
 mod engine_death;
 mod faults;
+mod metrics;
 mod publish_and_pull;
 mod shell;
+#[cfg(feature = "otlp")]
+mod traces;
 mod two_hosts;

@@ -7,6 +7,7 @@
 //! the others, which that transport is not used for.
 
 mod cooling;
+mod counters;
 mod table;
 mod upkeep;
 
@@ -21,6 +22,7 @@ use std::{
 use kvferry_proto::{ChecksumPolicy, Incarnation, NodeId};
 use parking_lot::Mutex;
 
+pub use self::counters::{FallbackReason, LinkCounters};
 use self::table::{Key, Peer, Peers};
 use super::{
     ConnectError, Link, PeerTarget, Transport, TransportKind, health::PeerHealth,
@@ -53,49 +55,6 @@ impl Default for LinksConfig {
             backoff_max: Duration::from_secs(5),
         }
     }
-}
-
-/// What has happened so far, for metrics.
-#[derive(Debug, Default)]
-pub struct LinkCounters {
-    connects: AtomicU64,
-    failures: AtomicU64,
-    backed_off: AtomicU64,
-    fallbacks: AtomicU64,
-    recoveries: AtomicU64,
-    distrusted: AtomicU64,
-    evictions: AtomicU64,
-    probes: AtomicU64,
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        impl LinkCounters {
-            $($(#[$doc])*
-            #[must_use]
-            pub fn $name(&self) -> u64 {
-                self.$name.load(Ordering::Relaxed)
-            })*
-        }
-    };
-}
-counters! {
-    /// Links opened.
-    connects,
-    /// Tries that opened none, over any transport.
-    failures,
-    /// Requests answered with the last error, without a try.
-    backed_off,
-    /// Links opened over another transport than the best that should reach the peer.
-    fallbacks,
-    /// Peers reached by a better transport again.
-    recoveries,
-    /// Links given up because bytes that came over them were not those that were sealed.
-    distrusted,
-    /// Links dropped for being idle, void or too many.
-    evictions,
-    /// Probes of suspects.
-    probes,
 }
 
 /// The runtime's time, so that tests need not wait.
@@ -333,12 +292,16 @@ impl Shared {
             ways.sort_by_key(|way| cools(way.kind()));
         }
         let mut last = None;
+        let mut reason = FallbackReason::Cooling;
         for transport in ways {
             match transport.connect(peer).await {
                 Ok(link) => {
                     count(&self.counters.connects);
-                    let fallen = best.is_some_and(|best| best != link.kind());
-                    self.note_path(key, link.kind(), fallen, last.as_ref());
+                    let fallen = best.filter(|best| *best != link.kind());
+                    if let Some(best) = fallen {
+                        self.counters.fell_back(best, link.kind(), reason);
+                    }
+                    self.note_path(key, link.kind(), fallen.is_some(), last.as_ref());
                     return Ok(link);
                 }
                 Err(error) => {
@@ -349,6 +312,9 @@ impl Shared {
                     }
                     if let Some(entry) = self.peers.lock().get_mut(key) {
                         entry.cooling.failed(clock(), transport.kind());
+                    }
+                    if best == Some(transport.kind()) {
+                        reason = FallbackReason::from(&error);
                     }
                     last = Some(error);
                 }
@@ -380,9 +346,6 @@ impl Shared {
 
     /// Logs how a peer is reached, once per change.
     fn note_path(&self, key: &Key, kind: TransportKind, fallen: bool, why: Option<&ConnectError>) {
-        if fallen {
-            count(&self.counters.fallbacks);
-        }
         let mut peers = self.peers.lock();
         let Some(entry) = peers.get_mut(key).filter(|p| p.kind != Some(kind)) else {
             return;

@@ -83,6 +83,9 @@ async fn the_next_transport_is_used_where_the_best_fails() {
         TransportKind::Sim
     );
     assert_eq!(both.counters().fallbacks(), 1);
+    let ways: Vec<_> = both.counters().fallbacks_by_way().collect();
+    let taken: Vec<_> = ways.iter().filter(|way| way.3 > 0).collect();
+    assert_eq!(taken.len(), 1, "{ways:?}");
     let forced = Links::new(transports, Some(TransportKind::Tcp), LinksConfig::default());
     assert!(forced.link(&a, ChecksumPolicy::Off).await.is_err());
     a.addresses.data = None;

@@ -32,9 +32,10 @@ pub mod tcp;
 use std::{future::Future, ops::Range, pin::Pin, sync::Arc};
 
 use kvferry_memory::{AccessError, HostMemory};
+use kvferry_observe::Label;
 use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
 
-pub use links::{LinkCounters, Links, LinksConfig};
+pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 
 /// A boxed future, for traits that are used as objects.
@@ -63,6 +64,24 @@ impl TransportKind {
             Self::Tcp => "tcp",
             Self::Sim => "sim",
         }
+    }
+
+    /// Of what [`TransportKind::as_str`] gives.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let kinds = <Self as Label>::ALL.iter();
+        kinds.copied().find(|kind| kind.as_str() == text)
+    }
+}
+
+impl Label for TransportKind {
+    const NAME: &'static str = "transport";
+    const ALL: &'static [Self] = &[Self::Shm, Self::Rdma, Self::Tcp, Self::Sim];
+    fn as_str(self) -> &'static str {
+        self.as_str()
+    }
+    fn place(self) -> usize {
+        self as usize
     }
 }
 

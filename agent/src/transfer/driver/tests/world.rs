@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::coordinators::{LocatedCandidate, OwnerRegion};
+use crate::transfer::TransferMetrics;
 use crate::transport::{CancelRead, Capabilities, Completion, PendingRead, ReadError, ReadRequest};
 
 /// Bytes of a block; at the owners in two planes, here in one.
@@ -183,6 +184,7 @@ pub(super) struct World {
     slot_shift: AtomicU32,
     memory: Arc<HostMemory>,
     states: Mutex<Vec<State>>,
+    pub(super) metrics: Arc<TransferMetrics>,
     /// For links, which outlive the borrow.
     this: std::sync::Weak<World>,
 }
@@ -196,6 +198,7 @@ impl World {
             slot_shift: AtomicU32::new(0),
             memory: Arc::new(HostMemory::anonymous(u64::from(blocks) * BLOCK).unwrap()),
             states: Mutex::new(vec![State::Free; blocks as usize]),
+            metrics: Arc::default(),
             this: this.clone(),
         })
     }
@@ -206,6 +209,7 @@ impl World {
             locate: Arc::clone(self),
             connect: Arc::clone(self),
             landing: Arc::clone(self),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 
