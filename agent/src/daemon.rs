@@ -355,22 +355,26 @@ fn sessions(
     Ok(tasks)
 }
 
-/// The RDMA devices, where they are asked for. `auto` does not: until the one pull over two Soft-RoCE
-/// devices that validated and was wrong is explained, nobody gets RDMA without saying so.
+/// The RDMA devices, where they may be used. Without any, `auto` does with the other transports.
 fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
-    if config.transport != TransportChoice::Rdma {
-        return Ok(None);
-    }
-    warn!(
-        "RDMA is not proven yet: one pull over Soft-RoCE delivered wrong bytes; give its namespaces \
-         the checksum policy `always`"
-    );
+    let asked_for = match config.transport {
+        TransportChoice::Auto => false,
+        TransportChoice::Rdma => true,
+        TransportChoice::Tcp | TransportChoice::Shm => return Ok(None),
+    };
     let opened = Devices::open(RdmaConfig {
         nics: config.nics.clone(),
         gid_index: config.gid_index,
         qps_per_peer: config.qps_per_peer,
     });
-    opened.map(Some)
+    match opened {
+        Ok(devices) => Ok(Some(devices)),
+        Err(why) if asked_for => Err(why),
+        Err(why) => {
+            info!("no RDMA: {why}");
+            Ok(None)
+        }
+    }
 }
 
 fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>>) -> Links {

@@ -121,6 +121,17 @@ impl AgentObserved {
                 (labels, count)
             }),
         )?;
+        page.counter(
+            "kvferry_agent_link_recoveries_total",
+            "Peers reached by a better transport again, after a fallback",
+            links.recoveries(),
+        )?;
+        page.counter(
+            "kvferry_agent_links_distrusted_total",
+            "Links given up because bytes that came over them were not those that were sealed. Any is one too many: \
+             look at that path's hardware",
+            links.distrusted(),
+        )?;
         page.gauge(
             "kvferry_agent_peers_suspect",
             "Peers that did not answer in time, and are tried last until they do",

@@ -107,6 +107,9 @@ pub struct Capabilities {
     pub window_bytes: u64,
     /// Preference among links to different owners; lower is nearer.
     pub distance: u8,
+    /// The path does not vouch for its bytes: what comes over it is taken only where it has the checksum that it was
+    /// sealed with. What has none must come another way.
+    pub needs_checksum: bool,
 }
 
 /// Local memory to read into: ranges of one mapping, in order.
@@ -254,6 +257,11 @@ pub trait Transport: Send + Sync {
     /// Could this peer be reached this way, as far as its addresses tell? Costs nothing.
     fn reaches(&self, peer: &PeerTarget) -> bool;
 
+    /// As [`Capabilities::needs_checksum`], of every link it opens.
+    fn needs_checksum(&self) -> bool {
+        false
+    }
+
     /// Opens a link. Ends by itself within the transport's named connect bound.
     fn connect<'a>(
         &'a self,
@@ -278,4 +286,7 @@ pub trait Link: Send + Sync {
 
     /// True when it will never complete a read again: open another.
     fn is_lost(&self) -> bool;
+
+    /// Bytes that came over it were not what was sealed: it may give itself up, with what is under way.
+    fn distrust(&self) {}
 }

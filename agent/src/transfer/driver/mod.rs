@@ -66,6 +66,9 @@ pub trait Connect: Send + Sync + 'static {
     /// This owner stood still or could not be reached: other pulls should prefer others.
     fn suspect(&self, peer: &PeerTarget);
 
+    /// Bytes that came over this link were not what was sealed: it must not be given out again.
+    fn distrust(&self, peer: &PeerTarget, link: &Arc<dyn Link>);
+
     /// It is suspected now.
     fn is_suspect(&self, peer: &PeerTarget) -> bool;
 

@@ -252,6 +252,13 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                     self.report.stood_still(source, &peer.node);
                 }
             }
+            Command::Distrust { source } => {
+                if let (Some(peer), Some(link)) =
+                    (self.peers.get(source.0 as usize), self.links.get(&source))
+                {
+                    self.parts.connect.distrust(peer, link);
+                }
+            }
             Command::Verify { block, checksum } => self.to_verify.push((block, checksum)),
             Command::Land { block, checksum } => self.to_land.push((block, checksum)),
             Command::Abandon { block } => {

@@ -301,7 +301,10 @@ impl PullEngine {
         match (block.finished, ok) {
             (true, _) => self.close(index, Outcome::TimedOut { settled: true }),
             (false, true) => self.land(index),
-            (false, false) => self.candidate_failed(index, Failure::Corrupt),
+            (false, false) => {
+                self.distrust(index);
+                self.candidate_failed(index, Failure::Corrupt);
+            }
         }
     }
 

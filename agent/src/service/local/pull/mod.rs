@@ -285,7 +285,7 @@ impl Running {
                 blocks.iter().map(|i| self.pull.hashes[*i]).collect(),
                 self.deadline,
             )),
-            connect: Arc::new(PeerLinks::new(&self.api)),
+            connect: Arc::new(PeerLinks::new(&self.api, self.pull.spec.checksum)),
             landing: Arc::new(self.landing.subset(Arc::clone(&indices))),
             metrics: Arc::clone(&self.api.transfer),
         };

@@ -85,6 +85,7 @@ impl Owner {
                 max_bytes: 1 << 20,
                 window_bytes: 1 << 20,
                 distance: 1,
+                needs_checksum: false,
             }),
             suspect: AtomicBool::new(false),
         }
@@ -299,6 +300,11 @@ impl Connect for World {
             let world = self.this.upgrade().unwrap();
             Ok(Arc::new(FakeLink(world, owner)) as Arc<dyn Link>)
         })
+    }
+
+    fn distrust(&self, peer: &PeerTarget, _: &Arc<dyn Link>) {
+        let owner = &self.owners[self.owner(peer)];
+        owner.bounds.lock().needs_checksum = false;
     }
 
     fn suspect(&self, peer: &PeerTarget) {
