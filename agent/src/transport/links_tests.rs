@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicU64;
+
 use kvferry_proto::NodeAddresses;
 
 use super::*;
