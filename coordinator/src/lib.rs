@@ -11,6 +11,7 @@ pub mod sabotage;
 mod sabotage;
 mod server;
 mod service;
+pub mod sources;
 
 pub use config::{ConfigError, CoordinatorConfig};
 pub use server::{Coordinator, ServeError, StartError};

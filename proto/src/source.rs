@@ -215,6 +215,20 @@ impl SourceIdentity {
         self.world_size
     }
 
+    /// Bytes it takes in a message, at most.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let texts = [self.namespace.as_str(), self.name.as_str(), &self.revision];
+        let attributes = self.attributes.iter();
+        // Tags, lengths and numbers at their longest.
+        texts.iter().map(|text| text.len() + 4).sum::<usize>()
+            + attributes
+                .map(|(k, v)| k.len() + v.len() + 12)
+                .sum::<usize>()
+            + self.content.len()
+            + 16
+    }
+
     /// Is there such a rank?
     ///
     /// # Errors

@@ -125,6 +125,11 @@ pub enum TensorError {
 pub struct TableDigest([u8; DIGEST_BYTES]);
 
 impl TableDigest {
+    /// The least of all.
+    pub const MIN: Self = Self([0; DIGEST_BYTES]);
+    /// The greatest of all.
+    pub const MAX: Self = Self([u8::MAX; DIGEST_BYTES]);
+
     /// Takes a digest's bytes.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ mod locate;
 mod message;
 mod namespace;
 mod node;
+mod presence;
 mod region;
 mod row;
 mod slab;
@@ -54,6 +55,7 @@ pub use locate::LocateError;
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+pub use presence::Presence;
 
 use catalog::Catalog;
 use node::{Node, Standing};
