@@ -20,7 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
-    service::{CoordinatorRouter, Hub, HubConfig},
+    service::{CoordinatorRouter, Hub, HubConfig, SourcesService},
 };
 
 /// The name health answers for.
@@ -156,6 +156,7 @@ impl Coordinator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
         let service = CoordinatorRouter::new(self.hub.clone());
+        let sources = SourcesService::new(self.hub.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let mut server = pin!(
             Server::builder()
@@ -168,6 +169,7 @@ impl Coordinator {
                 .add_service(health_service)
                 .add_service(reflection)
                 .add_service(service)
+                .add_service(sources.clone().server())
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();
@@ -175,7 +177,7 @@ impl Coordinator {
         );
         tokio::select! {
             outcome = &mut server => return Ok(outcome?),
-            () = tick(&self.hub) => {}
+            () = tick(&self.hub, &sources) => {}
             () = self.hub.sweep() => {}
             () = shutdown => {}
         }
@@ -203,12 +205,13 @@ async fn announce(hub: &Hub, health: &HealthReporter) {
 }
 
 /// Never returns.
-async fn tick(hub: &Hub) {
+async fn tick(hub: &Hub, sources: &SourcesService) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         hub.tick();
+        sources.tick();
     }
 }
 
