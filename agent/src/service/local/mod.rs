@@ -9,6 +9,7 @@ mod regions;
 mod slots;
 mod stats;
 mod status;
+mod tensors;
 
 use std::{
     pin::Pin,
@@ -35,6 +36,7 @@ use crate::{
     transfer::TransferConfig,
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
+pub(crate) use tensors::{Registry, TensorsApi, keep_announced};
 
 /// A control call to the coordinator that an engine waits for.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -67,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
+    pub(crate) tensors: Registry,
     pub(crate) pulls: PullCounters,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,
