@@ -14,4 +14,5 @@ mod engine_death;
 mod faults;
 mod publish_and_pull;
 mod shell;
+mod sources;
 mod two_hosts;
