@@ -14,6 +14,7 @@ mod manifest;
 mod output;
 mod progress;
 mod runtime;
+mod safetensors;
 mod settings;
 mod shutdown;
 mod size;
@@ -57,6 +58,7 @@ async fn run(cli: Cli) -> Result<Done, Failure> {
         Command::Locate(args) => Ok(commands::locate::run(args).await?),
         Command::Nodes(args) => Ok(commands::nodes::run(args).await?),
         Command::Namespaces(args) => Ok(commands::namespaces::run(args).await?),
+        Command::Sources(args) => Ok(commands::sources::run(args).await?),
         Command::Stats(args) => Ok(commands::stats::run(args).await?),
         Command::Doctor(args) => Ok(commands::doctor::run(args).await?),
         Command::Completions { shell } => Ok(commands::completions(shell)?),

@@ -15,4 +15,5 @@ mod faults;
 mod publish_and_pull;
 mod shell;
 mod sources;
+mod sources_shell;
 mod two_hosts;

@@ -384,7 +384,11 @@ async fn workers_of_one_rank_stand_in_for_each_other_within_a_pull() {
     // And the reader has said whom it could not read from, though it has everything.
     let request = pb::SourceStatusRequest { source };
     let status = sources(&cluster).await.status(request).await.unwrap();
-    let a = status.into_inner().workers.into_iter().find(|worker| worker.node == "a");
+    let a = status
+        .into_inner()
+        .workers
+        .into_iter()
+        .find(|worker| worker.node == "a");
     assert!(
         a.is_none_or(|a| a.reporters == 1 || a.state() == State::Gone),
         "nothing was reported"
