@@ -100,7 +100,12 @@ struct Node {
 
 impl Node {
     async fn start(cluster: &mut Cluster, name: &str) -> Self {
-        let engine = cluster.agent(name, &["--transport", "tcp"]).await;
+        Self::start_with(cluster, name, &[]).await
+    }
+
+    async fn start_with(cluster: &mut Cluster, name: &str, more: &[&str]) -> Self {
+        let args = [&["--transport", "tcp"], more].concat();
+        let engine = cluster.agent(name, &args).await;
         let path = cluster.socket(name);
         let channel = Endpoint::from_static("http://agent.invalid")
             .connect_with_connector(tower::service_fn(move |_| {
@@ -381,19 +386,41 @@ async fn workers_of_one_rank_stand_in_for_each_other_within_a_pull() {
     let (outcomes, summary) = end(events).await;
     assert_here(&to, &outcomes);
     assert_eq!((summary.tensors_failed, summary.chunks_pulled), (0, CHUNKS));
-    // And the reader has said whom it could not read from, though it has everything.
-    let request = pb::SourceStatusRequest { source };
-    let status = sources(&cluster).await.status(request).await.unwrap();
-    let a = status
-        .into_inner()
-        .workers
-        .into_iter()
-        .find(|worker| worker.node == "a");
-    assert!(
-        a.is_none_or(|a| a.reporters == 1 || a.state() == State::Gone),
-        "nothing was reported"
-    );
     cluster.take_agent("a").kill().await;
+}
+
+#[tokio::test]
+async fn readers_that_cannot_read_make_a_worker_stale_though_its_session_is_well() {
+    let mut cluster = Cluster::start().await;
+    // Nobody listens where it says it does.
+    let elsewhere = ["--advertise-host", "127.0.0.77"];
+    let mut a = Node::start_with(&mut cluster, "a", &elsewhere).await;
+    let mut b = Node::start(&mut cluster, "b").await;
+    let mut c = Node::start(&mut cluster, "c").await;
+    let (_ours, source) = a.publish().await;
+    let short = |r: &mut pb::PullTensorsRequest| r.timeout_ms = 1_000;
+    let to = b.memory().await;
+    let (_, events) = b.begin(&source, into(&to), short).await.unwrap();
+    let (outcomes, summary) = end(events).await;
+    assert_eq!(summary.tensors_failed as usize, tensors().len());
+    assert!(
+        outcomes
+            .iter()
+            .all(|o| o.kind() == OutcomeKind::Unreachable),
+        "{outcomes:?}"
+    );
+    // One reader may have no network itself.
+    assert_eq!(
+        worker(&cluster, &source, "a").await,
+        Some((State::Ready, Cause::Unspecified))
+    );
+    let to = c.memory().await;
+    let (_, events) = c.begin(&source, into(&to), short).await.unwrap();
+    end(events).await;
+    assert_eq!(
+        worker(&cluster, &source, "a").await,
+        Some((State::Stale, Cause::Readers))
+    );
 }
 
 #[tokio::test]
