@@ -122,9 +122,13 @@ pub enum PublishError {
 impl Sources {
     /// Whether a node is there now. What its workers are follows from that at once.
     pub fn observe(&mut self, now: Duration, node: &NodeId, presence: Option<Presence>) {
-        let Some(speaker) = self.speakers.get(node) else {
+        let Some(speaker) = self.speakers.get_mut(node) else {
             return;
         };
+        if presence.is_some() && speaker.presence == presence {
+            return;
+        }
+        speaker.presence = presence;
         let workers: Vec<_> = speaker.workers.iter().copied().collect();
         for (source, rank) in workers {
             let key = Key {
@@ -152,6 +156,8 @@ impl Sources {
         };
         if !presence.is_some_and(speaks) {
             self.speakers.remove(node);
+            // What was kept because it might speak.
+            self.forget_by(now);
         }
     }
 
@@ -275,6 +281,7 @@ impl Sources {
             incarnation: who.incarnation,
             number: 0,
             workers: BTreeSet::new(),
+            presence,
         });
         speaker.number = who.number;
         Ok(())

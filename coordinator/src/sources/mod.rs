@@ -44,6 +44,7 @@ pub use bounds::{
 };
 pub use worker::{GoneCause, ReportKind, Said, StaleCause, WorkerState};
 
+use crate::directory::Presence;
 use worker::Worker;
 
 /// A worker's state became another.
@@ -97,6 +98,8 @@ struct Speaker {
     number: u64,
     /// Its workers, gone ones included.
     workers: BTreeSet<(SourceId, u32)>,
+    /// As its workers know it.
+    presence: Option<Presence>,
 }
 
 /// Named sets of tensors and who has them.
@@ -110,6 +113,8 @@ pub struct Sources {
     sources: BTreeMap<SourceId, Source>,
     speakers: BTreeMap<NodeId, Speaker>,
     table_bytes: usize,
+    /// When some worker may be forgotten.
+    forget_at: Option<Duration>,
     changes: Vec<Change>,
 }
 
@@ -122,6 +127,7 @@ impl Sources {
             sources: BTreeMap::new(),
             speakers: BTreeMap::new(),
             table_bytes: 0,
+            forget_at: None,
             changes: Vec::new(),
         }
     }
@@ -138,11 +144,20 @@ impl Sources {
 
     /// Time passed: old reports count no more, and what is gone long enough is forgotten.
     pub fn tick(&mut self, now: Duration) {
-        let all: Vec<_> = self.keys(|worker| !worker.is_gone()).collect();
-        for (source, key) in all {
+        let reported: Vec<_> = self.keys(Worker::was_reported).collect();
+        for (source, key) in reported {
             self.settle(now, source, &key);
         }
-        self.forget(|worker| now.saturating_sub(worker.since) >= GONE_KEPT);
+        if self.forget_at.is_some_and(|at| at <= now) {
+            self.forget(|worker| now.saturating_sub(worker.since) >= GONE_KEPT);
+            let workers = self.sources.values().flat_map(|s| s.workers.values());
+            // One that is kept though it is old waits for its node to speak no more.
+            self.forget_at = workers
+                .filter(|worker| worker.is_gone())
+                .map(|worker| worker.since + GONE_KEPT)
+                .filter(|at| *at > now)
+                .min();
+        }
     }
 
     /// A reader reports workers it could not read from. Says how many of those there are: a worker
@@ -231,7 +246,12 @@ impl Sources {
             worker.end(cause);
             self.settle(now, source, key);
             self.drop_unused(source, key.rank, digest);
+            self.forget_by(now + GONE_KEPT);
         }
+    }
+
+    fn forget_by(&mut self, at: Duration) {
+        self.forget_at = Some(self.forget_at.map_or(at, |known| known.min(at)));
     }
 
     /// Drops a set of tensors that no worker has any more.

@@ -119,6 +119,11 @@ impl Worker {
         self.life == Life::Gone(GoneCause::Removed)
     }
 
+    /// Has it reports, old ones included?
+    pub(super) fn was_reported(&self) -> bool {
+        !self.reports.is_empty()
+    }
+
     pub(super) fn say(&mut self, said: Said, runs: ChunkRuns) {
         if said == Said::Ready && self.said != Said::Ready {
             // What readers saw was something else.
@@ -165,6 +170,8 @@ impl Worker {
 
     /// What the facts add up to now; true where that is new.
     pub(super) fn settle(&mut self, now: Duration) -> bool {
+        self.reports
+            .retain(|report| now.saturating_sub(report.at) < REPORT_KEPT);
         let state = match (self.life, self.said) {
             (Life::Gone(cause), _) => WorkerState::Gone(cause),
             (Life::Detached, _) => WorkerState::Stale(StaleCause::Session),

@@ -55,9 +55,13 @@ impl LocalApi {
         if set.ready {
             let api = self.clone();
             // Checksums read every byte: not on a thread that others wait for.
-            set = tokio::task::spawn_blocking(move || api.seal_chunks(client, &set).map(|()| set))
-                .await
-                .map_err(|_| Status::internal("sealing the chunks failed"))??;
+            set = tokio::task::spawn_blocking(move || {
+                api.seal_chunks(client, &set)?;
+                set.words = set.fingerprint(&api.store);
+                Ok::<_, Status>(set)
+            })
+            .await
+            .map_err(|_| Status::internal("sealing the chunks failed"))??;
             set.position = self.log.seal_position();
         }
         let (source, rank, ready) = (set.source, set.rank, set.ready);
@@ -100,6 +104,7 @@ impl LocalApi {
             owns_regions: header.unregister_with_it,
             publication: 0,
             position: 0,
+            words: None,
         })
     }
 

@@ -153,6 +153,7 @@ impl LocalApi {
                 owns_regions: false,
                 publication: 0,
                 position: 0,
+                words: None,
             }),
             api: self.clone(),
             names,

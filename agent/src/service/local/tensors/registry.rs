@@ -14,6 +14,7 @@ use kvferry_proto::{
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::region::Store;
 
@@ -40,6 +41,8 @@ pub(super) struct Set {
     pub(super) publication: u64,
     /// The delta that tells of its last chunk.
     pub(super) position: u64,
+    /// Of its slots' generation words when its chunks were sealed.
+    pub(super) words: Option<u64>,
 }
 
 /// How a set stands in this agent's memory.
