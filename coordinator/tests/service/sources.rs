@@ -93,6 +93,10 @@ fn publication(count: u64, number: u64) -> Vec<pb::PublishSourceRequest> {
     messages
 }
 
+fn header(messages: &mut [pb::PublishSourceRequest]) -> &mut pb::PublishSourceHeader {
+    messages[0].header.as_mut().unwrap()
+}
+
 async fn client(running: &Running) -> SourcesClient<Channel> {
     SourcesClient::connect(running.url.clone()).await.unwrap()
 }
@@ -227,44 +231,11 @@ async fn refusals_name_their_reason() {
         bad(|m| m[0].tensors.truncate(3)),
         bad(|m| m[0].tensors[0].name.clear()),
         bad(|m| m[0].tensors[0].shape = vec![u64::MAX; 9]),
-        bad(|m| m[0].header.as_mut().unwrap().chunks = 1),
-        bad(|m| {
-            m[0].header
-                .as_mut()
-                .unwrap()
-                .worker
-                .as_mut()
-                .unwrap()
-                .digest = vec![7; 16].into()
-        }),
-        bad(|m| {
-            m[0].header
-                .as_mut()
-                .unwrap()
-                .worker
-                .as_mut()
-                .unwrap()
-                .source = vec![7; 16].into()
-        }),
-        bad(|m| {
-            m[0].header
-                .as_mut()
-                .unwrap()
-                .worker
-                .as_mut()
-                .unwrap()
-                .runs
-                .clear()
-        }),
-        bad(|m| {
-            m[0].header
-                .as_mut()
-                .unwrap()
-                .identity
-                .as_mut()
-                .unwrap()
-                .world_size = 0
-        }),
+        bad(|m| header(m).chunks = 1),
+        bad(|m| header(m).worker.as_mut().unwrap().digest = vec![7; 16].into()),
+        bad(|m| header(m).worker.as_mut().unwrap().source = vec![7; 16].into()),
+        bad(|m| header(m).worker.as_mut().unwrap().runs.clear()),
+        bad(|m| header(m).identity.as_mut().unwrap().world_size = 0),
     ] {
         let error = publish(&mut api, messages).await.unwrap_err();
         assert_eq!(
@@ -272,7 +243,7 @@ async fn refusals_name_their_reason() {
             (Code::InvalidArgument, Reason::InvalidArgument)
         );
     }
-    let too_many = bad(|m| m[0].header.as_mut().unwrap().tensors = 2);
+    let too_many = bad(|m| header(m).tensors = 2);
     let error = publish(&mut api, too_many).await.unwrap_err();
     assert_eq!(
         refused(error),

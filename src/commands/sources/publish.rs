@@ -109,7 +109,7 @@ pub(super) async fn run(
     };
     let count = content.tensors.len();
     let call = Call::agent("publish the tensors", reach.bound().max(LONG));
-    let stream = tokio_stream::iter(messages(header, content.tensors));
+    let stream = tokio_stream::iter(messages(header, &content.tensors));
     let published = match call.answer(tensors.publish(stream)).await {
         Ok(published) => published,
         Err(error) => {
@@ -291,7 +291,7 @@ async fn register(
 
 fn messages(
     header: pb::PublishTensorsHeader,
-    tensors: Vec<pb::TensorDescriptor>,
+    tensors: &[pb::TensorDescriptor],
 ) -> Vec<pb::PublishTensorsRequest> {
     let mut messages = vec![pb::PublishTensorsRequest {
         header: Some(header),

@@ -144,7 +144,7 @@ impl pb::sources_server::Sources for SourcesService {
         if request.reports.len() > MAX_REPORTS {
             return Err(say::too_many_reports(request.reports.len()));
         }
-        let reports = request.reports.into_iter().map(parse::report);
+        let reports = request.reports.iter().map(parse::report);
         let reports = reports.collect::<Result<Vec<_>, _>>()?;
         let mut machine = self.machine();
         let presence = self.0.hub.read().presence(&who.node);
@@ -220,7 +220,7 @@ impl pb::sources_server::Sources for SourcesService {
             chunk_bytes: got.table.chunk_bytes(),
             chunks: got.table.chunks(),
             workers: match request.first {
-                0 => got.workers.into_iter().map(say::worker).collect(),
+                0 => got.workers.iter().map(say::worker).collect(),
                 _ => Vec::new(),
             },
         }))
@@ -239,7 +239,7 @@ impl pb::sources_server::Sources for SourcesService {
         };
         Ok(Response::new(pb::SourceStatusResponse {
             summary: Some(say::summary(&summary)),
-            workers: workers.into_iter().map(worker).collect(),
+            workers: workers.iter().map(worker).collect(),
         }))
     }
 

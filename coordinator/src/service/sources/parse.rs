@@ -40,7 +40,7 @@ pub(super) fn announced(worker: pb::AnnouncedWorker) -> Result<Announced, Invali
     })
 }
 
-pub(super) fn report(report: pb::WorkerReport) -> Result<Report, InvalidMessage> {
+pub(super) fn report(report: &pb::WorkerReport) -> Result<Report, InvalidMessage> {
     Ok(Report {
         source: SourceId::new(&report.source)?,
         rank: report.rank,

@@ -38,7 +38,7 @@ pub(super) fn summary(summary: &Summary) -> pb::SourceSummary {
     }
 }
 
-pub(super) fn worker(worker: WorkerInfo) -> pb::SourceWorker {
+pub(super) fn worker(worker: &WorkerInfo) -> pb::SourceWorker {
     let (state, cause) = state(worker.state);
     pb::SourceWorker {
         rank: worker.rank,

@@ -51,13 +51,15 @@ impl LocalApi {
 
     /// Seals a set's chunks where it is ready, and enters it. Gives the registry's revision.
     pub(super) async fn enter_set(&self, client: ClientId, mut set: Set) -> Result<u64, Status> {
-        self.tensors.check(&set).map_err(refused)?;
+        self.tensors.check(&set).map_err(|error| refused(&error))?;
         if set.ready {
             let api = self.clone();
             // Checksums read every byte: not on a thread that others wait for.
             set = tokio::task::spawn_blocking(move || {
                 api.seal_chunks(client, &set)?;
-                set.words = set.fingerprint(&api.store);
+                // The words first: if they are the same later, the chunks were there in between.
+                let words = set.fingerprint(&api.store);
+                set.words = words.filter(|_| set.is_whole(&api.store) == Some(true));
                 Ok::<_, Status>(set)
             })
             .await
@@ -65,7 +67,7 @@ impl LocalApi {
             set.position = self.log.seal_position();
         }
         let (source, rank, ready) = (set.source, set.rank, set.ready);
-        let revision = self.tensors.enter(set).map_err(refused)?;
+        let revision = self.tensors.enter(set).map_err(|error| refused(&error))?;
         info!(%source, rank, ready, "tensors published");
         Ok(revision)
     }
@@ -224,8 +226,8 @@ impl LocalApi {
     }
 }
 
-fn refused(error: EnterError) -> Status {
-    let (code, reason) = match &error {
+fn refused(error: &EnterError) -> Status {
+    let (code, reason) = match error {
         EnterError::Exists { .. } => (Code::AlreadyExists, Reason::SourceExists),
         EnterError::Full => (Code::ResourceExhausted, Reason::BoundReached),
     };

@@ -73,26 +73,47 @@ impl Set {
         })
     }
 
+    /// A fingerprint of its slots' generation words; None where a region of it has gone. A generation
+    /// never repeats: while it is the same, nothing was written.
+    pub(super) fn fingerprint(&self, store: &Store) -> Option<u64> {
+        let mut words = Xxh3Default::new();
+        for run in self.runs.as_slice() {
+            let region = store.region(run.region)?;
+            for slot in (run.first_slot..).take(run.slots as usize) {
+                words.update(&region.generations.load(slot)?.to_le_bytes());
+            }
+        }
+        Some(words.digest())
+    }
+
     /// Looks at the memory.
     pub(super) fn standing(&self, store: &Store) -> Standing {
-        let regions = self.runs.as_slice().iter().map(|run| run.region);
-        if regions
-            .into_iter()
-            .any(|region| store.region(region).is_none())
-        {
+        let words = self.fingerprint(store);
+        if words.is_none() {
             return Standing::Lost;
         }
         if !self.ready {
             return Standing::Initialising;
         }
+        if words == self.words {
+            return Standing::Ready;
+        }
+        // Its engine may have sealed the same chunks anew.
+        match self.is_whole(store) {
+            None => Standing::Lost,
+            Some(false) => Standing::Rewritten,
+            Some(true) => Standing::Ready,
+        }
+    }
+
+    /// Does every slot hold its chunk? None where a region has gone.
+    pub(super) fn is_whole(&self, store: &Store) -> Option<bool> {
         for (region, blocks) in self.blocks() {
-            match store.hold(region, &blocks) {
-                None => return Standing::Lost,
-                Some(held) if held.contains(&false) => return Standing::Rewritten,
-                Some(_) => {}
+            if store.hold(region, &blocks)?.contains(&false) {
+                return Some(false);
             }
         }
-        Standing::Ready
+        Some(true)
     }
 }
 
