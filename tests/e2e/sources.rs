@@ -557,6 +557,42 @@ async fn what_is_withdrawn_removed_or_unregistered_is_gone() {
 }
 
 #[tokio::test]
+async fn an_engine_that_comes_back_publishes_anew_also_while_no_coordinator_listens() {
+    let mut cluster = Cluster::start().await;
+    let mut a = Node::start(&mut cluster, "a").await;
+    let (memory, source) = a.publish().await;
+    cluster.take_coordinator().kill().await;
+    let unregister = pb::UnregisterRegionRequest {
+        region: memory.region,
+    };
+    a.engine.api.unregister_region(unregister).await.unwrap();
+    let memory = a.memory().await;
+    memory.file.write_all_at(&content(), 0).unwrap();
+    let header = pb::PublishTensorsHeader {
+        identity: Some(identity()),
+        runs: vec![pb::ChunkRun {
+            region: memory.region,
+            first_slot: 0,
+            slots: CHUNKS,
+        }],
+        ready: true,
+        ..pb::PublishTensorsHeader::default()
+    };
+    let message = pb::PublishTensorsRequest {
+        header: Some(header),
+        tensors: tensors(),
+    };
+    let published = a
+        .tensors
+        .publish(tokio_stream::iter([message]))
+        .await
+        .unwrap();
+    assert!(!published.into_inner().announced);
+    cluster.restart_coordinator().await;
+    becomes(&cluster, &source, "a", State::Ready, Cause::Unspecified).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused_with_its_reason() {
     let mut cluster = Cluster::start().await;
     let mut a = Node::start(&mut cluster, "a").await;

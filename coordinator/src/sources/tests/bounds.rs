@@ -81,7 +81,7 @@ fn nonsense_is_refused_by_name() {
     assert!(matches!(refused, Err(PublishError::Digest { .. })));
     let short = Announced {
         runs: runs(1),
-        ..worker.clone()
+        ..worker
     };
     assert!(matches!(
         publish(&mut world, short, table(4)),

@@ -167,7 +167,8 @@ fn two_readers_make_a_worker_stale_for_a_while() {
     assert_eq!(say(at(0), "r"), 1);
     assert_eq!(say(at(5), "r"), 1, "one reader is one reader");
     assert_eq!(world.changes(), []);
-    world.sources.report(at(10), &node("s"), &[report.clone()]);
+    let again = std::slice::from_ref(&report);
+    world.sources.report(at(10), &node("s"), again);
     assert_eq!(world.changes(), change("a", State::Stale(Stale::Readers)));
     world.sources.tick(at(34));
     assert_eq!(world.changes(), []);

@@ -67,6 +67,7 @@ impl Keeper {
             let connected = session.borrow_and_update().connected;
             changed.mark_unchanged();
             regions.mark_unchanged();
+            self.api.tensors.reap(&self.api.store);
             let (sets, revision) = self.api.tensors.all();
             spoken |= !sets.is_empty();
             let mut wait = ANNOUNCE_EVERY;
@@ -111,11 +112,8 @@ impl Keeper {
                 continue;
             };
             let state = match standing {
-                Standing::Lost => {
-                    info!(source = %set.source, rank = set.rank, "its memory has gone: withdrawn");
-                    self.api.tensors.take(set.name(), Some(set.publication));
-                    continue;
-                }
+                // Since the last look: the next one takes it out.
+                Standing::Lost => continue,
                 Standing::Initialising => pb::SourceState::Initialising,
                 Standing::Rewritten => pb::SourceState::Stale,
                 // Not ready before the chunks can be found.

@@ -64,6 +64,7 @@ impl pb::tensors_server::Tensors for TensorsApi {
         &self,
         _: Request<pb::ListPublishedRequest>,
     ) -> Result<Response<pb::ListPublishedResponse>, Status> {
+        self.0.tensors.reap(&self.0.store);
         let (sets, _) = self.0.tensors.all();
         let published = sets.iter().map(|set| pb::PublishedTensors {
             source: Bytes::copy_from_slice(set.source.as_bytes()),

@@ -13,7 +13,7 @@ use tracing::info;
 
 use super::{
     LocalApi, receive,
-    registry::{EnterError, Name, Set},
+    registry::{EnterError, MAX_PUBLISHING, Name, Set},
 };
 use crate::{
     region::{Chain, Checksums, ClientId, Holder, Seal},
@@ -34,6 +34,9 @@ impl LocalApi {
         client: &ClientHandle,
         stream: Streaming<pb::PublishTensorsRequest>,
     ) -> Result<pb::PublishTensorsResponse, Status> {
+        let Ok(_place) = self.tensors.publishing.try_acquire() else {
+            return Err(too_many("publications are being received", MAX_PUBLISHING));
+        };
         let (header, tensors) = receive::receive(stream).await?;
         let wait = Duration::from_millis(header.wait_announced_ms.into());
         let set = self.set(header, tensors)?;
@@ -51,6 +54,7 @@ impl LocalApi {
 
     /// Seals a set's chunks where it is ready, and enters it. Gives the registry's revision.
     pub(super) async fn enter_set(&self, client: ClientId, mut set: Set) -> Result<u64, Status> {
+        self.tensors.reap(&self.store);
         self.tensors.check(&set).map_err(|error| refused(&error))?;
         if set.ready {
             let api = self.clone();
@@ -224,6 +228,11 @@ impl LocalApi {
         }
         true
     }
+}
+
+pub(super) fn too_many(what: &str, max: usize) -> Status {
+    let text = format!("{max} {what}, as many as may be: wait for some to end");
+    refusal(Code::ResourceExhausted, Reason::BoundReached, text)
 }
 
 fn refused(error: &EnterError) -> Status {

@@ -15,7 +15,7 @@ use kvferry_proto::{
     pb::pull_tensors_request::Destination, refusal,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +24,8 @@ use tonic::{Code, Status};
 use super::{
     LocalApi,
     plan::{Plan, PlanError, Wish},
-    registry::Set,
+    publish::too_many,
+    registry::{MAX_PULLING, Set},
 };
 use crate::{
     coordinators::{CoordinatorError, GotSource},
@@ -60,6 +61,9 @@ impl LocalApi {
         client: ClientHandle,
         request: pb::PullTensorsRequest,
     ) -> Result<BoxStream<pb::PullTensorsEvent>, Status> {
+        let Ok(place) = Arc::clone(&self.tensors.pulling).try_acquire_owned() else {
+            return Err(too_many("pulls of tensors are under way", MAX_PULLING));
+        };
         let began = Instant::now();
         let deadline = began + self.pull_timeout(request.timeout_ms);
         let source = SourceId::new(&request.source).map_err(InvalidMessage::from)?;
@@ -133,6 +137,7 @@ impl LocalApi {
         let run = Run {
             client: client.id(),
             _belongings: client,
+            _place: place,
             source,
             rank: request.rank,
             workers: got.workers.into_iter().map(|(n, i, _)| (n, i)).collect(),
@@ -271,6 +276,7 @@ struct Run {
     client: ClientId,
     /// Kept as long as it runs; it ends when nobody reads its events.
     _belongings: ClientHandle,
+    _place: OwnedSemaphorePermit,
     source: SourceId,
     rank: u32,
     workers: Vec<(NodeId, Incarnation)>,

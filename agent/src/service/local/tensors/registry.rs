@@ -13,13 +13,18 @@ use kvferry_proto::{
     BlockHash, ChunkRuns, Chunks, RegionId, Slot, SourceId, SourceIdentity, TensorTable,
 };
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::region::Store;
 
 /// Sets an agent publishes: as many as a coordinator takes of a node.
 pub(super) const MAX_PUBLISHED: usize = 256;
+
+/// Pulls of tensors under way, those between two rounds included: each holds a table of tensors.
+pub(super) const MAX_PULLING: usize = 64;
+/// Publications being received: each may hold some 64 MiB until it is complete.
+pub(super) const MAX_PUBLISHING: usize = 8;
 
 /// Which set: one of a source and rank at a time.
 pub(super) type Name = (SourceId, u32);
@@ -71,6 +76,12 @@ impl Set {
             let hashes = (first..chunk).map(|chunk| self.names.hash(chunk));
             (run.region, slots.zip(hashes).collect())
         })
+    }
+
+    /// Has a region of it gone?
+    fn is_lost(&self, store: &Store) -> bool {
+        let mut regions = self.runs.as_slice().iter().map(|run| run.region);
+        regions.any(|region| store.region(region).is_none())
     }
 
     /// A fingerprint of its slots' generation words; None where a region of it has gone. A generation
@@ -142,6 +153,8 @@ pub(crate) struct Registry {
     confirmed: Vec<watch::Sender<u64>>,
     /// Numbers publications, and what is said to coordinators.
     numbers: AtomicU64,
+    pub(super) pulling: Arc<Semaphore>,
+    pub(super) publishing: Semaphore,
 }
 
 impl Registry {
@@ -151,6 +164,8 @@ impl Registry {
             revision: watch::Sender::new(0),
             confirmed: (0..coordinators).map(|_| watch::Sender::new(0)).collect(),
             numbers: AtomicU64::new(1),
+            pulling: Arc::new(Semaphore::new(MAX_PULLING)),
+            publishing: Semaphore::new(MAX_PUBLISHING),
         }
     }
 
@@ -186,6 +201,22 @@ impl Registry {
         let set = sets.remove(&name);
         self.changed();
         set
+    }
+
+    /// Takes out the sets whose memory has gone: their names are free.
+    pub(super) fn reap(&self, store: &Store) {
+        let mut sets = self.sets.lock();
+        let before = sets.len();
+        sets.retain(|_, set| {
+            let lost = set.is_lost(store);
+            if lost {
+                tracing::info!(source = %set.source, rank = set.rank, "its memory has gone: withdrawn");
+            }
+            !lost
+        });
+        if sets.len() < before {
+            self.changed();
+        }
     }
 
     /// All sets, and the revision that has them.
