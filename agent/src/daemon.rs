@@ -28,7 +28,7 @@ use crate::{
     coordinators::{BadAddress, Coordinators, endpoint},
     metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
-    service::{Clients, Defaults, LocalApi, PeerApi, Shared},
+    service::{Clients, Defaults, LocalApi, PeerApi, Registry, Shared, TensorsApi, keep_announced},
     session::{
         ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
         inventory_messages,
@@ -205,6 +205,7 @@ impl Agent {
             imports: Default::default(),
             pulls: Arc::default(),
             transfer,
+            tensors: Registry::new(config.coordinators.len()),
             holders: AtomicU64::new(1),
             start: Instant::now(),
             store,
@@ -271,6 +272,9 @@ impl Agent {
             tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
+        for coordinator in 0..self.api.sessions.len() {
+            tasks.spawn(keep_announced(self.api.clone(), coordinator, stop.clone()));
+        }
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
         tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
 
@@ -442,6 +446,7 @@ async fn serve_local(
     };
     let serving = Server::builder()
         .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
+        .add_service(TensorsApi::server(api.clone()))
         .add_service(api.server())
         .serve_with_incoming_shutdown(
             tokio_stream::wrappers::ReceiverStream::new(incoming),
