@@ -46,7 +46,7 @@ use crate::{
 /// Everything must have ended this long after the signal; what has not is dropped.
 const DRAIN_BOUND: Duration = Duration::from_secs(5);
 /// How often expired pins are looked for.
-const TICK: Duration = Duration::from_millis(250);
+const TICK: Duration = Duration::from_secs(1);
 /// Candidates asked for per block: the first, and two to fail over to.
 const CANDIDATES: u32 = 3;
 /// Local connections that may be open: engines have a handful of processes, tools come and go.

@@ -63,10 +63,12 @@ card() { echo "virtio-net-pci,netdev=n,mac=52:54:00:00:00:0$1,host_mtu=9000,romf
 # boot NAME SCRIPT ROLE BOUND NETWORK...
 # -cpu max,-erms: with erms the kernel copies with `rep movsb`, which is half as fast under emulation.
 boot() {
-  local out=$logs/$1.$3 script=$2 role=$3 bound=$4
+  local out=$logs/$1.$3 script=$2 role=$3 bound=$4 clock=()
   shift 4
+  # Time is then counted in instructions, a nanosecond each, whatever else this machine does.
+  [ "$(setting "$script" clock host)" = instructions ] && clock=(-icount shift=0)
   mkdir -p "$out"
-  timeout "$bound" qemu-system-x86_64 -M q35 -accel tcg -cpu max,-erms \
+  timeout "$bound" qemu-system-x86_64 -M q35 -accel tcg -cpu max,-erms "${clock[@]}" \
     -m "$(setting "$script" memory 1024)" -smp "$(setting "$script" processors 1)" \
     -display none -serial stdio -monitor none -no-reboot "$@" \
     -kernel "$image/kernel" -initrd "$image/initrd.gz" \

@@ -101,6 +101,16 @@ async fn flipped_bytes_are_corrupt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn wrong_bytes_of_a_path_are_read_again_by_another_in_the_same_pull() {
+    let world = World::new(1, 4, true);
+    world.owners[0].bounds.lock().needs_checksum = true;
+    let (_, outcomes) = pulled(&world, TransferConfig::default(), 4).await;
+    assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 4]);
+    (0..4).for_each(|block| world.assert_delivered(block));
+    assert!(!world.owners[0].bounds.lock().needs_checksum, "distrusted");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stopped_owner_costs_its_stall_bound_and_is_remembered() {
     let world = World::new(2, 4, false);
     world.owners[0].set(Mode::Hang);

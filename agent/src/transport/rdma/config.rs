@@ -18,6 +18,12 @@ pub(super) const SIGNAL_EVERY: u32 = 8;
 /// Bytes on one queue pair at a time: 400 Gb/s over 100 us, and little enough that READs of one link are
 /// striped over all its queue pairs.
 pub(super) const LANE_WINDOW_BYTES: u64 = 8 << 20;
+/// The same on a software device, whose processor works through the READs of one queue pair after the other: those that
+/// wait must not be taken for lost. Enough for 1 GB/s over 1 ms.
+pub(super) const SOFTWARE_WINDOW_BYTES: u64 = 1 << 20;
+/// How long such a device may keep a packet waiting, as [`kvferry_ibverbs::ConnectOptions`] has it: 134 ms a try, a dead
+/// peer noticed in a second. A try that was only late makes it send much again.
+pub(super) const SOFTWARE_TIMEOUT_EXPONENT: u8 = 15;
 /// Completions a reader's queue has room for: about a thousand queue pairs; cut to what the device can do.
 pub(super) const READER_COMPLETIONS: u32 = 65_536;
 /// Queue pairs that readers may hold of one device: a thousand readers with a few each.

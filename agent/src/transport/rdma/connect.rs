@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use kvferry_ibverbs::{
-    ChainError, ConnectOptions, Init, PairError, PortAddressError, PostError, QueuePair,
-    ReadyToSend, RemoteKey, RemotePiece, WorkError,
+    ChainError, Init, PairError, PortAddressError, PostError, QueuePair, ReadyToSend, RemoteKey,
+    RemotePiece, WorkError,
 };
 use kvferry_proto::{Incarnation, pb};
 use tokio::{
@@ -62,7 +62,7 @@ pub(super) async fn lanes(
     for ((device, pair), answer) in offered.into_iter().zip(answers) {
         let (devices, expected) = (Arc::clone(devices), peer.incarnation);
         proofs.spawn(async move {
-            let (pair, probe) = accept(pair, &answer, devices.need_checksums())?;
+            let (pair, probe) = accept(pair, &answer, &devices, &device)?;
             prove(&devices, &device, &pair, probe, expected).await?;
             let id = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
             Ok::<_, LaneError>(Lane::new(id, device, answer.device, pair))
@@ -167,18 +167,19 @@ fn offer(devices: &Devices, which: &[usize]) -> (Offered, Vec<LaneError>) {
 fn accept(
     pair: QueuePair<Init>,
     answer: &pb::RdmaLane,
-    checksummed: bool,
+    devices: &Devices,
+    device: &Device,
 ) -> Result<(QueuePair<ReadyToSend>, RemoteKey), LaneError> {
     if !answer.refused.is_empty() {
         return Err(LaneError::Refused(answer.refused.clone()));
     }
     let endpoint = answer.endpoint.as_ref().ok_or(BadMessage("no endpoint"))?;
-    if endpoint.software && !checksummed {
+    if endpoint.software && !devices.need_checksums() {
         return Err(LaneError::Software);
     }
     let endpoint = parse_endpoint(endpoint)?;
     let probe = parse_memory(answer.probe.as_ref())?;
-    let connected = pair.connect(&endpoint, &ConnectOptions::default())?;
+    let connected = pair.connect(&endpoint, &device.connect_options())?;
     Ok((connected.ready()?, probe))
 }
 

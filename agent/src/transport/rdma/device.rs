@@ -3,14 +3,15 @@
 use std::sync::{Arc, atomic::AtomicUsize};
 
 use kvferry_ibverbs::{
-    ChannelError, CompletionChannel, CompletionQueue, Context, DomainError, GidPreference,
-    LocalAddress, OpenError, PairError, PairOptions, PortAddressError, PortState, ProtectionDomain,
-    QueryError, QueueError, QueuePair, RegionCache, RegisterError, RegisterOptions, Reset,
+    ChannelError, CompletionChannel, CompletionQueue, ConnectOptions, Context, DomainError,
+    GidPreference, LocalAddress, OpenError, PairError, PairOptions, PortAddressError, PortState,
+    ProtectionDomain, QueryError, QueueError, QueuePair, RegionCache, RegisterError,
+    RegisterOptions, Reset,
 };
 
 use super::config::{
-    CHUNK_PIECES, MAX_ANSWERING_PAIRS, MAX_REGISTRATIONS, PAIR_DEPTH, READER_COMPLETIONS,
-    RdmaConfig, SIGNAL_EVERY,
+    CHUNK_PIECES, LANE_WINDOW_BYTES, MAX_ANSWERING_PAIRS, MAX_REGISTRATIONS, PAIR_DEPTH,
+    READER_COMPLETIONS, RdmaConfig, SIGNAL_EVERY, SOFTWARE_TIMEOUT_EXPONENT, SOFTWARE_WINDOW_BYTES,
 };
 
 /// Why a device is not used. Others may be.
@@ -105,6 +106,26 @@ impl Device {
 
     pub(super) fn name(&self) -> &str {
         self.context.name()
+    }
+
+    /// Bytes on one of its queue pairs at a time.
+    pub(super) fn window_bytes(&self) -> u64 {
+        match self.context.is_software() {
+            true => SOFTWARE_WINDOW_BYTES,
+            false => LANE_WINDOW_BYTES,
+        }
+    }
+
+    /// How its queue pairs read.
+    pub(super) fn connect_options(&self) -> ConnectOptions {
+        let usual = ConnectOptions::default();
+        match self.context.is_software() {
+            true => ConnectOptions {
+                timeout_exponent: SOFTWARE_TIMEOUT_EXPONENT,
+                ..usual
+            },
+            false => usual,
+        }
     }
 
     /// Where its queue pairs live, as the port is now.

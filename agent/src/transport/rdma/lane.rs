@@ -8,7 +8,6 @@ use std::{
 use kvferry_ibverbs::{PostError, QueuePair, ReadChain, ReadyToSend, RemotePiece};
 
 use super::{
-    config::LANE_WINDOW_BYTES,
     device::Device,
     fault::{Cause, PathFault},
     op::Item,
@@ -73,7 +72,7 @@ impl Lane {
 
     pub(super) fn has_room(&self, item: &Item) -> bool {
         self.pair.room() > self.chained.len()
-            && (self.bytes == 0 || self.bytes + item.len <= LANE_WINDOW_BYTES)
+            && (self.bytes == 0 || self.bytes + item.len <= self.device.window_bytes())
     }
 
     /// Lower is better: on the memory's own NUMA node, then with less to do.

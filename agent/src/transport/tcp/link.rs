@@ -34,7 +34,7 @@ const DISTANCE: u8 = 1;
 /// What every connection owes before another is opened: some milliseconds of work.
 const OPEN_ANOTHER_BYTES: u64 = 4 << 20;
 /// How often connections are looked after.
-const LOOK_AFTER: Duration = Duration::from_millis(500);
+const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// After another connection could not be opened.
 const REOPEN_PAUSE: Duration = Duration::from_secs(5);
 
