@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod daemons;
+pub(crate) mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -78,6 +79,15 @@ Examples:
     Nodes(NodesArgs),
     /// List, describe, create and delete namespaces.
     Namespaces(NamespacesArgs),
+    /// What changes in a namespace, as routers are told it: all that is there, then every change.
+    #[command(after_help = "\
+Every line begins with what --from takes to go on after it; \"-\" where that cannot be.
+
+Examples:
+  kvferry watch team/llama-3-8b
+  kvferry watch team/llama-3-8b --once --json
+  kvferry watch team/llama-3-8b --from 5f3a9c:120")]
+    Watch(watch::WatchArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
     /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.

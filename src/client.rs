@@ -12,7 +12,9 @@ use hyper_util::rt::TokioIo;
 use kvferry_agent::config::{default_socket_path, host_name};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
-    pb::{agent_client::AgentClient, coordinator_client::CoordinatorClient},
+    pb::{
+        agent_client::AgentClient, coordinator_client::CoordinatorClient, watch_client::WatchClient,
+    },
     reason_of,
 };
 use tokio::net::UnixStream;
@@ -150,6 +152,7 @@ fn hint(reason: Option<Reason>) -> &'static str {
         Some(Reason::NamespaceUnknown) => "; `kvferry namespaces` lists those there are",
         Some(Reason::NodeUnknown) => "; `kvferry nodes` lists those there are",
         Some(Reason::NamespaceInUse) => "; --force deletes it nevertheless",
+        Some(Reason::WatchRestarted | Reason::WatchTooOld) => "; without --from it starts anew",
         Some(Reason::PoolFull) => "; a larger pool (--pool-bytes) holds more",
         Some(Reason::CoordinatorUnreachable) => "; `kvferry stats` shows the agent's coordinators",
         _ => "",
@@ -230,6 +233,17 @@ impl Call {
 
 /// Connects to a coordinator.
 pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
+    Ok(CoordinatorClient::new(channel(url).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to a coordinator to be told what changes.
+pub(crate) async fn watch(url: &str) -> Result<WatchClient<Channel>, ClientError> {
+    Ok(WatchClient::new(channel(url).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+async fn channel(url: &str) -> Result<Channel, ClientError> {
     let bad = || ClientError::BadUrl {
         url: url.to_owned(),
     };
@@ -238,16 +252,13 @@ pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
         return Err(bad());
     }
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
-    let channel = endpoint
+    endpoint
         .connect()
         .await
         .map_err(|source| ClientError::NoCoordinator {
             url: url.to_owned(),
             source,
-        })?;
-    Ok(CoordinatorClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
 }
 
 /// Connects to the agent behind a unix socket.

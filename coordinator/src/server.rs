@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kvferry_proto::pb;
+use kvferry_proto::pb::{self, watch_server::WatchServer};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
@@ -20,7 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
-    service::{CoordinatorRouter, Hub, HubConfig},
+    service::{CoordinatorRouter, Hub, HubConfig, WatchService},
 };
 
 /// The name health answers for.
@@ -168,6 +168,7 @@ impl Coordinator {
                 .add_service(health_service)
                 .add_service(reflection)
                 .add_service(service)
+                .add_service(WatchServer::new(WatchService::new(self.hub.clone())))
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();

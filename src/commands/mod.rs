@@ -14,6 +14,7 @@ pub(crate) mod stats;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tool;
+pub(crate) mod watch;
 
 use clap::CommandFactory;
 use clap_complete::Shell;

@@ -41,12 +41,7 @@ struct Region {
 
 impl From<pb::NodeInfo> for Node {
     fn from(info: pb::NodeInfo) -> Self {
-        let state = match info.state() {
-            pb::NodeState::Unspecified => "unknown",
-            pb::NodeState::Live => "live",
-            pb::NodeState::Hidden => "hidden",
-            pb::NodeState::Draining => "draining",
-        };
+        let state = state(info.state());
         let addresses = info.addresses.unwrap_or_default();
         let region = |region: pb::NodeRegion| Region {
             region: region.region,
@@ -68,6 +63,16 @@ impl From<pb::NodeInfo> for Node {
             applied_delta: info.applied_delta,
             regions: info.regions.into_iter().map(region).collect(),
         }
+    }
+}
+
+/// In a word.
+pub(super) fn state(state: pb::NodeState) -> &'static str {
+    match state {
+        pb::NodeState::Unspecified => "unknown",
+        pb::NodeState::Live => "live",
+        pb::NodeState::Hidden => "hidden",
+        pb::NodeState::Draining => "draining",
     }
 }
 

@@ -15,3 +15,4 @@ mod faults;
 mod publish_and_pull;
 mod shell;
 mod two_hosts;
+mod watch;

@@ -23,14 +23,16 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Catalog {
     bounds: Bounds,
-    names: BTreeMap<NamespaceName, u32>,
-    namespaces: Slab<Namespace>,
+    pub(super) names: BTreeMap<NamespaceName, u32>,
+    pub(super) namespaces: Slab<Namespace>,
     pub(super) regions: Slab<Region>,
     pub(super) sweeps: Sweeps,
     /// What was deleted and is to be dropped where nobody waits.
     garbage: Vec<Garbage>,
     /// Slots of all regions, sealed or not; not of those that went.
     slots: u64,
+    /// The number that the next log of changes starts after: greater than any of those that went.
+    pub(super) next_log: u64,
 }
 
 /// A deleted namespace: dropping it takes as long as it is large.
@@ -50,6 +52,7 @@ impl Catalog {
             sweeps: Sweeps::default(),
             garbage: Vec::new(),
             slots: 0,
+            next_log: 1,
         }
     }
 
@@ -79,7 +82,21 @@ impl Catalog {
     }
 
     pub(super) fn namespace(&self, name: &NamespaceName) -> Option<&Namespace> {
-        self.namespaces.get(*self.names.get(name)?)
+        self.named(name).map(|(_, namespace)| namespace)
+    }
+
+    /// With its handle.
+    pub(super) fn named(&self, name: &NamespaceName) -> Option<(u32, &Namespace)> {
+        let handle = *self.names.get(name)?;
+        Some((handle, self.namespaces.get(handle)?))
+    }
+
+    /// Handles of a namespace's regions.
+    pub(super) fn regions_of(&self, namespace: u32) -> impl Iterator<Item = u32> {
+        let namespace = self.namespaces.get(namespace);
+        namespace
+            .into_iter()
+            .flat_map(|n| n.regions.iter().copied())
     }
 
     /// In order of their names.
@@ -105,6 +122,7 @@ impl Catalog {
         else {
             return Vec::new();
         };
+        self.end_log(&namespace);
         let mut regions = Vec::new();
         for gone in self.sweeps.forget(|region| {
             let region = self.regions.get(region);
@@ -167,6 +185,7 @@ impl Catalog {
         if let Some(namespace) = self.namespaces.get_mut(handle) {
             namespace.regions.insert(region);
         }
+        self.tell_region(region);
         Ok(region)
     }
 
@@ -176,6 +195,12 @@ impl Catalog {
 
     pub(super) fn namespace_of(&self, region: &Region) -> Option<&Namespace> {
         self.namespaces.get(region.namespace)
+    }
+
+    /// Takes a region out of a node that stays; see [`remove`](Self::remove).
+    pub(super) fn remove_alone(&mut self, handle: u32) {
+        self.tell_region_gone(handle);
+        self.remove(handle);
     }
 
     /// Takes a region out: it is offered to nobody from now on, and swept out of the index after.

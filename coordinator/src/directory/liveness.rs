@@ -80,6 +80,7 @@ impl Directory {
         let handle = self.nodes.insert(node);
         self.names.insert(name, handle);
         self.sessions.insert(session, handle);
+        self.tell_node(handle);
         vec![welcome]
     }
 
@@ -108,6 +109,7 @@ impl Directory {
         self.sessions.insert(session, handle);
         // The node may be reached elsewhere now.
         self.write_rows(handle);
+        self.tell_node(handle);
         effects
     }
 
@@ -158,11 +160,13 @@ impl Directory {
                 silent >= self.config.purge_after
                     || (silent >= self.config.hide_after && !node.hidden)
             })
+            || self.catalog.idle_log_is_due(now)
     }
 
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let mut purge = Vec::new();
+        let (mut purge, mut hidden) = (Vec::new(), Vec::new());
+        self.catalog.drop_idle_logs(now);
         for handle in self.names.values() {
             let Some(node) = self.nodes.get_mut(*handle) else {
                 continue;
@@ -172,10 +176,14 @@ impl Directory {
                 purge.push((*handle, silent));
             } else if silent >= self.config.hide_after && !node.hidden {
                 node.hidden = true;
+                hidden.push(*handle);
                 effects.push(Effect::NodeHidden {
                     node: node.name.clone(),
                 });
             }
+        }
+        for handle in hidden {
+            self.tell_node(handle);
         }
         for (handle, silent) in purge {
             if let Some(node) = self.nodes.get(handle)
@@ -200,6 +208,7 @@ impl Directory {
                 effects.push(Effect::NodeShown {
                     node: node.name.clone(),
                 });
+                self.tell_node(handle);
             }
         }
     }
@@ -207,6 +216,7 @@ impl Directory {
     fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
+        self.tell_node_gone(handle);
         if let Some(session) = node.session
             && !sabotage::is(Bug::FencedSessionKept)
         {

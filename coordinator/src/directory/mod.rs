@@ -10,6 +10,7 @@
 //! | `catalog` | namespaces and regions |
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
+//! | `watch` | what changes in a namespace, told to those who watch it |
 //! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
 mod answer;
@@ -33,6 +34,7 @@ mod slots;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -54,6 +56,10 @@ pub use locate::LocateError;
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+
+pub use watch::{
+    Change, CopyChange, Rows, Scanned, WatchEnd, WatchError, WatchedNode, WatchedRegion, Watcher,
+};
 
 use catalog::Catalog;
 use node::{Node, Standing};
@@ -237,6 +243,7 @@ impl Directory {
         match node {
             Some(node) => {
                 node.draining = draining;
+                handle.into_iter().for_each(|handle| self.tell_node(handle));
                 Ok(())
             }
             None => Err(NodeUnknown { node: name.clone() }),

@@ -1,10 +1,10 @@
 //! A namespace in the directory.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use kvferry_proto::{NamespaceName, NamespaceSpec};
 
-use super::{BoundReached, index::Index};
+use super::{BoundReached, index::Index, watch::Log};
 
 /// What it is, and who owns its blocks.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(super) struct Namespace {
     pub(super) index: Index,
     /// Handles of the regions that are part of it; not those that went.
     pub(super) regions: BTreeSet<u32>,
+    /// What changes, while somebody watches and a little longer.
+    pub(super) log: Option<Arc<Log>>,
 }
 
 impl Namespace {
@@ -21,6 +23,7 @@ impl Namespace {
             index: Index::new(spec.hash_len),
             spec,
             regions: BTreeSet::new(),
+            log: None,
         }
     }
 

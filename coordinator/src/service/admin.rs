@@ -98,12 +98,16 @@ fn namespace(info: &NamespaceInfo) -> pb::NamespaceInfo {
     }
 }
 
-fn node(info: NodeInfo) -> pb::NodeInfo {
-    let state = match info.state {
+pub(super) fn node_state(state: NodeState) -> pb::NodeState {
+    match state {
         NodeState::Live => pb::NodeState::Live,
         NodeState::Hidden => pb::NodeState::Hidden,
         NodeState::Draining => pb::NodeState::Draining,
-    };
+    }
+}
+
+fn node(info: NodeInfo) -> pb::NodeInfo {
+    let state = node_state(info.state);
     let regions = info.regions.into_iter().map(|region| pb::NodeRegion {
         region: region.region.0,
         namespace: region.namespace.to_string(),

@@ -230,7 +230,7 @@ impl Hub {
     }
 
     /// Opens a session.
-    pub(super) fn open(&self) -> Result<(Session, Outbound), Status> {
+    pub(super) fn open(&self) -> Result<(Session, Outbound<pb::CoordinatorMessage>), Status> {
         let closing = self.closing.subscribe();
         if *closing.borrow() {
             return Err(status::shutting_down());
@@ -269,6 +269,11 @@ impl Hub {
     /// Tells every session that the coordinator goes away; no new one is opened.
     pub(crate) fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// True once the coordinator goes away.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
     }
 
     /// How many sessions are open, those that have not said hello included.

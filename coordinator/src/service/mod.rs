@@ -9,6 +9,8 @@ mod router;
 mod session;
 mod status;
 mod told;
+mod watch;
+mod watched;
 mod wire;
 
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
 pub(crate) use router::CoordinatorRouter;
+pub(crate) use watch::WatchService;
 
 /// `kvferry.v1.Coordinator` over one directory.
 #[derive(Debug, Clone)]
@@ -34,12 +37,12 @@ impl CoordinatorService {
 
 #[tonic::async_trait]
 impl Coordinator for CoordinatorService {
-    type SessionStream = Outbound;
+    type SessionStream = Outbound<pb::CoordinatorMessage>;
 
     async fn session(
         &self,
         request: Request<Streaming<pb::AgentMessage>>,
-    ) -> Result<Response<Outbound>, Status> {
+    ) -> Result<Response<Self::SessionStream>, Status> {
         session::open(&self.hub, request.into_inner()).map(Response::new)
     }
 

@@ -22,7 +22,7 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 pub(super) fn open(
     hub: &Arc<Hub>,
     inbound: Streaming<pb::AgentMessage>,
-) -> Result<Outbound, Status> {
+) -> Result<Outbound<pb::CoordinatorMessage>, Status> {
     let (session, outbound) = hub.open()?;
     tokio::spawn(run(hub.clone(), session, inbound));
     Ok(outbound)

@@ -7,6 +7,7 @@ mod agent;
 mod lifecycle;
 mod locate;
 mod sessions;
+mod watch;
 
 use std::{future::Future, time::Duration};
 

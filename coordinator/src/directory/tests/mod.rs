@@ -6,6 +6,7 @@ mod liveness;
 mod locates;
 mod model;
 mod namespaces;
+mod watch;
 
 use std::time::Duration;
 
