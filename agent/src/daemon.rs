@@ -29,7 +29,7 @@ use crate::{
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
     service::{Clients, Defaults, LocalApi, PeerApi, Shared},
     session::{
-        ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
+        ChangeLog, Identity, InventorySource, Reads, SessionConfig, SessionStatus, SessionTask,
         inventory_messages,
     },
     transfer::TransferConfig,
@@ -182,7 +182,8 @@ impl Agent {
             Arc::clone(&log) as _,
             StoreLimits::default(),
         ));
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log)?;
+        let reads = Arc::new(Reads::default());
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &reads)?;
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
@@ -194,6 +195,7 @@ impl Agent {
             defaults: defaults(&config),
             imports: Default::default(),
             pulls: PullCounters::default(),
+            reads,
             holders: AtomicU64::new(1),
             start: Instant::now(),
             store,
@@ -311,6 +313,7 @@ fn sessions(
     identity: &Identity,
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
+    reads: &Arc<Reads>,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -326,6 +329,7 @@ fn sessions(
             identity.clone(),
             Arc::clone(log),
             Arc::clone(&inventory),
+            Arc::clone(reads),
             SessionConfig {
                 seed: identity.incarnation.get().wrapping_add(index as u64),
                 ..SessionConfig::default()

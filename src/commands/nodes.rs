@@ -28,6 +28,8 @@ struct Node {
     bytes: u64,
     last_seen_ms_ago: u64,
     applied_delta: u64,
+    /// What others read from it lately.
+    served_bytes_per_second: u64,
     regions: Vec<Region>,
 }
 
@@ -61,6 +63,7 @@ impl From<pb::NodeInfo> for Node {
             bytes: info.bytes,
             last_seen_ms_ago: info.last_seen_ms_ago,
             applied_delta: info.applied_delta,
+            served_bytes_per_second: info.served_bytes_per_second,
             regions: info.regions.into_iter().map(region).collect(),
         }
     }
@@ -113,24 +116,31 @@ fn seen(node: &Node) -> String {
     }
 }
 
+fn serving(node: &Node) -> String {
+    format!("{}/s", ByteSize(node.served_bytes_per_second))
+}
+
 fn print_list(nodes: Vec<Node>, json: bool) -> Result<(), OutputError> {
     if json {
         return output::json(&nodes);
     }
     let row = |node: Node| {
-        let seen = seen(&node);
+        let (seen, serving) = (seen(&node), serving(&node));
         [
             node.node,
             node.state.to_owned(),
             node.blocks.to_string(),
             ByteSize(node.bytes).to_string(),
+            serving,
             seen,
             node.peer,
             node.data,
         ]
     };
     output::rows(
-        ["node", "state", "blocks", "bytes", "seen", "peer", "data"],
+        [
+            "node", "state", "blocks", "bytes", "serves", "seen", "peer", "data",
+        ],
         nodes.into_iter().map(row).collect(),
         "no node has a session with this coordinator",
     )
@@ -156,6 +166,7 @@ fn print_one(node: &Node, json: bool) -> Result<(), OutputError> {
         ("labels", labels.join(", ")),
         ("blocks", node.blocks.to_string()),
         ("bytes", ByteSize(node.bytes).to_string()),
+        ("serves", serving(node)),
         ("deltas", node.applied_delta.to_string()),
     ])?;
     let row = |region: &Region| {

@@ -15,6 +15,7 @@ mod inbound;
 mod inventory;
 mod log;
 mod machine;
+mod reads;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -23,4 +24,5 @@ pub use delta::{Delta, SlotState};
 pub use inventory::inventory_messages;
 pub use log::{ChangeLog, LogEntry};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
+pub use reads::Reads;
 pub use task::{Identity, InventorySource, SessionStatus, SessionTask};

@@ -19,8 +19,9 @@ use tonic::transport::Endpoint;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine,
+    ChangeLog, Command, Event, LogEntry, Reads, SessionConfig, SessionMachine,
     inbound::{Arrived, Inbound},
+    reads::Told,
 };
 
 /// Messages between the machine and the wire; beyond it the coordinator is slow and we wait.
@@ -70,6 +71,8 @@ pub struct SessionTask {
     identity: Identity,
     log: Arc<ChangeLog>,
     inventory: InventorySource,
+    reads: Arc<Reads>,
+    told: Told,
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
     start: Instant,
@@ -85,6 +88,7 @@ impl SessionTask {
         identity: Identity,
         log: Arc<ChangeLog>,
         inventory: InventorySource,
+        reads: Arc<Reads>,
         config: SessionConfig,
     ) -> (Self, watch::Receiver<SessionStatus>) {
         let (status, receiver) = watch::channel(SessionStatus::default());
@@ -94,6 +98,8 @@ impl SessionTask {
             identity,
             log,
             inventory,
+            reads,
+            told: Told::default(),
             machine: SessionMachine::new(config),
             status,
             start: Instant::now(),
@@ -170,7 +176,8 @@ impl SessionTask {
             },
             Command::SendInventory => self.send_inventory().await,
             Command::SendHeartbeat(number) => {
-                self.send(Message::Heartbeat(pb::Heartbeat { number }))
+                let reads = self.reads.since(&mut self.told);
+                self.send(Message::Heartbeat(pb::Heartbeat { number, reads }))
                     .await;
             }
             Command::SendGoodbye => {

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 
 use super::{
     BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
-    node::{Node, Progress, SyncState},
+    load::Load,
+    node::{Node, Penalty, Progress, SyncState},
 };
 use crate::sabotage::{self, Bug};
 
@@ -74,7 +75,9 @@ impl Directory {
                 last_seen: now,
                 applied: 0,
                 sync: SyncState::Live,
+                load: Load::default(),
             }),
+            penalty: Penalty::default(),
         };
         let welcome = welcome(self.config.epoch, &mut node, session, hello);
         let handle = self.nodes.insert(node);

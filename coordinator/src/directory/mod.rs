@@ -11,7 +11,7 @@
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
 //! | `watch` | what changes in a namespace, told to those who watch it |
-//! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
+//! | `locate`, `answer`, `row`, `load` | who is offered to a reader, in which order |
 
 mod answer;
 mod bounds;
@@ -23,6 +23,7 @@ mod held;
 mod index;
 mod inventory;
 mod liveness;
+mod load;
 mod locate;
 mod message;
 mod namespace;
@@ -280,6 +281,7 @@ impl Directory {
             bytes,
             silent: now.saturating_sub(progress.last_seen),
             applied_delta: progress.applied,
+            served_bytes_per_second: progress.load.bytes_per_second(),
             regions,
         }
     }

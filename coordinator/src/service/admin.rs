@@ -128,6 +128,7 @@ fn node(info: NodeInfo) -> pb::NodeInfo {
         bytes: info.bytes,
         last_seen_ms_ago: u64::try_from(info.silent.as_millis()).unwrap_or(u64::MAX),
         applied_delta: info.applied_delta,
+        served_bytes_per_second: info.served_bytes_per_second,
         regions: regions.collect(),
     }
 }

@@ -69,7 +69,9 @@ async fn converse(
         let Some(message) = next(inbound).await? else {
             return Ok(());
         };
-        hub.handle(event(session.id, message)?);
+        let (event, then) = events(session.id, message)?;
+        hub.handle(event);
+        then.into_iter().for_each(|event| hub.handle(event));
     }
 }
 
@@ -96,8 +98,9 @@ async fn wait_for_room(session: &Session) -> Result<(), Status> {
     }
 }
 
-fn event(session: SessionId, message: Message) -> Result<Event, Status> {
-    Ok(match message {
+/// What a message says; a heartbeat may say two things.
+fn events(session: SessionId, message: Message) -> Result<(Event, Option<Event>), Status> {
+    let event = match message {
         Message::Hello(hello) => Event::Hello {
             session,
             hello: parse::hello(hello)?,
@@ -106,13 +109,19 @@ fn event(session: SessionId, message: Message) -> Result<Event, Status> {
             session,
             delta: parse::delta(delta).map_err(status::message)?,
         },
-        Message::Heartbeat(pb::Heartbeat { number }) => Event::Heartbeat { session, number },
+        Message::Heartbeat(pb::Heartbeat { number, reads }) => {
+            let beat = Event::Heartbeat { session, number };
+            let reads = parse::reads(reads)?;
+            let told = (!reads.is_empty()).then_some(Event::Reads { session, reads });
+            return Ok((beat, told));
+        }
         Message::Inventory(part) => Event::Inventory {
             session,
             part: parse::inventory(part).map_err(status::message)?,
         },
         Message::Goodbye(pb::Goodbye {}) => Event::Goodbye { session },
-    })
+    };
+    Ok((event, None))
 }
 
 fn say_closing(session: &Session) {

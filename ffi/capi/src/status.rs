@@ -116,6 +116,10 @@ impl From<Reason> for kvf_status {
             Reason::BlockMissing => KVF_BLOCK_MISSING,
             Reason::MemoryInUse => KVF_MEMORY_IN_USE,
             Reason::PoolExists => KVF_POOL_EXISTS,
+            // Said by coordinators to routers, never by an agent.
+            Reason::WatchRestarted | Reason::WatchTooOld | Reason::WatchTooSlow => {
+                KVF_UNKNOWN_REASON
+            }
         }
     }
 }

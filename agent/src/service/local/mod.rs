@@ -31,7 +31,7 @@ use crate::{
     coordinators::Coordinators,
     counters::PullCounters,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
-    session::{ChangeLog, Identity, SessionStatus},
+    session::{ChangeLog, Identity, Reads, SessionStatus},
     transfer::TransferConfig,
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
@@ -68,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
     pub(crate) pulls: PullCounters,
+    pub(crate) reads: Arc<Reads>,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,
     pub(crate) start: Instant,

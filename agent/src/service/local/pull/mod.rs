@@ -6,7 +6,7 @@ mod here;
 mod landing;
 mod report;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kvferry_proto::{
     BlockHash, InvalidMessage, NamespaceSpec, Reason, RegionId, Slot, pb,
@@ -312,12 +312,29 @@ impl Running {
         (last, summary)
     }
 
+    /// Coordinators send readers to those who are read less.
+    fn count_reads(&self, batch: &[transfer::BlockOutcome<Held>]) {
+        let bytes = self.pull.spec.layout.block_bytes();
+        let pulled = batch
+            .iter()
+            .filter(|block| block.outcome == transfer::Outcome::Pulled);
+        let mut from = BTreeMap::new();
+        for node in pulled.filter_map(|block| block.node.as_ref()) {
+            *from.entry(node).or_default() += bytes;
+        }
+        let from = from.into_iter();
+        self.api
+            .reads
+            .count(from.map(|(node, bytes)| (node.clone(), bytes)));
+    }
+
     /// What the engine is told of them.
     fn outcomes(
         &self,
         indices: &[usize],
         batch: Vec<transfer::BlockOutcome<Held>>,
     ) -> Vec<pb::BlockOutcome> {
+        self.count_reads(&batch);
         let mut outcomes = Vec::with_capacity(batch.len());
         for outcome in batch {
             let Some(&index) = indices.get(outcome.block as usize) else {
