@@ -2,7 +2,14 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 5] = ["types", "coordinator", "agent", "peer", "watch"];
+const FILES: [&str; 6] = [
+    "types",
+    "coordinator",
+    "agent",
+    "peer",
+    "watch",
+    "replication",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
@@ -17,6 +24,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Payloads and hashes are sliced out of the receive buffer, not copied.
         .bytes(".kvferry.v1")
+        // Rare and large beside the others, which would all be as large.
+        .boxed(".kvferry.v1.CoordinatorMessage.message.replicate")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -13,7 +13,8 @@ use kvferry_agent::config::{default_socket_path, host_name};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{
-        agent_client::AgentClient, coordinator_client::CoordinatorClient, watch_client::WatchClient,
+        agent_client::AgentClient, coordinator_client::CoordinatorClient,
+        replication_client::ReplicationClient, watch_client::WatchClient,
     },
     reason_of,
 };
@@ -241,6 +242,11 @@ pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
 /// Connects to a coordinator to be told what changes.
 pub(crate) async fn watch(url: &str) -> Result<WatchClient<Channel>, ClientError> {
     Ok(WatchClient::new(channel(url).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to a coordinator to have copies made.
+pub(crate) async fn replication(url: &str) -> Result<ReplicationClient<Channel>, ClientError> {
+    Ok(ReplicationClient::new(channel(url).await?).max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 async fn channel(url: &str) -> Result<Channel, ClientError> {

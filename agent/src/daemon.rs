@@ -27,10 +27,10 @@ use crate::{
     coordinators::{BadAddress, Coordinators, endpoint},
     counters::PullCounters,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
-    service::{Clients, Defaults, LocalApi, PeerApi, Shared},
+    service::{Clients, Defaults, LocalApi, MAX_ORDERS_WAITING, PeerApi, Shared},
     session::{
-        ChangeLog, Identity, InventorySource, Reads, SessionConfig, SessionStatus, SessionTask,
-        inventory_messages,
+        ChangeLog, CopyOrder, Identity, InventorySource, Reads, SessionConfig, SessionStatus,
+        SessionTask, inventory_messages,
     },
     transfer::TransferConfig,
     transport::{
@@ -123,6 +123,7 @@ pub struct Agent {
     identity: Identity,
     clients: Clients,
     gone: mpsc::UnboundedReceiver<ClientId>,
+    copies: mpsc::Receiver<CopyOrder>,
     local: BoundSocket,
     peer: TcpListener,
     data: TcpServer,
@@ -183,7 +184,8 @@ impl Agent {
             StoreLimits::default(),
         ));
         let reads = Arc::new(Reads::default());
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &reads)?;
+        let (orders, copies) = mpsc::channel(MAX_ORDERS_WAITING);
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &reads, &orders)?;
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
@@ -195,6 +197,7 @@ impl Agent {
             defaults: defaults(&config),
             imports: Default::default(),
             pulls: PullCounters::default(),
+            background: PullCounters::default(),
             reads,
             holders: AtomicU64::new(1),
             start: Instant::now(),
@@ -215,6 +218,7 @@ impl Agent {
             identity,
             clients,
             gone,
+            copies,
             local,
             peer,
             data,
@@ -255,6 +259,7 @@ impl Agent {
         if let Some(owner) = self.rdma {
             tasks.spawn(owner.serve(stop_data.clone().cancelled_owned()));
         }
+        tasks.spawn(self.api.clone().make_copies(self.copies, stop.clone()));
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
         tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
@@ -314,6 +319,7 @@ fn sessions(
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
     reads: &Arc<Reads>,
+    orders: &mpsc::Sender<CopyOrder>,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -330,6 +336,7 @@ fn sessions(
             Arc::clone(log),
             Arc::clone(&inventory),
             Arc::clone(reads),
+            orders.clone(),
             SessionConfig {
                 seed: identity.incarnation.get().wrapping_add(index as u64),
                 ..SessionConfig::default()

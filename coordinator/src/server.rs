@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use kvferry_proto::pb::{self, watch_server::WatchServer};
+use kvferry_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
+};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
@@ -20,7 +23,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
-    service::{CoordinatorRouter, Hub, HubConfig, WatchService},
+    service::{CoordinatorRouter, Hub, HubConfig, ReplicationService, WatchService},
 };
 
 /// The name health answers for.
@@ -169,6 +172,10 @@ impl Coordinator {
                 .add_service(reflection)
                 .add_service(service)
                 .add_service(WatchServer::new(WatchService::new(self.hub.clone())))
+                .add_service(
+                    ReplicationServer::new(ReplicationService::new(self.hub.clone()))
+                        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                )
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();
@@ -178,6 +185,7 @@ impl Coordinator {
             outcome = &mut server => return Ok(outcome?),
             () = tick(&self.hub) => {}
             () = self.hub.sweep() => {}
+            () = self.hub.replicate() => {}
             () = shutdown => {}
         }
         announce(&self.hub, &health).await;

@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod bench;
 pub(crate) mod coordinator;
+pub(crate) mod copies;
 pub(crate) mod doctor;
 pub(crate) mod get;
 pub(crate) mod locate;

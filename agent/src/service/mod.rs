@@ -5,5 +5,5 @@ pub(crate) mod local;
 mod peer;
 
 pub(crate) use client::Clients;
-pub(crate) use local::{Defaults, LocalApi, Shared};
+pub(crate) use local::{Defaults, LocalApi, Shared, copies::MAX_ORDERS_WAITING};
 pub use peer::PeerApi;

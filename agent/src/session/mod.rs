@@ -10,6 +10,7 @@
 //!                                                     ^---------- Event ------------'
 //! ```
 
+mod copies;
 mod delta;
 mod inbound;
 mod inventory;
@@ -20,6 +21,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+pub use copies::CopyOrder;
 pub use delta::{Delta, SlotState};
 pub use inventory::inventory_messages;
 pub use log::{ChangeLog, LogEntry};

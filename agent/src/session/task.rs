@@ -20,6 +20,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     ChangeLog, Command, Event, LogEntry, Reads, SessionConfig, SessionMachine,
+    copies::{CopyOrder, Done},
     inbound::{Arrived, Inbound},
     reads::Told,
 };
@@ -73,6 +74,8 @@ pub struct SessionTask {
     inventory: InventorySource,
     reads: Arc<Reads>,
     told: Told,
+    orders: mpsc::Sender<CopyOrder>,
+    done: Done,
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
     start: Instant,
@@ -89,6 +92,7 @@ impl SessionTask {
         log: Arc<ChangeLog>,
         inventory: InventorySource,
         reads: Arc<Reads>,
+        orders: mpsc::Sender<CopyOrder>,
         config: SessionConfig,
     ) -> (Self, watch::Receiver<SessionStatus>) {
         let (status, receiver) = watch::channel(SessionStatus::default());
@@ -100,6 +104,8 @@ impl SessionTask {
             inventory,
             reads,
             told: Told::default(),
+            orders,
+            done: Done::new(),
             machine: SessionMachine::new(config),
             status,
             start: Instant::now(),
@@ -119,6 +125,9 @@ impl SessionTask {
                     return;
                 }
             }
+            while let Some(said) = self.done.next(self.machine.acknowledged()) {
+                self.send(Message::Replicated(said)).await;
+            }
             self.publish_status();
             let timeout = self.machine.poll_timeout().map(|at| self.start + at);
             tokio::select! {
@@ -135,6 +144,7 @@ impl SessionTask {
                 }
                 () = at(timeout) => self.tick(),
                 arrived = self.inbound.next() => self.arrived(arrived),
+                () = self.done.arrives(&self.log) => {}
             }
         }
     }
@@ -300,6 +310,11 @@ impl SessionTask {
                 Event::ResyncRequested
             }
             Answer::HeartbeatAck(_) => Event::HeartbeatAnswered,
+            Answer::Replicate(message) => {
+                self.order(*message);
+                // As good a sign of life as any.
+                Event::HeartbeatAnswered
+            }
             Answer::RegionRefused(refused) => {
                 error!(
                     coordinator = %self.address,
@@ -317,6 +332,17 @@ impl SessionTask {
             }
         };
         self.handle(event);
+    }
+
+    fn order(&mut self, message: pb::Replicate) {
+        let order = message.order;
+        let copy = CopyOrder {
+            message,
+            reply: self.done.sender(),
+        };
+        if self.orders.try_send(copy).is_err() {
+            self.done.busy(order);
+        }
     }
 
     fn lost(&mut self, detail: &str) {
@@ -337,6 +363,8 @@ impl SessionTask {
     fn disconnect(&mut self) {
         self.outbound = None;
         self.inbound.abort();
+        // Another stream knows nothing of these orders.
+        self.done.forget();
     }
 
     /// Lets a goodbye reach the wire: the coordinator ends the stream when it has read it.

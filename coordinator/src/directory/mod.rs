@@ -10,6 +10,7 @@
 //! | `catalog` | namespaces and regions |
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
+//! | `copies` | who holds how many copies, for the planner of replicas |
 //! | `watch` | what changes in a namespace, told to those who watch it |
 //! | `locate`, `answer`, `row`, `load` | who is offered to a reader, in which order |
 
@@ -17,6 +18,7 @@ mod answer;
 mod bounds;
 mod catalog;
 mod changes;
+mod copies;
 mod effect;
 mod event;
 mod held;
@@ -49,6 +51,7 @@ pub use bounds::{
     BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
 };
 pub use catalog::Garbage;
+pub use copies::{CopyTarget, Survey, Surveyed};
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,

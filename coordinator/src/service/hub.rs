@@ -19,7 +19,9 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Status;
 
-use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message};
+use super::{
+    copying::Copying, outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message,
+};
 use crate::directory::{Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId};
 
 /// Slots taken in or swept out before a writer that waits is let in: some hundred microseconds.
@@ -52,14 +54,16 @@ pub(crate) struct Hub {
     start: Instant,
     next_session: AtomicU64,
     state: RwLock<State>,
+    /// Locked before the state.
+    copying: Copying,
     /// Something may have to be swept out of the directory.
     swept: Notify,
     closing: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
-struct State {
-    directory: Directory,
+pub(super) struct State {
+    pub(super) directory: Directory,
     sessions: HashMap<SessionId, Handle>,
 }
 
@@ -91,6 +95,7 @@ impl Hub {
                 directory: Directory::new(config.directory),
                 sessions: HashMap::new(),
             }),
+            copying: Copying::default(),
             swept: Notify::new(),
             closing: watch::Sender::new(false),
         }
@@ -99,6 +104,15 @@ impl Hub {
     /// Time as the directory counts it.
     pub(super) fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    pub(super) fn copying(&self) -> &Copying {
+        &self.copying
+    }
+
+    /// Directory and sessions, to read.
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read()
     }
 
     /// Reads the directory.
@@ -264,6 +278,8 @@ impl Hub {
         state.close(session, error);
         let ended = Event::SessionEnded { session };
         state.directory.begin(self.start.elapsed(), ended);
+        drop(state);
+        self.copying_ends(session);
     }
 
     /// Tells every session that the coordinator goes away; no new one is opened.
@@ -320,7 +336,7 @@ impl State {
     }
 
     /// Queues a message; false where the queue is full.
-    fn try_send(&self, session: SessionId, message: Message) -> bool {
+    pub(super) fn try_send(&self, session: SessionId, message: Message) -> bool {
         let Some(handle) = self.sessions.get(&session) else {
             return true;
         };

@@ -84,7 +84,7 @@ fn ask(
     find(&query).map_err(|error| status::locate(&error))
 }
 
-fn response(located: Located) -> pb::LocateResponse {
+pub(super) fn response(located: Located) -> pb::LocateResponse {
     pb::LocateResponse {
         answered: located.counts.len() as u32,
         owners: located.owners.iter().map(owner).collect(),

@@ -1,10 +1,12 @@
 //! The gRPC shell: parses messages into events and queries, carries effects out.
 
 mod admin;
+mod copying;
 mod hub;
 pub(crate) mod locate;
 mod outbound;
 pub mod parse;
+mod replication;
 mod router;
 mod session;
 mod status;
@@ -20,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
+pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;
 pub(crate) use watch::WatchService;
 

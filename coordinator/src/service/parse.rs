@@ -156,7 +156,7 @@ fn check_changes(what: &'static str, changes: &[pb::RegionChange]) -> Result<(),
     )
 }
 
-fn at_most(what: &'static str, got: usize, max: usize) -> Result<(), InvalidMessage> {
+pub(super) fn at_most(what: &'static str, got: usize, max: usize) -> Result<(), InvalidMessage> {
     if got > max {
         return Err(InvalidMessage::OutOfBounds {
             what,

@@ -69,6 +69,13 @@ async fn converse(
         let Some(message) = next(inbound).await? else {
             return Ok(());
         };
+        let message = match message {
+            Message::Replicated(replicated) => {
+                hub.replicated(session.id, &replicated);
+                continue;
+            }
+            other => other,
+        };
         let (event, then) = events(session.id, message)?;
         hub.handle(event);
         then.into_iter().for_each(|event| hub.handle(event));
@@ -120,6 +127,7 @@ fn events(session: SessionId, message: Message) -> Result<(Event, Option<Event>)
             part: parse::inventory(part).map_err(status::message)?,
         },
         Message::Goodbye(pb::Goodbye {}) => Event::Goodbye { session },
+        Message::Replicated(_) => return Err(status::hello_first()),
     };
     Ok((event, None))
 }

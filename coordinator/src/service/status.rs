@@ -3,9 +3,12 @@
 use kvferry_proto::{HashError, InvalidMessage, Reason, refusal};
 use tonic::{Code, Status};
 
-use crate::directory::{
-    BoundReached, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
-    NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal, WatchEnd, WatchError,
+use crate::{
+    directory::{
+        BoundReached, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
+        NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal, WatchEnd, WatchError,
+    },
+    replication::TooManyHot,
 };
 
 pub(super) fn bound(error: &BoundReached) -> Status {
@@ -53,6 +56,14 @@ pub(super) fn locate(error: &LocateError) -> Status {
             refusal(Code::ResourceExhausted, Reason::BoundReached, text)
         }
     }
+}
+
+pub(super) fn too_many_hot(error: &TooManyHot) -> Status {
+    refusal(
+        Code::ResourceExhausted,
+        Reason::BoundReached,
+        error.to_string(),
+    )
 }
 
 pub(super) fn watch(error: &WatchError) -> Status {

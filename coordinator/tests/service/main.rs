@@ -6,6 +6,7 @@
 mod agent;
 mod lifecycle;
 mod locate;
+mod replication;
 mod sessions;
 mod watch;
 

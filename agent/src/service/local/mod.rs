@@ -1,5 +1,6 @@
 //! The local API. One file per group of calls; this one is the switchboard.
 
+pub(crate) mod copies;
 mod get;
 mod imports;
 mod lookup;
@@ -68,6 +69,8 @@ pub(crate) struct Shared {
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
     pub(crate) pulls: PullCounters,
+    /// Those of them that no engine asked for.
+    pub(crate) background: PullCounters,
     pub(crate) reads: Arc<Reads>,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,

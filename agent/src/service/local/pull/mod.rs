@@ -22,9 +22,10 @@ use super::{
     status::OrStatus,
 };
 use crate::{
+    coordinators::Located,
     region::{Chain, ClientId, Held, Holder, MAX_PIN_TTL, PinId, Region},
     service::client::ClientHandle,
-    transfer::{self, Parts, PullRequest, PullSummary},
+    transfer::{self, Parts, PullRequest, PullSummary, TransferConfig},
 };
 use asking::{Asking, PeerLinks};
 use landing::{Landing, Target};
@@ -34,6 +35,10 @@ use report::Report;
 const MAX_PULL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pulls under way: far more than an engine has requests, few enough that their books stay small.
 const MAX_PULLS: u64 = 4096;
+/// What a pull in the background has on its way: an eighth of an engine's, from few sources, so that
+/// those have the links.
+const SPARE_INFLIGHT_BYTES: u64 = 16 << 20;
+const SPARE_SOURCES: usize = 2;
 /// Events waiting for an engine that reads slowly; the pull goes on beside it.
 const EVENTS_AHEAD: usize = 64;
 
@@ -45,6 +50,10 @@ pub(super) struct Pull {
     pub(super) into: PullInto,
     /// Not to be published.
     pub(super) private: bool,
+    /// In the background: takes only slots of the pool that nobody uses, and little of the links.
+    pub(super) spare: bool,
+    /// Who holds the blocks, as somebody said already.
+    pub(super) known: Option<Located>,
     pub(super) timeout: Duration,
 }
 
@@ -80,6 +89,8 @@ impl LocalApi {
         let pull = Pull {
             chain: chain(request.chained, &request.parent)?,
             private: request.no_replica || !self.defaults.replicate,
+            spare: false,
+            known: None,
             timeout: deadline.saturating_duration_since(Instant::now()),
             spec,
             hashes,
@@ -276,6 +287,7 @@ impl Running {
                 self.api.clone(),
                 Arc::clone(&self.pull.spec),
                 blocks.iter().map(|i| self.pull.hashes[*i]).collect(),
+                self.pull.known.as_ref().map(|known| known.subset(blocks)),
                 self.deadline,
             )),
             connect: Arc::new(PeerLinks::new(&self.api)),
@@ -293,7 +305,14 @@ impl Running {
             timeout: self.deadline.saturating_duration_since(Instant::now()),
         };
         let (sender, mut outcomes) = mpsc::unbounded_channel();
-        let config = self.api.defaults.transfer.clone();
+        let config = match self.pull.spare {
+            true => TransferConfig {
+                inflight_bytes: SPARE_INFLIGHT_BYTES,
+                max_sources: SPARE_SOURCES,
+                ..self.api.defaults.transfer.clone()
+            },
+            false => self.api.defaults.transfer.clone(),
+        };
         let engine = transfer::pull(parts, config, request, sender);
         let forward = async {
             let mut last = Vec::new();
