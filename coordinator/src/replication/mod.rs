@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | `wants` | what is asked for: copies of a namespace, of hot blocks, drains |
 //! | `rounds` | looks through the directory for what is lacking, a slice at a time, again and again |
+//! | `choice` | which of many targets takes a block |
 //! | `planner` | **pure**: what is lacking -> orders to agents, bounded, and what came of them |
 //!
 //! Nothing is remembered of a block but that an order for it is under way, and where one failed lately:
 //! what is lacking is seen in the directory, in the next round as in this one.
 
+mod choice;
 mod planner;
 mod rounds;
 #[cfg(test)]

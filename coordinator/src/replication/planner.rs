@@ -7,6 +7,7 @@ use std::{
 
 use kvferry_proto::{BlockHash, NamespaceName, NodeId};
 
+use super::choice::{Choice, Chosen};
 use crate::directory::{CopyTarget, SessionId};
 
 /// Orders one agent has at a time: one at work, and one behind it. Engines' pulls come first there.
@@ -21,8 +22,10 @@ const MAX_BYTES_PER_ORDER: u64 = 64 << 20;
 const ORDER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a node that failed to copy a block is not told to again.
 const AVOID_FOR_BLOCK: Duration = Duration::from_secs(30);
-/// Failures remembered; the oldest are forgotten first, and then tried again too soon, that is all.
+/// Blocks whose failures are remembered, and nodes that are left alone. Beyond that all are forgotten:
+/// some are tried again too soon, that is all.
 const MAX_FAILURES: usize = 16_384;
+const MAX_AVOIDED: usize = 16_384;
 /// How long a node that has no room, or enough to do, is left alone.
 const AVOID_BUSY: Duration = Duration::from_secs(1);
 const AVOID_FULL: Duration = Duration::from_secs(10);
@@ -82,6 +85,8 @@ pub struct Order {
     pub id: OrderId,
     /// By whom.
     pub node: NodeId,
+    /// On which host.
+    pub host_id: String,
     /// On which stream that is told.
     pub session: SessionId,
     /// Of which namespace.
@@ -133,7 +138,7 @@ pub struct Planner {
     /// Blocks of orders under way.
     blocks: HashSet<(NamespaceName, BlockHash)>,
     /// Nodes that failed to copy a block, and until when they are not told to again.
-    failures: HashMap<(NamespaceName, BlockHash, NodeId), Duration>,
+    failures: HashMap<(NamespaceName, BlockHash), Vec<(NodeId, Duration)>>,
     /// Nodes to be left alone in a namespace, until then.
     avoided: HashMap<(NodeId, NamespaceName), Duration>,
 }
@@ -152,36 +157,21 @@ impl Planner {
         let most = MAX_BLOCKS_PER_ORDER.min(usize::try_from(most).unwrap_or(1));
         let mut batches: BTreeMap<usize, Vec<BlockHash>> = BTreeMap::new();
         let mut plan = Plan::default();
-        let room = self.room(targets);
+        let mut choice = Choice::new(targets, &self.room(now, draw, sight, most));
         for (turn, lack) in (0..).zip(sight.lacking) {
-            let turn = (draw as usize).wrapping_add(turn);
-            if self.blocks.contains(&(namespace.clone(), lack.hash)) {
+            let block = (namespace.clone(), lack.hash);
+            if self.blocks.contains(&block) {
                 continue;
             }
-            let load = |at: usize| batches.get(&at).map_or(0, Vec::len);
-            let room = |at: usize| room.get(at).copied().unwrap_or(0) * most;
-            let able: Vec<usize> = (0..targets.len())
-                .filter(|at| self.may_take(now, sight, lack, &targets[*at]))
-                .collect();
-            let best = able
-                .iter()
-                .copied()
-                .filter(|at| load(*at) < room(*at))
-                .min_by_key(|at| {
-                    let target = &targets[*at];
-                    let same_host = lack.holders.iter().any(|holder| {
-                        let holder = targets.iter().find(|other| other.handle == *holder);
-                        holder.is_some_and(|h| !h.host_id.is_empty() && h.host_id == target.host_id)
-                    });
-                    // What has its copies on another host outlives a host.
-                    let order = at.wrapping_add(turn) % targets.len();
-                    (!target.member, same_host, load(*at), order)
-                });
-            if let Some(at) = best {
-                batches.entry(at).or_default().push(lack.hash);
-                self.blocks.insert((namespace.clone(), lack.hash));
-            } else {
-                plan.waits |= !able.is_empty();
+            let failures = self.failures.get(&block).map_or(&[][..], Vec::as_slice);
+            let turn = (draw as usize).wrapping_add(turn);
+            match choice.choose(now, turn, lack, failures) {
+                Chosen::Taken(at) => {
+                    batches.entry(at).or_default().push(lack.hash);
+                    self.blocks.insert(block);
+                }
+                Chosen::Later => plan.waits = true,
+                Chosen::Nobody => {}
             }
         }
         for (at, hashes) in batches {
@@ -193,29 +183,31 @@ impl Planner {
         plan
     }
 
-    /// Orders each target may get.
-    fn room(&self, targets: &[CopyTarget]) -> Vec<usize> {
+    /// Blocks each target may get; None where it takes none at all.
+    fn room(&self, now: Duration, draw: u64, sight: Sight<'_>, most: usize) -> Vec<Option<usize>> {
+        let mut busy: HashMap<&NodeId, usize> = HashMap::new();
+        for known in self.orders.values() {
+            *busy.entry(&known.order.node).or_default() += 1;
+        }
         let mut left = MAX_ORDERS.saturating_sub(self.orders.len());
-        let each = targets.iter().map(|target| {
-            let busy = self.orders.values();
-            let busy = busy.filter(|known| known.order.node == target.node).count();
-            let room = MAX_ORDERS_PER_NODE.saturating_sub(busy).min(left);
-            left -= room;
-            room
-        });
-        each.collect()
-    }
-
-    fn may_take(&self, now: Duration, sight: Sight<'_>, lack: &Lack, target: &CopyTarget) -> bool {
-        let (namespace, node) = (sight.namespace, &target.node);
-        let over = |until: Option<&Duration>| until.is_none_or(|until| now >= *until);
-        (target.member || matches!(sight.cause, Cause::Drain(_)))
-            && !lack.holders.contains(&target.handle)
-            && over(self.avoided.get(&(node.clone(), namespace.clone())))
-            && over(
-                self.failures
-                    .get(&(namespace.clone(), lack.hash, node.clone())),
-            )
+        let count = sight.targets.len();
+        let mut room = vec![None; count];
+        // Where there are more targets than orders, others have their turn with another draw.
+        for turn in 0..count {
+            let at = (draw as usize).wrapping_add(turn) % count;
+            let target = &sight.targets[at];
+            let key = (target.node.clone(), sight.namespace.clone());
+            let avoided = self.avoided.get(&key).is_some_and(|until| now < *until);
+            let takes = target.member || matches!(sight.cause, Cause::Drain(_));
+            if avoided || !takes {
+                continue;
+            }
+            let busy = busy.get(&target.node).copied().unwrap_or(0);
+            let orders = MAX_ORDERS_PER_NODE.saturating_sub(busy).min(left);
+            left -= orders;
+            room[at] = Some(orders * most);
+        }
+        room
     }
 
     fn begin(
@@ -229,6 +221,7 @@ impl Planner {
         let order = Order {
             id: OrderId(self.next),
             node: target.node.clone(),
+            host_id: target.host_id.clone(),
             session: target.session,
             namespace: sight.namespace.clone(),
             hashes: hashes.to_vec(),
@@ -265,6 +258,9 @@ impl Planner {
             Verdict::Refused => Some(AVOID_REFUSED),
         };
         if let Some(pause) = pause {
+            if self.avoided.len() >= MAX_AVOIDED {
+                self.avoided.clear();
+            }
             let key = (order.node.clone(), order.namespace.clone());
             self.avoided.insert(key, now + pause);
         }
@@ -278,7 +274,10 @@ impl Planner {
 
     /// Ends orders whose time is up.
     pub fn tick(&mut self, now: Duration) -> Vec<Outcome> {
-        self.failures.retain(|_, until| now < *until);
+        self.failures.retain(|_, failed| {
+            failed.retain(|(_, until)| now < *until);
+            !failed.is_empty()
+        });
         self.avoided.retain(|_, until| now < *until);
         self.end_those(now, |known| now >= known.until)
     }
@@ -319,8 +318,9 @@ impl Planner {
                 if self.failures.len() >= MAX_FAILURES {
                     self.failures.clear();
                 }
-                let key = (order.namespace.clone(), hash, order.node.clone());
-                self.failures.insert(key, now + AVOID_FOR_BLOCK);
+                let block = (order.namespace.clone(), hash);
+                let failed = self.failures.entry(block).or_default();
+                failed.push((order.node.clone(), now + AVOID_FOR_BLOCK));
             }
         }
         Outcome {

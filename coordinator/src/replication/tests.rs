@@ -446,7 +446,7 @@ impl Fleet {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(16) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
     /// Whatever agents do, all blocks get their copies, not one more, and then it stops; hot ones get
     /// more, and a node that goes leaves nothing behind that only it holds.

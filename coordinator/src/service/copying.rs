@@ -163,15 +163,13 @@ fn replicate(state: &State, order: &Order, draw: u64) -> Message {
     let directory = &state.directory;
     let spec = directory.namespace_spec(&order.namespace);
     let hashes = spec.and_then(|spec| PackedHashes::pack(spec.hash_len, &order.hashes).ok());
-    let host = directory.copy_targets(&order.namespace);
-    let host = host.into_iter().find(|target| target.node == order.node);
     let from = hashes.as_ref().and_then(|hashes| {
         let query = LocateQuery {
             namespace: &order.namespace,
             hashes,
             mode: LocateMode::Set,
             max_candidates: CANDIDATES,
-            host_id: host.as_ref().map_or("", |host| &host.host_id),
+            host_id: &order.host_id,
             prefer: &Labels::default(),
             exclude: Some(&order.node),
             draw,
