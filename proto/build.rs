@@ -2,11 +2,13 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "types",
     "coordinator",
     "agent",
     "peer",
+    "sources",
+    "tensors",
     "watch",
     "replication",
 ];

@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod copies;
 mod daemons;
+mod sources;
 pub(crate) mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -16,6 +17,7 @@ use crate::{client::Reach, demo::DemoArgs};
 pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
 #[cfg(test)]
 pub(crate) use daemons::{AgentFlags, CoordinatorFlags};
+pub(crate) use sources::{ListSources, PublishArgs, PullArgs, SourcesAction, SourcesArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -38,6 +40,10 @@ pub(crate) struct Cli {
     /// Log JSON lines.
     #[arg(long, global = true)]
     pub(crate) log_json: bool,
+    /// Send traces to an OpenTelemetry collector (OTLP over gRPC).
+    #[cfg(feature = "otlp")]
+    #[arg(long, global = true, env = "KVFERRY_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -96,6 +102,8 @@ Examples:
   kvferry copies team/llama-3-8b --min 2
   kvferry copies team/llama-3-8b --hot 4f1c... 9ab0... --copies 4 --ttl-ms 600000")]
     Copies(copies::CopiesArgs),
+    /// Named sets of tensors (weights): list, describe, remove, publish and pull.
+    Sources(SourcesArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
     /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.

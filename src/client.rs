@@ -14,7 +14,8 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{
         agent_client::AgentClient, coordinator_client::CoordinatorClient,
-        replication_client::ReplicationClient, watch_client::WatchClient,
+        replication_client::ReplicationClient, sources_client::SourcesClient,
+        tensors_client::TensorsClient, watch_client::WatchClient,
     },
     reason_of,
 };
@@ -32,6 +33,8 @@ const CONNECT_BOUND: Duration = Duration::from_secs(3);
 
 pub(crate) type Coordinator = CoordinatorClient<Channel>;
 pub(crate) type Agent = AgentClient<Channel>;
+pub(crate) type Sources = SourcesClient<Channel>;
+pub(crate) type Tensors = TensorsClient<Channel>;
 
 /// Whom a tool talks to, and how long it waits.
 #[derive(Debug, Clone, Args)]
@@ -234,22 +237,31 @@ impl Call {
 
 /// Connects to a coordinator.
 pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
-    Ok(CoordinatorClient::new(channel(url).await?)
+    Ok(CoordinatorClient::new(coordinator_channel(url).await?)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// Connects to a coordinator to be told what changes.
 pub(crate) async fn watch(url: &str) -> Result<WatchClient<Channel>, ClientError> {
-    Ok(WatchClient::new(channel(url).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(WatchClient::new(coordinator_channel(url).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// Connects to a coordinator to have copies made.
 pub(crate) async fn replication(url: &str) -> Result<ReplicationClient<Channel>, ClientError> {
-    Ok(ReplicationClient::new(channel(url).await?).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    Ok(ReplicationClient::new(coordinator_channel(url).await?)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-async fn channel(url: &str) -> Result<Channel, ClientError> {
+/// Connects to a coordinator's sources.
+pub(crate) async fn sources(url: &str) -> Result<Sources, ClientError> {
+    Ok(SourcesClient::new(coordinator_channel(url).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+async fn coordinator_channel(url: &str) -> Result<Channel, ClientError> {
     let bad = || ClientError::BadUrl {
         url: url.to_owned(),
     };
@@ -269,6 +281,33 @@ async fn channel(url: &str) -> Result<Channel, ClientError> {
 
 /// Connects to the agent behind a unix socket.
 pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
+    Ok(agent_client(agent_channel(socket).await?))
+}
+
+/// Connects to the tensors of the agent behind a unix socket.
+pub(crate) async fn tensors(socket: &Path) -> Result<Tensors, ClientError> {
+    Ok(tensors_client(agent_channel(socket).await?))
+}
+
+/// Both, over one connection.
+pub(crate) async fn agent_and_tensors(socket: &Path) -> Result<(Agent, Tensors), ClientError> {
+    let channel = agent_channel(socket).await?;
+    Ok((agent_client(channel.clone()), tensors_client(channel)))
+}
+
+fn agent_client(channel: Channel) -> Agent {
+    AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn tensors_client(channel: Channel) -> Tensors {
+    TensorsClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+async fn agent_channel(socket: &Path) -> Result<Channel, ClientError> {
     let path = socket.to_owned();
     // The address is for the HTTP headers only: the connector goes to the socket.
     let endpoint = Endpoint::from_static("http://agent.local").connect_timeout(CONNECT_BOUND);
@@ -276,16 +315,13 @@ pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel = endpoint
+    endpoint
         .connect_with_connector(connector)
         .await
         .map_err(|source| ClientError::NoAgent {
             socket: socket.to_owned(),
             source,
-        })?;
-    Ok(AgentClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
 use tokio::{
@@ -25,14 +26,17 @@ use tracing::{info, warn};
 use crate::{
     config::{AgentConfig, ConfigError, EvictionChoice, TransportChoice},
     coordinators::{BadAddress, Coordinators, endpoint},
-    counters::PullCounters,
+    metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
-    service::{Clients, Defaults, LocalApi, MAX_ORDERS_WAITING, PeerApi, Shared},
+    service::{
+        Clients, Defaults, LocalApi, MAX_ORDERS_WAITING, PeerApi, Registry, Shared, TensorsApi,
+        keep_announced,
+    },
     session::{
         ChangeLog, CopyOrder, Identity, InventorySource, Reads, SessionConfig, SessionStatus,
         SessionTask, inventory_messages,
     },
-    transfer::TransferConfig,
+    transfer::{TransferConfig, TransferMetrics},
     transport::{
         Links, LinksConfig, Transport, TransportKind,
         rdma::{Devices, NoRdma, RdmaConfig, RdmaOwner, RdmaTransport},
@@ -81,6 +85,9 @@ pub enum StartError {
     /// The data port is not to be had.
     #[error(transparent)]
     Data(#[from] BindError),
+    /// The metrics port is not to be had.
+    #[error(transparent)]
+    Metrics(#[from] MetricsBindError),
     /// A unix socket that is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -110,6 +117,8 @@ pub struct AgentAddresses {
     pub peer: SocketAddr,
     /// Its TCP data plane.
     pub data: SocketAddr,
+    /// Where its metrics are read, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Its local API.
     pub socket: PathBuf,
     /// Where descriptors are handed over.
@@ -127,6 +136,7 @@ pub struct Agent {
     local: BoundSocket,
     peer: TcpListener,
     data: TcpServer,
+    metrics: Option<MetricsServer>,
     shm: ShmServer,
     rdma: Option<Arc<RdmaOwner>>,
     sessions: Vec<SessionTask>,
@@ -159,6 +169,8 @@ impl Agent {
             TcpLimits::default(),
         )
         .await?;
+        let metrics = config.listen_metrics.address();
+        let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
 
         let reachable = |bound: SocketAddr| match config.advertise_host {
@@ -183,9 +195,14 @@ impl Agent {
             Arc::clone(&log) as _,
             StoreLimits::default(),
         ));
-        let reads = Arc::new(Reads::default());
+        let transfer = Arc::<TransferMetrics>::default();
         let (orders, copies) = mpsc::channel(MAX_ORDERS_WAITING);
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &reads, &orders)?;
+        let beside = Beside {
+            transfer: Arc::clone(&transfer),
+            reads: Arc::default(),
+            orders,
+        };
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside)?;
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
@@ -196,9 +213,11 @@ impl Agent {
             identity: identity.clone(),
             defaults: defaults(&config),
             imports: Default::default(),
-            pulls: PullCounters::default(),
-            background: PullCounters::default(),
-            reads,
+            pulls: Arc::default(),
+            background: Arc::default(),
+            reads: beside.reads,
+            transfer,
+            tensors: Registry::new(config.coordinators.len()),
             holders: AtomicU64::new(1),
             start: Instant::now(),
             store,
@@ -211,6 +230,7 @@ impl Agent {
                 incarnation,
                 peer: peer_address,
                 data: data.local_addr(),
+                metrics: metrics.as_ref().map(MetricsServer::local_addr),
                 socket: config.socket_path(),
                 descriptor_socket: config.descriptor_socket_path(),
             },
@@ -222,6 +242,7 @@ impl Agent {
             local,
             peer,
             data,
+            metrics,
             shm,
             rdma,
             sessions,
@@ -260,7 +281,14 @@ impl Agent {
             tasks.spawn(owner.serve(stop_data.clone().cancelled_owned()));
         }
         tasks.spawn(self.api.clone().make_copies(self.copies, stop.clone()));
+        if let Some(metrics) = self.metrics {
+            let observed = Arc::new(AgentObserved(self.api.clone()));
+            tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
+        }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
+        for coordinator in 0..self.api.sessions.len() {
+            tasks.spawn(keep_announced(self.api.clone(), coordinator, stop.clone()));
+        }
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
         tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
 
@@ -311,6 +339,13 @@ async fn listen(
     Ok((listener, bound))
 }
 
+/// What sessions tell and are told beside the store's changes.
+struct Beside {
+    transfer: Arc<TransferMetrics>,
+    reads: Arc<Reads>,
+    orders: mpsc::Sender<CopyOrder>,
+}
+
 type Sessions = (Vec<SessionTask>, Vec<watch::Receiver<SessionStatus>>);
 
 fn sessions(
@@ -318,8 +353,7 @@ fn sessions(
     identity: &Identity,
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
-    reads: &Arc<Reads>,
-    orders: &mpsc::Sender<CopyOrder>,
+    beside: &Beside,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -335,35 +369,39 @@ fn sessions(
             identity.clone(),
             Arc::clone(log),
             Arc::clone(&inventory),
-            Arc::clone(reads),
-            orders.clone(),
+            Arc::clone(&beside.reads),
+            beside.orders.clone(),
             SessionConfig {
                 seed: identity.incarnation.get().wrapping_add(index as u64),
                 ..SessionConfig::default()
             },
         );
-        tasks.0.push(task);
+        tasks.0.push(task.reporting(Arc::clone(&beside.transfer)));
         tasks.1.push(status);
     }
     Ok(tasks)
 }
 
-/// The RDMA devices, where they are asked for. `auto` does not: until the one pull over two Soft-RoCE
-/// devices that validated and was wrong is explained, nobody gets RDMA without saying so.
+/// The RDMA devices, where they may be used. Without any, `auto` does with the other transports.
 fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
-    if config.transport != TransportChoice::Rdma {
-        return Ok(None);
-    }
-    warn!(
-        "RDMA is not proven yet: one pull over Soft-RoCE delivered wrong bytes; give its namespaces \
-         the checksum policy `always`"
-    );
+    let asked_for = match config.transport {
+        TransportChoice::Auto => false,
+        TransportChoice::Rdma => true,
+        TransportChoice::Tcp | TransportChoice::Shm => return Ok(None),
+    };
     let opened = Devices::open(RdmaConfig {
         nics: config.nics.clone(),
         gid_index: config.gid_index,
         qps_per_peer: config.qps_per_peer,
     });
-    opened.map(Some)
+    match opened {
+        Ok(devices) => Ok(Some(devices)),
+        Err(why) if asked_for => Err(why),
+        Err(why) => {
+            info!("no RDMA: {why}");
+            Ok(None)
+        }
+    }
 }
 
 fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>>) -> Links {
@@ -431,6 +469,7 @@ async fn serve_local(
     };
     let serving = Server::builder()
         .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
+        .add_service(TensorsApi::server(api.clone()))
         .add_service(api.server())
         .serve_with_incoming_shutdown(
             tokio_stream::wrappers::ReceiverStream::new(incoming),

@@ -5,8 +5,8 @@
 
 pub mod config;
 pub mod coordinators;
-mod counters;
 mod daemon;
+mod metrics;
 pub mod region;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;

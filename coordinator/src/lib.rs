@@ -6,6 +6,7 @@
 
 mod config;
 pub mod directory;
+mod metrics;
 pub mod replication;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
@@ -13,7 +14,9 @@ pub mod sabotage;
 mod sabotage;
 mod server;
 mod service;
+pub mod sources;
 
 pub use config::{ConfigError, CoordinatorConfig};
+pub use kvferry_observe::{BindError as MetricsBindError, MetricsListen};
 pub use server::{Coordinator, ServeError, StartError};
 pub use service::{locate::answer as answer_locate, parse};

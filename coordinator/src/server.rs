@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use kvferry_observe::{BindError, MetricsServer};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
@@ -23,7 +24,10 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
-    service::{CoordinatorRouter, Hub, HubConfig, ReplicationService, WatchService},
+    metrics::CoordinatorObserved,
+    service::{
+        CoordinatorRouter, Hub, HubConfig, ReplicationService, SourcesService, WatchService,
+    },
 };
 
 /// The name health answers for.
@@ -70,6 +74,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The metrics port is not to be had.
+    #[error(transparent)]
+    Metrics(#[from] BindError),
 }
 
 /// Why a coordinator stopped although it was not asked to.
@@ -91,6 +98,7 @@ pub enum ServeError {
 pub struct Coordinator {
     listener: TcpListener,
     local_addr: SocketAddr,
+    metrics: Option<MetricsServer>,
     hub: Arc<Hub>,
     epoch: u64,
 }
@@ -110,6 +118,8 @@ impl Coordinator {
         let listener = TcpListener::bind(listen).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
+        let metrics = config.listen_metrics.address();
+        let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let epoch = new_epoch();
         let hub = Hub::new(HubConfig {
             directory: DirectoryConfig {
@@ -125,6 +135,7 @@ impl Coordinator {
         Ok(Self {
             listener,
             local_addr,
+            metrics,
             hub: Arc::new(hub),
             epoch,
         })
@@ -134,6 +145,12 @@ impl Coordinator {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where its metrics are read, if anywhere.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::local_addr)
     }
 
     /// The number of this lifetime: agents that knew another one send a full inventory.
@@ -159,6 +176,13 @@ impl Coordinator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
         let service = CoordinatorRouter::new(self.hub.clone());
+        // Also while calls drain: a probe is told so.
+        let _metrics = self.metrics.map(|server| {
+            let observed = Arc::new(CoordinatorObserved::new(self.hub.clone()));
+            AbortOnDrop(tokio::spawn(server.serve(observed, std::future::pending())))
+        });
+        self.hub.metrics().serve(true);
+        let sources = SourcesService::new(self.hub.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let mut server = pin!(
             Server::builder()
@@ -176,6 +200,7 @@ impl Coordinator {
                     ReplicationServer::new(ReplicationService::new(self.hub.clone()))
                         .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 )
+                .add_service(sources.clone().server())
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();
@@ -183,11 +208,12 @@ impl Coordinator {
         );
         tokio::select! {
             outcome = &mut server => return Ok(outcome?),
-            () = tick(&self.hub) => {}
+            () = tick(&self.hub, &sources) => {}
             () = self.hub.sweep() => {}
             () = self.hub.replicate() => {}
             () = shutdown => {}
         }
+        self.hub.metrics().serve(false);
         announce(&self.hub, &health).await;
         stop.send(()).ok();
         match timeout(DRAIN, server).await {
@@ -198,6 +224,15 @@ impl Coordinator {
             ),
         }
         Ok(())
+    }
+}
+
+/// A task that ends with whoever started it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -212,12 +247,13 @@ async fn announce(hub: &Hub, health: &HealthReporter) {
 }
 
 /// Never returns.
-async fn tick(hub: &Hub) {
+async fn tick(hub: &Hub, sources: &SourcesService) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         hub.tick();
+        sources.tick();
     }
 }
 

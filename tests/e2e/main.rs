@@ -13,7 +13,12 @@ mod copies;
 mod engine;
 mod engine_death;
 mod faults;
+mod metrics;
 mod publish_and_pull;
 mod shell;
+mod sources;
+mod sources_shell;
+#[cfg(feature = "otlp")]
+mod traces;
 mod two_hosts;
 mod watch;

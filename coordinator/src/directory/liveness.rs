@@ -180,6 +180,7 @@ impl Directory {
             } else if silent >= self.config.hide_after && !node.hidden {
                 node.hidden = true;
                 hidden.push(*handle);
+                self.catalog.totals.hidden.add(1);
                 effects.push(Effect::NodeHidden {
                     node: node.name.clone(),
                 });
@@ -208,6 +209,7 @@ impl Directory {
             node.progress.get_mut().last_seen = now;
             if node.hidden {
                 node.hidden = false;
+                self.catalog.totals.hidden.add(-1);
                 effects.push(Effect::NodeShown {
                     node: node.name.clone(),
                 });
@@ -220,6 +222,7 @@ impl Directory {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
         self.tell_node_gone(handle);
+        self.catalog.totals.hidden.add(-i64::from(node.hidden));
         if let Some(session) = node.session
             && !sabotage::is(Bug::FencedSessionKept)
         {

@@ -12,6 +12,7 @@
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
 //! | `copies` | who holds how many copies, for the planner of replicas |
 //! | `watch` | what changes in a namespace, told to those who watch it |
+//! | `totals` | what there is in all, counted as it changes |
 //! | `locate`, `answer`, `row`, `load` | who is offered to a reader, in which order |
 
 mod answer;
@@ -30,6 +31,7 @@ mod locate;
 mod message;
 mod namespace;
 mod node;
+mod presence;
 mod region;
 mod row;
 mod slab;
@@ -37,10 +39,12 @@ mod slots;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod totals;
 mod watch;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -60,6 +64,8 @@ pub use locate::LocateError;
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+pub use presence::Presence;
+pub use totals::{Replicas, Totals};
 
 pub use watch::{
     Change, CopyChange, Rows, Scanned, WatchEnd, WatchError, WatchedNode, WatchedRegion, Watcher,
@@ -82,6 +88,19 @@ pub struct DirectoryConfig {
     /// A node silent for this long is forgotten.
     pub purge_after: Duration,
     /// How much is taken in.
+    pub bounds: Bounds,
+}
+
+/// How full a directory's tables are, and how full they may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Nodes, hidden ones included.
+    pub nodes: usize,
+    /// Namespaces.
+    pub namespaces: usize,
+    /// Slots of all regions, sealed or not.
+    pub slots: u64,
+    /// The most of each.
     pub bounds: Bounds,
 }
 
@@ -161,6 +180,23 @@ impl Directory {
     /// [`CreateNamespaceError`] when it is there with another spec, or there is no room.
     pub fn create_namespace(&mut self, spec: &NamespaceSpec) -> Result<bool, CreateNamespaceError> {
         self.catalog.create(spec)
+    }
+
+    /// What there is in all. Whoever keeps it may read it without the directory.
+    #[must_use]
+    pub fn totals(&self) -> Arc<Totals> {
+        Arc::clone(&self.catalog.totals)
+    }
+
+    /// How full the tables are.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            nodes: self.nodes.len(),
+            namespaces: self.catalog.namespace_count(),
+            slots: self.catalog.slots(),
+            bounds: self.config.bounds,
+        }
     }
 
     /// Every namespace, by name.

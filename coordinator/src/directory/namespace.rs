@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use kvferry_proto::{NamespaceName, NamespaceSpec};
 
-use super::{BoundReached, index::Index, watch::Log};
+use super::{BoundReached, index::Index, totals::Totals, watch::Log};
 
 /// What it is, and who owns its blocks.
 #[derive(Debug)]
@@ -18,9 +18,10 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    pub(super) fn new(spec: NamespaceSpec) -> Self {
+    /// Its blocks are counted in `totals`.
+    pub(super) fn new(spec: NamespaceSpec, totals: &Arc<Totals>) -> Self {
         Self {
-            index: Index::new(spec.hash_len),
+            index: Index::counted(spec.hash_len, spec.layout.block_bytes(), totals),
             spec,
             regions: BTreeSet::new(),
             log: None,

@@ -16,6 +16,7 @@ pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, 
     ask(request, draw(hub), |query| {
         hub.read().locate_into(query, &mut columns)
     })?;
+    hub.metrics().located(blocks, columns.found());
     Ok(columns)
 }
 

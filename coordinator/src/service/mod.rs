@@ -9,6 +9,7 @@ pub mod parse;
 mod replication;
 mod router;
 mod session;
+mod sources;
 mod status;
 mod told;
 mod watch;
@@ -24,6 +25,7 @@ pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
 pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;
+pub(crate) use sources::SourcesService;
 pub(crate) use watch::WatchService;
 
 /// `kvferry.v1.Coordinator` over one directory.

@@ -11,7 +11,10 @@ use super::{
     outbound::Outbound,
     parse, status,
 };
-use crate::directory::{Event, SessionId};
+use crate::{
+    directory::{Event, SessionId},
+    metrics::Said,
+};
 
 /// A stream that does not introduce itself within this time is closed: it holds a session's place.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -60,6 +63,7 @@ async fn converse(
     let Message::Hello(hello) = first else {
         return Err(status::hello_first());
     };
+    hub.metrics().said(Said::Hello);
     hub.handle(Event::Hello {
         session: session.id,
         hello: parse::hello(hello)?,
@@ -69,6 +73,7 @@ async fn converse(
         let Some(message) = next(inbound).await? else {
             return Ok(());
         };
+        count(hub, &message);
         let message = match message {
             Message::Replicated(replicated) => {
                 hub.replicated(session.id, &replicated);
@@ -105,6 +110,20 @@ async fn wait_for_room(session: &Session) -> Result<(), Status> {
     }
 }
 
+fn count(hub: &Hub, message: &Message) {
+    hub.metrics().said(match message {
+        Message::Hello(_) => Said::Hello,
+        Message::Delta(_) => Said::Delta,
+        Message::Heartbeat(heartbeat) => {
+            hub.metrics().stale(heartbeat.stale_blocks.into());
+            Said::Heartbeat
+        }
+        Message::Inventory(_) => Said::Inventory,
+        Message::Goodbye(_) => Said::Goodbye,
+        Message::Replicated(_) => return,
+    });
+}
+
 /// What a message says; a heartbeat may say two things.
 fn events(session: SessionId, message: Message) -> Result<(Event, Option<Event>), Status> {
     let event = match message {
@@ -116,7 +135,7 @@ fn events(session: SessionId, message: Message) -> Result<(Event, Option<Event>)
             session,
             delta: parse::delta(delta).map_err(status::message)?,
         },
-        Message::Heartbeat(pb::Heartbeat { number, reads }) => {
+        Message::Heartbeat(pb::Heartbeat { number, reads, .. }) => {
             let beat = Event::Heartbeat { session, number };
             let reads = parse::reads(reads)?;
             let told = (!reads.is_empty()).then_some(Event::Reads { session, reads });

@@ -34,7 +34,11 @@ async fn a_gap_leads_to_a_resync_and_goodbye_removes() {
     assert_eq!(agent.hear().await, Told::Ack(pb::Ack { seq: 3 }));
     assert_eq!(running.counts(&[1, 2, 3, 4]).await, [0, 0, 0, 1]);
 
-    agent.say(Said::Heartbeat(beat(5, &[]))).await;
+    let stale = pb::Heartbeat {
+        stale_blocks: 3,
+        ..beat(5, &[])
+    };
+    agent.say(Said::Heartbeat(stale)).await;
     let answer = Told::HeartbeatAck(pb::HeartbeatAck { number: 5 });
     assert_eq!(agent.hear().await, answer);
 
@@ -250,6 +254,9 @@ fn beat(number: u64, reads: &[(&str, u64)]) -> pb::Heartbeat {
         node: (*node).into(),
         bytes: *bytes,
     };
-    let reads = reads.iter().map(read).collect();
-    pb::Heartbeat { number, reads }
+    pb::Heartbeat {
+        number,
+        reads: reads.iter().map(read).collect(),
+        stale_blocks: 0,
+    }
 }

@@ -1,6 +1,12 @@
 //! Copies that a coordinator orders: pulled in the background, when engines leave time for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use kvferry_proto::{
     BlockHash, NamespaceSpec, PackedHashes,
@@ -134,9 +140,8 @@ impl LocalApi {
         if pull.timeout.is_zero() {
             return kinds;
         }
-        self.background.begun.add(1);
+        let _under_way = UnderWay::begin(&self.background);
         let Ok(mut events) = self.start_pull(NOBODY, pull) else {
-            self.background.ended.add(1);
             return kinds;
         };
         while let Some(event) = events.recv().await {
@@ -150,7 +155,6 @@ impl LocalApi {
                 self.store.release(NOBODY, PinId(summary.pin)).ok();
             }
         }
-        self.background.ended.add(1);
         kinds
     }
 
@@ -163,11 +167,23 @@ impl LocalApi {
     }
 
     fn engines_pull(&self) -> bool {
-        // The ends are read first: else a pull that begins between counts as none.
-        let (ended, own_ended) = (self.pulls.ended.get(), self.background.ended.get());
-        let under_way = self.pulls.begun.get().saturating_sub(ended);
-        let own = self.background.begun.get().saturating_sub(own_ended);
-        under_way > own
+        self.pulls.in_flight() > self.background.load(Ordering::Relaxed)
+    }
+}
+
+/// A pull in the background that is under way: counted, so that it is not taken for an engine's.
+struct UnderWay(Arc<AtomicU64>);
+
+impl UnderWay {
+    fn begin(count: &Arc<AtomicU64>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -101,7 +101,13 @@ impl Cluster {
     /// With this for both agents: "tcp" and "shm" use nothing else.
     pub(crate) fn start(transport: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let coordinator = Process::start(&["coordinator", "--listen", "127.0.0.1:0"]);
+        let coordinator = Process::start(&[
+            "coordinator",
+            "--listen",
+            "127.0.0.1:0",
+            "--listen-metrics",
+            "off",
+        ]);
         let listen = coordinator.ready["listen"].as_str().expect("an address");
         let url = format!("http://{listen}");
         let agent = |node: &str| {
@@ -116,6 +122,8 @@ impl Cluster {
                 "127.0.0.1:0",
                 "--listen-data",
                 "127.0.0.1:0",
+                "--listen-metrics",
+                "off",
                 "--socket",
                 &socket.display().to_string(),
                 "--transport",

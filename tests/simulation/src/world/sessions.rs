@@ -102,6 +102,7 @@ impl World {
                 let heartbeat = Message::Heartbeat(pb::Heartbeat {
                     number,
                     reads: Vec::new(),
+                    stale_blocks: 0,
                 });
                 self.session_send(process, session, heartbeat);
             }
