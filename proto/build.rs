@@ -2,13 +2,15 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "types",
     "coordinator",
     "agent",
     "peer",
     "sources",
     "tensors",
+    "watch",
+    "replication",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,6 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         // Payloads and hashes are sliced out of the receive buffer, not copied.
         .bytes(".kvferry.v1")
+        // Rare and large beside the others, which would all be as large.
+        .boxed(".kvferry.v1.CoordinatorMessage.message.replicate")
         .compile_fds(descriptors)?;
     Ok(())
 }

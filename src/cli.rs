@@ -1,8 +1,10 @@
 //! What can be typed after `kvferry`.
 
 pub(crate) mod bench;
+pub(crate) mod copies;
 mod daemons;
 mod sources;
+pub(crate) mod watch;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -84,6 +86,22 @@ Examples:
     Nodes(NodesArgs),
     /// List, describe, create and delete namespaces.
     Namespaces(NamespacesArgs),
+    /// What changes in a namespace, as routers are told it: all that is there, then every change.
+    #[command(after_help = "\
+Every line begins with what --from takes to go on after it; \"-\" where that cannot be.
+
+Examples:
+  kvferry watch team/llama-3-8b
+  kvferry watch team/llama-3-8b --once --json
+  kvferry watch team/llama-3-8b --from 5f3a9c:120")]
+    Watch(watch::WatchArgs),
+    /// How many copies a namespace's blocks should have, and how far that is.
+    #[command(after_help = "\
+Examples:
+  kvferry copies team/llama-3-8b
+  kvferry copies team/llama-3-8b --min 2
+  kvferry copies team/llama-3-8b --hot 4f1c... 9ab0... --copies 4 --ttl-ms 600000")]
+    Copies(copies::CopiesArgs),
     /// Named sets of tensors (weights): list, describe, remove, publish and pull.
     Sources(SourcesArgs),
     /// What the agent on this host holds and did.
@@ -194,13 +212,20 @@ pub(crate) enum NodesAction {
         /// Its name.
         node: String,
     },
-    /// Offer a node last, and give it no new work.
+    /// Offer a node last, give it no new work, and copy elsewhere what only it holds.
     Drain {
         /// Its name.
         node: String,
         /// Take the drain back.
         #[arg(long)]
         undo: bool,
+        /// How long blocks are copied.
+        #[arg(long, default_value_t = 600_000, value_name = "MS",
+              value_parser = clap::value_parser!(u32).range(1..=86_400_000))]
+        deadline_ms: u32,
+        /// Wait until others hold all it holds, or the deadline has passed: then the exit code is 3.
+        #[arg(long, conflicts_with = "undo")]
+        wait: bool,
     },
 }
 

@@ -14,7 +14,8 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{
         agent_client::AgentClient, coordinator_client::CoordinatorClient,
-        sources_client::SourcesClient, tensors_client::TensorsClient,
+        replication_client::ReplicationClient, sources_client::SourcesClient,
+        tensors_client::TensorsClient, watch_client::WatchClient,
     },
     reason_of,
 };
@@ -155,6 +156,7 @@ fn hint(reason: Option<Reason>) -> &'static str {
         Some(Reason::NamespaceUnknown) => "; `kvferry namespaces` lists those there are",
         Some(Reason::NodeUnknown) => "; `kvferry nodes` lists those there are",
         Some(Reason::NamespaceInUse) => "; --force deletes it nevertheless",
+        Some(Reason::WatchRestarted | Reason::WatchTooOld) => "; without --from it starts anew",
         Some(Reason::PoolFull) => "; a larger pool (--pool-bytes) holds more",
         Some(Reason::CoordinatorUnreachable) => "; `kvferry stats` shows the agent's coordinators",
         _ => "",
@@ -237,6 +239,18 @@ impl Call {
 pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
     Ok(CoordinatorClient::new(coordinator_channel(url).await?)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to a coordinator to be told what changes.
+pub(crate) async fn watch(url: &str) -> Result<WatchClient<Channel>, ClientError> {
+    Ok(WatchClient::new(coordinator_channel(url).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to a coordinator to have copies made.
+pub(crate) async fn replication(url: &str) -> Result<ReplicationClient<Channel>, ClientError> {
+    Ok(ReplicationClient::new(coordinator_channel(url).await?)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 

@@ -72,6 +72,8 @@ async fn obey(command: Command) -> Result<Done, Failure> {
         Command::Locate(args) => Ok(commands::locate::run(args).await?),
         Command::Nodes(args) => Ok(commands::nodes::run(args).await?),
         Command::Namespaces(args) => Ok(commands::namespaces::run(args).await?),
+        Command::Copies(args) => Ok(commands::copies::run(args).await?),
+        Command::Watch(args) => Ok(commands::watch::run(args).await?),
         Command::Sources(args) => Ok(commands::sources::run(args).await?),
         Command::Stats(args) => Ok(commands::stats::run(args).await?),
         Command::Doctor(args) => Ok(commands::doctor::run(args).await?),

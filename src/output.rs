@@ -18,11 +18,21 @@ pub(crate) enum OutputError {
 
 /// Prints a line. A reader that has gone away (`| head`) is no error.
 pub(crate) fn line(text: &str) -> Result<(), OutputError> {
+    told(text).map(drop)
+}
+
+/// Prints a line of many; false where the reader has gone away.
+pub(crate) fn told(text: &str) -> Result<bool, OutputError> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{text}").and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => Ok(written?),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => Ok(written.map(|()| true)?),
     }
+}
+
+/// Prints a value of many as JSON on one line; false where the reader has gone away.
+pub(crate) fn json_told(value: &impl Serialize) -> Result<bool, OutputError> {
+    told(&serde_json::to_string(value)?)
 }
 
 /// Prints a value as JSON over several lines.

@@ -28,10 +28,13 @@ use crate::{
     coordinators::{BadAddress, Coordinators, endpoint},
     metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
-    service::{Clients, Defaults, LocalApi, PeerApi, Registry, Shared, TensorsApi, keep_announced},
+    service::{
+        Clients, Defaults, LocalApi, MAX_ORDERS_WAITING, PeerApi, Registry, Shared, TensorsApi,
+        keep_announced,
+    },
     session::{
-        ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
-        inventory_messages,
+        ChangeLog, CopyOrder, Identity, InventorySource, Reads, SessionConfig, SessionStatus,
+        SessionTask, inventory_messages,
     },
     transfer::{TransferConfig, TransferMetrics},
     transport::{
@@ -129,6 +132,7 @@ pub struct Agent {
     identity: Identity,
     clients: Clients,
     gone: mpsc::UnboundedReceiver<ClientId>,
+    copies: mpsc::Receiver<CopyOrder>,
     local: BoundSocket,
     peer: TcpListener,
     data: TcpServer,
@@ -192,7 +196,13 @@ impl Agent {
             StoreLimits::default(),
         ));
         let transfer = Arc::<TransferMetrics>::default();
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &transfer)?;
+        let (orders, copies) = mpsc::channel(MAX_ORDERS_WAITING);
+        let beside = Beside {
+            transfer: Arc::clone(&transfer),
+            reads: Arc::default(),
+            orders,
+        };
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside)?;
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
@@ -204,6 +214,8 @@ impl Agent {
             defaults: defaults(&config),
             imports: Default::default(),
             pulls: Arc::default(),
+            background: Arc::default(),
+            reads: beside.reads,
             transfer,
             tensors: Registry::new(config.coordinators.len()),
             holders: AtomicU64::new(1),
@@ -226,6 +238,7 @@ impl Agent {
             identity,
             clients,
             gone,
+            copies,
             local,
             peer,
             data,
@@ -267,6 +280,7 @@ impl Agent {
         if let Some(owner) = self.rdma {
             tasks.spawn(owner.serve(stop_data.clone().cancelled_owned()));
         }
+        tasks.spawn(self.api.clone().make_copies(self.copies, stop.clone()));
         if let Some(metrics) = self.metrics {
             let observed = Arc::new(AgentObserved(self.api.clone()));
             tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
@@ -325,6 +339,13 @@ async fn listen(
     Ok((listener, bound))
 }
 
+/// What sessions tell and are told beside the store's changes.
+struct Beside {
+    transfer: Arc<TransferMetrics>,
+    reads: Arc<Reads>,
+    orders: mpsc::Sender<CopyOrder>,
+}
+
 type Sessions = (Vec<SessionTask>, Vec<watch::Receiver<SessionStatus>>);
 
 fn sessions(
@@ -332,7 +353,7 @@ fn sessions(
     identity: &Identity,
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
-    transfer: &Arc<TransferMetrics>,
+    beside: &Beside,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -348,12 +369,14 @@ fn sessions(
             identity.clone(),
             Arc::clone(log),
             Arc::clone(&inventory),
+            Arc::clone(&beside.reads),
+            beside.orders.clone(),
             SessionConfig {
                 seed: identity.incarnation.get().wrapping_add(index as u64),
                 ..SessionConfig::default()
             },
         );
-        tasks.0.push(task.reporting(Arc::clone(transfer)));
+        tasks.0.push(task.reporting(Arc::clone(&beside.transfer)));
         tasks.1.push(status);
     }
     Ok(tasks)

@@ -1,11 +1,13 @@
 //! The control plane of kvferry: which node owns which block.
 //!
-//! [`directory`] is a pure machine: `now` is an argument, effects come out. Around it lies a thin
+//! [`directory`] is a pure machine: `now` is an argument, effects come out; so is the planner of copies
+//! ([`replication`]). Around them lies a thin
 //! gRPC shell ([`Coordinator`]) that parses messages into events and carries the effects out.
 
 mod config;
 pub mod directory;
 mod metrics;
+pub mod replication;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 #[cfg(not(feature = "sabotage"))]

@@ -10,7 +10,10 @@ use std::{
 };
 
 use kvferry_observe::{BindError, MetricsServer};
-use kvferry_proto::pb;
+use kvferry_proto::{
+    MAX_MESSAGE_BYTES,
+    pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
+};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
@@ -22,7 +25,9 @@ use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
     metrics::CoordinatorObserved,
-    service::{CoordinatorRouter, Hub, HubConfig, SourcesService},
+    service::{
+        CoordinatorRouter, Hub, HubConfig, ReplicationService, SourcesService, WatchService,
+    },
 };
 
 /// The name health answers for.
@@ -190,6 +195,11 @@ impl Coordinator {
                 .add_service(health_service)
                 .add_service(reflection)
                 .add_service(service)
+                .add_service(WatchServer::new(WatchService::new(self.hub.clone())))
+                .add_service(
+                    ReplicationServer::new(ReplicationService::new(self.hub.clone()))
+                        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                )
                 .add_service(sources.clone().server())
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
@@ -200,6 +210,7 @@ impl Coordinator {
             outcome = &mut server => return Ok(outcome?),
             () = tick(&self.hub, &sources) => {}
             () = self.hub.sweep() => {}
+            () = self.hub.replicate() => {}
             () = shutdown => {}
         }
         self.hub.metrics().serve(false);

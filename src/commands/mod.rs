@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod bench;
 pub(crate) mod coordinator;
+pub(crate) mod copies;
 pub(crate) mod doctor;
 pub(crate) mod get;
 pub(crate) mod locate;
@@ -15,6 +16,7 @@ pub(crate) mod stats;
 #[cfg(test)]
 mod tests;
 pub(crate) mod tool;
+pub(crate) mod watch;
 
 use clap::CommandFactory;
 use clap_complete::Shell;

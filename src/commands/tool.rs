@@ -4,7 +4,7 @@ use kvferry_proto::InvalidMessage;
 
 use crate::{client::ClientError, output::OutputError};
 
-/// Of `nodes`, `namespaces` and `stats`.
+/// Of `nodes`, `namespaces`, `watch`, `copies` and `stats`.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ToolError {
     #[error(transparent)]

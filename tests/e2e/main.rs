@@ -9,6 +9,7 @@ mod bad_input;
 mod chaos;
 mod cluster;
 mod coordinator_restart;
+mod copies;
 mod engine;
 mod engine_death;
 mod faults;
@@ -20,3 +21,4 @@ mod sources_shell;
 #[cfg(feature = "otlp")]
 mod traces;
 mod two_hosts;
+mod watch;

@@ -61,6 +61,13 @@ impl Located {
         located
     }
 
+    /// The answer for some of the blocks, in this order. One past its end has no owner.
+    #[must_use]
+    pub fn subset(&self, blocks: &[usize]) -> Self {
+        let each = blocks.iter().map(|block| self.candidates(*block).to_vec());
+        Self::new(self.owners.clone(), each)
+    }
+
     /// How many blocks the answer speaks of.
     #[must_use]
     pub fn len(&self) -> usize {

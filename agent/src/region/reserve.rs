@@ -83,6 +83,43 @@ impl Store {
             .ok_or(ReservePoolError::UnknownRegion { region })
     }
 
+    /// Takes one slot of a pool that nobody uses; nothing is evicted for it.
+    ///
+    /// # Errors
+    /// [`ReservePoolError`].
+    pub fn reserve_spare(
+        &self,
+        now: Duration,
+        holder: Holder,
+        region: RegionId,
+    ) -> Result<Slot, ReservePoolError> {
+        let mut state = self.state.lock();
+        state.expire_pins(now);
+        let Some(pool) = state.regions.get(&region) else {
+            return Err(ReservePoolError::UnknownRegion { region });
+        };
+        if !pool.region.pool {
+            return Err(ReservePoolError::NotAPool { region });
+        }
+        let counts = pool.slots.counts();
+        let full = ReservePoolError::PoolFull {
+            region,
+            slots: pool.region.geometry.slots(),
+            free: counts.free,
+            pinned: counts.pinned,
+            reserved: counts.reserved,
+            quarantined: counts.quarantined,
+            wanted: 1,
+        };
+        if counts.free == 0 {
+            return Err(full);
+        }
+        // A free slot is taken before any other is given up.
+        let slot = state.take_slot(region, &*self.sink).ok_or(full)?;
+        state.reserve(Place { region, slot }, holder);
+        Ok(slot)
+    }
+
     /// Takes these slots of an engine's region, all or none; sealed blocks in them are removed.
     /// Their generations are odd when this returns. Slots the holder has already stay its own, and a
     /// seal of them that is under way fails.

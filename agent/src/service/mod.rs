@@ -5,5 +5,7 @@ pub(crate) mod local;
 mod peer;
 
 pub(crate) use client::Clients;
-pub(crate) use local::{Defaults, LocalApi, Registry, Shared, TensorsApi, keep_announced};
+pub(crate) use local::{
+    Defaults, LocalApi, Registry, Shared, TensorsApi, copies::MAX_ORDERS_WAITING, keep_announced,
+};
 pub use peer::PeerApi;

@@ -10,17 +10,21 @@
 //!                                                     ^---------- Event ------------'
 //! ```
 
+mod copies;
 mod delta;
 mod inbound;
 mod inventory;
 mod log;
 mod machine;
+mod reads;
 mod task;
 #[cfg(test)]
 mod tests;
 
+pub use copies::CopyOrder;
 pub use delta::{Delta, SlotState};
 pub use inventory::inventory_messages;
 pub use log::{ChangeLog, LogEntry};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
+pub use reads::Reads;
 pub use task::{Identity, InventorySource, SessionStatus, SessionTask};

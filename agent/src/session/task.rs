@@ -19,8 +19,10 @@ use tonic::transport::Endpoint;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine,
+    ChangeLog, Command, Event, LogEntry, Reads, SessionConfig, SessionMachine,
+    copies::{CopyOrder, Done},
     inbound::{Arrived, Inbound},
+    reads::Told,
 };
 use crate::transfer::{CopyFailure, TransferMetrics};
 
@@ -71,6 +73,10 @@ pub struct SessionTask {
     identity: Identity,
     log: Arc<ChangeLog>,
     inventory: InventorySource,
+    reads: Arc<Reads>,
+    told: Told,
+    orders: mpsc::Sender<CopyOrder>,
+    done: Done,
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
     start: Instant,
@@ -89,6 +95,8 @@ impl SessionTask {
         identity: Identity,
         log: Arc<ChangeLog>,
         inventory: InventorySource,
+        reads: Arc<Reads>,
+        orders: mpsc::Sender<CopyOrder>,
         config: SessionConfig,
     ) -> (Self, watch::Receiver<SessionStatus>) {
         let (status, receiver) = watch::channel(SessionStatus::default());
@@ -98,6 +106,10 @@ impl SessionTask {
             identity,
             log,
             inventory,
+            reads,
+            told: Told::default(),
+            orders,
+            done: Done::new(),
             machine: SessionMachine::new(config),
             status,
             start: Instant::now(),
@@ -136,6 +148,9 @@ impl SessionTask {
                     return;
                 }
             }
+            while let Some(said) = self.done.next(self.machine.acknowledged()) {
+                self.send(Message::Replicated(said)).await;
+            }
             self.publish_status();
             let timeout = self.machine.poll_timeout().map(|at| self.start + at);
             tokio::select! {
@@ -152,6 +167,7 @@ impl SessionTask {
                 }
                 () = at(timeout) => self.tick(),
                 arrived = self.inbound.next() => self.arrived(arrived),
+                () = self.done.arrives(&self.log) => {}
             }
         }
     }
@@ -196,6 +212,7 @@ impl SessionTask {
                 let heartbeat = pb::Heartbeat {
                     number,
                     stale_blocks: self.stale_blocks(),
+                    reads: self.reads.since(&mut self.told),
                 };
                 self.send(Message::Heartbeat(heartbeat)).await;
             }
@@ -319,6 +336,11 @@ impl SessionTask {
                 Event::ResyncRequested
             }
             Answer::HeartbeatAck(_) => Event::HeartbeatAnswered,
+            Answer::Replicate(message) => {
+                self.order(*message);
+                // As good a sign of life as any.
+                Event::HeartbeatAnswered
+            }
             Answer::RegionRefused(refused) => {
                 error!(
                     coordinator = %self.address,
@@ -336,6 +358,17 @@ impl SessionTask {
             }
         };
         self.handle(event);
+    }
+
+    fn order(&mut self, message: pb::Replicate) {
+        let order = message.order;
+        let copy = CopyOrder {
+            message,
+            reply: self.done.sender(),
+        };
+        if self.orders.try_send(copy).is_err() {
+            self.done.busy(order);
+        }
     }
 
     fn lost(&mut self, detail: &str) {
@@ -356,6 +389,8 @@ impl SessionTask {
     fn disconnect(&mut self) {
         self.outbound = None;
         self.inbound.abort();
+        // Another stream knows nothing of these orders.
+        self.done.forget();
     }
 
     /// Lets a goodbye reach the wire: the coordinator ends the stream when it has read it.
@@ -421,6 +456,8 @@ mod tests {
             identity,
             Arc::new(ChangeLog::new()),
             Arc::new(|| (Vec::new(), 0)),
+            Arc::default(),
+            mpsc::channel(1).0,
             SessionConfig::default(),
         );
         let metrics = Arc::<TransferMetrics>::default();

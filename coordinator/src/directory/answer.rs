@@ -24,6 +24,9 @@ pub struct LocateQuery<'a> {
     pub prefer: &'a Labels,
     /// Leave this node out.
     pub exclude: Option<&'a NodeId>,
+    /// Any number: another one spreads readers another way. The same question with the same number has
+    /// the same answer.
+    pub draw: u64,
 }
 
 /// How far an answer goes.

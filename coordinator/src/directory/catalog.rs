@@ -24,8 +24,8 @@ use super::{
 #[derive(Debug)]
 pub(super) struct Catalog {
     bounds: Bounds,
-    names: BTreeMap<NamespaceName, u32>,
-    namespaces: Slab<Namespace>,
+    pub(super) names: BTreeMap<NamespaceName, u32>,
+    pub(super) namespaces: Slab<Namespace>,
     pub(super) regions: Slab<Region>,
     pub(super) sweeps: Sweeps,
     pub(super) totals: Arc<Totals>,
@@ -33,6 +33,8 @@ pub(super) struct Catalog {
     garbage: Vec<Garbage>,
     /// Slots of all regions, sealed or not; not of those that went.
     slots: u64,
+    /// The number that the next log of changes starts after: greater than any of those that went.
+    pub(super) next_log: u64,
 }
 
 /// A deleted namespace: dropping it takes as long as it is large.
@@ -53,6 +55,7 @@ impl Catalog {
             totals: Arc::default(),
             garbage: Vec::new(),
             slots: 0,
+            next_log: 1,
         }
     }
 
@@ -84,7 +87,21 @@ impl Catalog {
     }
 
     pub(super) fn namespace(&self, name: &NamespaceName) -> Option<&Namespace> {
-        self.namespaces.get(*self.names.get(name)?)
+        self.named(name).map(|(_, namespace)| namespace)
+    }
+
+    /// With its handle.
+    pub(super) fn named(&self, name: &NamespaceName) -> Option<(u32, &Namespace)> {
+        let handle = *self.names.get(name)?;
+        Some((handle, self.namespaces.get(handle)?))
+    }
+
+    /// Handles of a namespace's regions.
+    pub(super) fn regions_of(&self, namespace: u32) -> impl Iterator<Item = u32> {
+        let namespace = self.namespaces.get(namespace);
+        namespace
+            .into_iter()
+            .flat_map(|n| n.regions.iter().copied())
     }
 
     /// In order of their names.
@@ -110,6 +127,7 @@ impl Catalog {
         else {
             return Vec::new();
         };
+        self.end_log(&namespace);
         namespace.index.forget_counts();
         let mut regions = Vec::new();
         for gone in self.sweeps.forget(|region| {
@@ -173,6 +191,7 @@ impl Catalog {
         if let Some(namespace) = self.namespaces.get_mut(handle) {
             namespace.regions.insert(region);
         }
+        self.tell_region(region);
         Ok(region)
     }
 
@@ -182,6 +201,12 @@ impl Catalog {
 
     pub(super) fn namespace_of(&self, region: &Region) -> Option<&Namespace> {
         self.namespaces.get(region.namespace)
+    }
+
+    /// Takes a region out of a node that stays; see [`remove`](Self::remove).
+    pub(super) fn remove_alone(&mut self, handle: u32) {
+        self.tell_region_gone(handle);
+        self.remove(handle);
     }
 
     /// Takes a region out: it is offered to nobody from now on, and swept out of the index after.

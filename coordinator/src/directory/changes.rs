@@ -102,7 +102,7 @@ impl Directory {
         if let Some(node) = self.nodes.get_mut(handle)
             && let Some(Standing::Accepted(region)) = node.regions.remove(&region)
         {
-            self.catalog.remove(region);
+            self.catalog.remove_alone(region);
         }
     }
 

@@ -31,6 +31,13 @@ pub enum Event {
         /// Echoed.
         number: u64,
     },
+    /// What the node has read from others since it last told.
+    Reads {
+        /// On which stream.
+        session: SessionId,
+        /// Bytes from each. Nodes that are not known are passed over.
+        reads: Vec<(NodeId, u64)>,
+    },
     /// A part of a full inventory.
     Inventory {
         /// On which stream.

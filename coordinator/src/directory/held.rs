@@ -9,6 +9,7 @@ use super::{
     index::{Held, Index, Owner, Place, Sealing},
     region::Region,
     slots::{Slot, SlotSet, SlotTable},
+    watch::Telling,
 };
 
 /// Hashes of a message, as it came.
@@ -17,18 +18,21 @@ fn bytes(added: &SealedSlots) -> &[u8] {
 }
 
 impl Catalog {
-    fn open(&self, handle: u32) -> Option<(&Region, &Index)> {
+    fn open(&self, handle: u32) -> Option<(&Region, &Index, Telling<'_>)> {
         let region = self.region(handle)?;
-        Some((region, &self.namespace_of(region)?.index))
+        let namespace = self.namespace_of(region)?;
+        Some((region, &namespace.index, Telling::of(namespace)))
     }
 
     /// Says what slots hold now. The caller has checked columns, slots and hash length.
     pub(super) fn seal(&self, handle: u32, added: &SealedSlots, range: std::ops::Range<usize>) {
-        let Some((region, index)) = self.open(handle) else {
+        let Some((region, index, telling)) = self.open(handle) else {
             return;
         };
         let hashes = bytes(added);
         let mut slots = region.slots.lock();
+        // Told before the slots are free for others.
+        let mut telling = telling;
         let mut batch = Vec::with_capacity(range.len());
         for at in range {
             let (Some(&slot), Some(&generation)) = (added.slots.get(at), added.generations.get(at))
@@ -45,31 +49,33 @@ impl Catalog {
             };
             if slots.get(slot) == Slot::Pending {
                 // Named twice in one message: the later one counts.
-                insert(index, hashes, &mut batch, &mut slots);
+                insert(index, hashes, &mut batch, &mut slots, &mut telling);
             }
             if let Slot::Sealed(place) = slots.get(slot) {
                 let len = region.hash_len.get();
                 let hash = hashes.get(at * len..(at + 1) * len).unwrap_or(&[]);
+                telling.reseals(index, place, held, hash);
                 if index.reseal(place, hash, held) {
                     keep(&mut slots, slot);
                     continue;
                 }
+                telling.removes(index, place, held.owner);
                 index.remove(&mut [(place, held.owner)]);
             }
             slots.set(slot, Slot::Pending);
             keep(&mut slots, slot);
             batch.push(Sealing::new(at as u32, held));
         }
-        insert(index, hashes, &mut batch, &mut slots);
+        insert(index, hashes, &mut batch, &mut slots, &mut telling);
     }
 
     /// Says that slots hold nothing any more.
     pub(super) fn clear(&self, handle: u32, gone: impl IntoIterator<Item = u32>) {
-        let Some((region, index)) = self.open(handle) else {
+        let Some((region, index, telling)) = self.open(handle) else {
             return;
         };
         let mut slots = region.slots.lock();
-        take_out(index, handle, &mut slots, gone);
+        take_out(index, handle, &mut slots, gone, telling);
     }
 
     /// Has every slot swept out that is not in `named`.
@@ -87,7 +93,7 @@ impl Catalog {
         while left > 0
             && let Some(sweep) = self.sweeps.next()
         {
-            let Some((region, index)) = self.open(sweep.region) else {
+            let Some((region, index, mut telling)) = self.open(sweep.region) else {
                 self.sweeps.done(sweep.region);
                 continue;
             };
@@ -99,7 +105,10 @@ impl Catalog {
                 !region.gone && table.keep.as_ref().is_none_or(|keep| keep.contains(slot))
             };
             let gone: Vec<u32> = (start..end).filter(|slot| !stays(*slot)).collect();
-            take_out(index, sweep.region, &mut table, gone);
+            if region.gone {
+                telling.keep_quiet();
+            }
+            take_out(index, sweep.region, &mut table, gone, telling);
             // A slice costs something even where it finds nothing.
             left -= (end - start).max(1);
             if end < count {
@@ -119,8 +128,17 @@ fn keep(slots: &mut SlotTable, slot: u32) {
     }
 }
 
-fn insert(index: &Index, hashes: &[u8], batch: &mut Vec<Sealing>, slots: &mut SlotTable) {
+fn insert(
+    index: &Index,
+    hashes: &[u8],
+    batch: &mut Vec<Sealing>,
+    slots: &mut SlotTable,
+    telling: &mut Telling<'_>,
+) {
     index.insert(hashes, batch, |sealing, place| {
+        if place.is_some() {
+            telling.added(index, hashes, sealing);
+        }
         // An index of four billion blocks is full: what doesn't fit is not known, and that's all.
         let holds = place.map_or(Slot::Empty, Slot::Sealed);
         slots.set(sealing.held.owner.slot, holds);
@@ -133,12 +151,15 @@ fn take_out(
     region: u32,
     slots: &mut SlotTable,
     gone: impl IntoIterator<Item = u32>,
+    mut telling: Telling<'_>,
 ) {
     let mut batch: Vec<(Place, Owner)> = Vec::new();
     for slot in gone {
         if let Slot::Sealed(place) = slots.get(slot) {
             slots.set(slot, Slot::Empty);
-            batch.push((place, Owner { region, slot }));
+            let owner = Owner { region, slot };
+            telling.removes(index, place, owner);
+            batch.push((place, owner));
         }
     }
     index.remove(&mut batch);

@@ -150,7 +150,7 @@ impl Directory {
                             catalog.retain(at, slots);
                         }
                     }
-                    (Standing::Accepted(at), None) => catalog.remove(at),
+                    (Standing::Accepted(at), None) => catalog.remove_alone(at),
                     (Standing::Refused | Standing::Deleted, _) => {}
                 }
                 stays

@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 
 use super::{
     BoundReached, CloseCause, Directory, Effect, Hello, ProtocolError, RemovalCause, SessionId,
-    node::{Node, Progress, SyncState},
+    load::Load,
+    node::{Node, Penalty, Progress, SyncState},
 };
 use crate::sabotage::{self, Bug};
 
@@ -74,12 +75,15 @@ impl Directory {
                 last_seen: now,
                 applied: 0,
                 sync: SyncState::Live,
+                load: Load::default(),
             }),
+            penalty: Penalty::default(),
         };
         let welcome = welcome(self.config.epoch, &mut node, session, hello);
         let handle = self.nodes.insert(node);
         self.names.insert(name, handle);
         self.sessions.insert(session, handle);
+        self.tell_node(handle);
         vec![welcome]
     }
 
@@ -108,6 +112,7 @@ impl Directory {
         self.sessions.insert(session, handle);
         // The node may be reached elsewhere now.
         self.write_rows(handle);
+        self.tell_node(handle);
         effects
     }
 
@@ -158,11 +163,13 @@ impl Directory {
                 silent >= self.config.purge_after
                     || (silent >= self.config.hide_after && !node.hidden)
             })
+            || self.catalog.idle_log_is_due(now)
     }
 
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let mut purge = Vec::new();
+        let (mut purge, mut hidden) = (Vec::new(), Vec::new());
+        self.catalog.drop_idle_logs(now);
         for handle in self.names.values() {
             let Some(node) = self.nodes.get_mut(*handle) else {
                 continue;
@@ -172,11 +179,15 @@ impl Directory {
                 purge.push((*handle, silent));
             } else if silent >= self.config.hide_after && !node.hidden {
                 node.hidden = true;
+                hidden.push(*handle);
                 self.catalog.totals.hidden.add(1);
                 effects.push(Effect::NodeHidden {
                     node: node.name.clone(),
                 });
             }
+        }
+        for handle in hidden {
+            self.tell_node(handle);
         }
         for (handle, silent) in purge {
             if let Some(node) = self.nodes.get(handle)
@@ -202,6 +213,7 @@ impl Directory {
                 effects.push(Effect::NodeShown {
                     node: node.name.clone(),
                 });
+                self.tell_node(handle);
             }
         }
     }
@@ -209,6 +221,7 @@ impl Directory {
     fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
+        self.tell_node_gone(handle);
         self.catalog.totals.hidden.add(-i64::from(node.hidden));
         if let Some(session) = node.session
             && !sabotage::is(Bug::FencedSessionKept)

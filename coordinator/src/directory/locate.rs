@@ -14,6 +14,7 @@ use super::{
     NamespaceUnknown, OwnerRow,
     bounds::MAX_OWNER_TABLE_BYTES,
     index::{Copies, Held, Index},
+    load,
     node::NodeState,
 };
 
@@ -47,7 +48,8 @@ impl Directory {
     /// Names candidates for blocks. A hint: the reader checks what it reads.
     ///
     /// Order: the asker's host first, then by labels shared, and draining nodes after all others;
-    /// equals are spread over askers and blocks. Of several copies on equally near nodes, a second
+    /// equals are spread over askers, blocks and draws, and who serves much is first less often. Of
+    /// several copies on equally near nodes, a second
     /// copy on one node comes after the first copies on all.
     ///
     /// # Errors
@@ -106,6 +108,8 @@ struct Seen {
     node: u32,
     /// Of the node's name: what ties are spread by.
     seed: u64,
+    /// How much less often than others it comes first among equals.
+    penalty: u32,
     /// Its row in the table of owners, once it is named.
     row: Option<u32>,
 }
@@ -116,6 +120,7 @@ struct Candidate {
     rank: Rank,
     /// The n-th copy on its node.
     copy: u32,
+    /// What equals are ordered by.
     tie: u64,
     node: u32,
 }
@@ -151,7 +156,7 @@ struct Search<'a, A> {
 
 impl<'a, A: Answer> Search<'a, A> {
     fn new(directory: &'a Directory, query: &'a LocateQuery<'a>, answer: &'a mut A) -> Self {
-        let asker = spread(query.host_id.as_bytes(), 0);
+        let asker = spread(query.host_id.as_bytes(), query.draw);
         let asker = spread(
             query.exclude.map_or(&[], |node| node.as_str().as_bytes()),
             asker,
@@ -219,7 +224,7 @@ impl<'a, A: Answer> Search<'a, A> {
                     held,
                     rank: seen.rank,
                     copy: 0,
-                    tie: mix(block ^ seen.seed),
+                    tie: load::order(mix(block ^ seen.seed), seen.penalty),
                     node: seen.node,
                 });
             }
@@ -313,6 +318,7 @@ fn look(directory: &Directory, query: &LocateQuery<'_>, region: u32) -> Option<S
         },
         node: handle,
         seed: spread(node.name.as_str().as_bytes(), 0),
+        penalty: node.penalty.get(),
         row: None,
     })
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kvferry_proto::RegionId;
+use kvferry_proto::{NodeId, RegionId};
 
 use super::{
     CloseCause, Delta, Directory, Effect, Event, InventoryPart, SealedSlots, SessionId,
@@ -97,8 +97,18 @@ impl Directory {
             Event::Delta { session, delta } => self.begin_delta(now, session, delta),
             Event::Heartbeat { session, number } => {
                 let mut effects = Vec::new();
-                if self.heard(now, session, &mut effects).is_some() {
+                if let Some(node) = self.heard(now, session, &mut effects) {
+                    if let Some(node) = self.nodes.get(node) {
+                        node.was_read(now, 0);
+                    }
                     effects.push(Effect::HeartbeatAck { session, number });
+                }
+                Begun::done(effects)
+            }
+            Event::Reads { session, reads } => {
+                let mut effects = Vec::new();
+                if self.heard(now, session, &mut effects).is_some() {
+                    self.take_reads(now, &reads);
                 }
                 Begun::done(effects)
             }
@@ -156,6 +166,7 @@ impl Directory {
     pub fn begin_shared(&self, now: Duration, event: Event) -> Result<Begun, Box<Event>> {
         let (Event::Delta { session, .. }
         | Event::Heartbeat { session, .. }
+        | Event::Reads { session, .. }
         | Event::Inventory { session, .. }) = &event
         else {
             return Err(event.into());
@@ -197,9 +208,24 @@ impl Directory {
             }
             Event::Heartbeat { number, .. } => {
                 touch(node, now);
+                node.was_read(now, 0);
                 Ok(Begun::done(vec![Effect::HeartbeatAck { session, number }]))
             }
+            Event::Reads { reads, .. } => {
+                touch(node, now);
+                self.take_reads(now, &reads);
+                Ok(Begun::done(Vec::new()))
+            }
             other => Err(other.into()),
+        }
+    }
+
+    fn take_reads(&self, now: Duration, reads: &[(NodeId, u64)]) {
+        for (name, bytes) in reads {
+            let handle = self.names.get(name);
+            if let Some(node) = handle.and_then(|handle| self.nodes.get(*handle)) {
+                node.was_read(now, *bytes);
+            }
         }
     }
 

@@ -10,19 +10,23 @@
 //! | `catalog` | namespaces and regions |
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
+//! | `copies` | who holds how many copies, for the planner of replicas |
+//! | `watch` | what changes in a namespace, told to those who watch it |
 //! | `totals` | what there is in all, counted as it changes |
-//! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
+//! | `locate`, `answer`, `row`, `load` | who is offered to a reader, in which order |
 
 mod answer;
 mod bounds;
 mod catalog;
 mod changes;
+mod copies;
 mod effect;
 mod event;
 mod held;
 mod index;
 mod inventory;
 mod liveness;
+mod load;
 mod locate;
 mod message;
 mod namespace;
@@ -36,6 +40,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 mod totals;
+mod watch;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,6 +55,7 @@ pub use bounds::{
     BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
 };
 pub use catalog::Garbage;
+pub use copies::{CopyTarget, Survey, Surveyed};
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
@@ -60,6 +66,10 @@ pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, N
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
 pub use presence::Presence;
 pub use totals::{Replicas, Totals};
+
+pub use watch::{
+    Change, CopyChange, Rows, Scanned, WatchEnd, WatchError, WatchedNode, WatchedRegion, Watcher,
+};
 
 use catalog::Catalog;
 use node::{Node, Standing};
@@ -273,6 +283,7 @@ impl Directory {
         match node {
             Some(node) => {
                 node.draining = draining;
+                handle.into_iter().for_each(|handle| self.tell_node(handle));
                 Ok(())
             }
             None => Err(NodeUnknown { node: name.clone() }),
@@ -309,6 +320,7 @@ impl Directory {
             bytes,
             silent: now.saturating_sub(progress.last_seen),
             applied_delta: progress.applied,
+            served_bytes_per_second: progress.load.bytes_per_second(),
             regions,
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use kvferry_proto::{NamespaceName, NamespaceSpec};
 
-use super::{BoundReached, index::Index, totals::Totals};
+use super::{BoundReached, index::Index, totals::Totals, watch::Log};
 
 /// What it is, and who owns its blocks.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(super) struct Namespace {
     pub(super) index: Index,
     /// Handles of the regions that are part of it; not those that went.
     pub(super) regions: BTreeSet<u32>,
+    /// What changes, while somebody watches and a little longer.
+    pub(super) log: Option<Arc<Log>>,
 }
 
 impl Namespace {
@@ -22,6 +24,7 @@ impl Namespace {
             index: Index::counted(spec.hash_len, spec.layout.block_bytes(), totals),
             spec,
             regions: BTreeSet::new(),
+            log: None,
         }
     }
 

@@ -1,11 +1,22 @@
 //! A node, and what its session has told so far.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use kvferry_proto::{Incarnation, Labels, NamespaceName, NodeAddresses, NodeId, RegionId};
 use parking_lot::Mutex;
 
-use super::{SessionId, inventory::Receiving};
+use super::{
+    SessionId,
+    inventory::Receiving,
+    load::{Load, NO_PENALTY},
+};
 
 /// One incarnation of one node.
 #[derive(Debug)]
@@ -23,6 +34,24 @@ pub(super) struct Node {
     /// What changes with every message: under a lock of its own, so that messages which change no
     /// structure need the directory only to read. Taken before any slot table's lock.
     pub(super) progress: Mutex<Progress>,
+    /// Of its load, for look-ups. Nothing else hangs on it, so any order of memory will do.
+    pub(super) penalty: Penalty,
+}
+
+/// How much less often than others a node is to be offered.
+#[derive(Debug)]
+pub(super) struct Penalty(AtomicU32);
+
+impl Default for Penalty {
+    fn default() -> Self {
+        Self(AtomicU32::new(NO_PENALTY))
+    }
+}
+
+impl Penalty {
+    pub(super) fn get(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// How far a node's session is.
@@ -32,6 +61,8 @@ pub(super) struct Progress {
     /// The last delta applied.
     pub(super) applied: u64,
     pub(super) sync: SyncState,
+    /// What is read from it.
+    pub(super) load: Load,
 }
 
 impl Progress {
@@ -63,6 +94,15 @@ pub(super) enum Standing {
 }
 
 impl Node {
+    /// A reader told of so many bytes from here; or, with none, time passed.
+    pub(super) fn was_read(&self, now: Duration, bytes: u64) {
+        let mut progress = self.progress.lock();
+        progress.load.add(now, bytes);
+        self.penalty
+            .0
+            .store(progress.load.penalty(), Ordering::Relaxed);
+    }
+
     pub(super) fn state(&self) -> NodeState {
         match (self.hidden, self.draining) {
             (true, _) => NodeState::Hidden,
@@ -117,6 +157,8 @@ pub struct NodeInfo {
     pub silent: Duration,
     /// The last delta applied.
     pub applied_delta: u64,
+    /// What others read from it lately, as they told.
+    pub served_bytes_per_second: u64,
     /// Regions that are part of a namespace, in order of their ids.
     pub regions: Vec<NodeRegion>,
 }

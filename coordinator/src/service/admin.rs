@@ -3,8 +3,11 @@
 use kvferry_proto::{InvalidMessage, NamespaceName, NamespaceSpec, NodeId, pb};
 use tonic::Status;
 
-use super::{hub::Hub, status};
-use crate::directory::{NamespaceInfo, NodeInfo, NodeState};
+use super::{hub::Hub, replication, status};
+use crate::{
+    directory::{NamespaceInfo, NodeInfo, NodeState},
+    replication::{DEFAULT_DRAIN, DrainState, DrainStatus},
+};
 
 pub(super) fn create_namespace(
     hub: &Hub,
@@ -58,10 +61,13 @@ pub(super) fn delete_namespace(
 }
 
 pub(super) fn list_nodes(hub: &Hub) -> pb::ListNodesResponse {
-    let directory = hub.read();
-    // Read under the lock: no node can have been seen later.
+    let nodes: Vec<NodeInfo> = {
+        let directory = hub.read();
+        // Read under the lock: no node can have been seen later.
+        directory.nodes(hub.now()).collect()
+    };
     pb::ListNodesResponse {
-        nodes: directory.nodes(hub.now()).map(node).collect(),
+        nodes: nodes.into_iter().map(|info| node(hub, info)).collect(),
     }
 }
 
@@ -71,7 +77,8 @@ pub(super) fn describe_node(
 ) -> Result<pb::NodeInfo, Status> {
     let name = NodeId::new(&request.node).map_err(InvalidMessage::from)?;
     let info = hub.read().node(hub.now(), &name);
-    info.map(node).map_err(|error| status::node_unknown(&error))
+    info.map(|info| node(hub, info))
+        .map_err(|error| status::node_unknown(&error))
 }
 
 pub(super) fn drain_node(
@@ -79,12 +86,18 @@ pub(super) fn drain_node(
     request: &pb::DrainNodeRequest,
 ) -> Result<pb::NodeInfo, Status> {
     let name = NodeId::new(&request.node).map_err(InvalidMessage::from)?;
+    let deadline = replication::time("deadline_ms", request.deadline_ms, DEFAULT_DRAIN)?;
     let info = hub.update(|directory| {
         let drained = directory.drain_node(&name, !request.undo);
         let info = drained.and_then(|()| directory.node(hub.now(), &name));
         (info, Vec::new())
     });
-    info.map(node).map_err(|error| status::node_unknown(&error))
+    let info = info.map_err(|error| status::node_unknown(&error))?;
+    hub.wants(|now, wants| match request.undo {
+        true => wants.undo_drain(&name),
+        false => wants.drain(&name, now + deadline),
+    });
+    Ok(node(hub, info))
 }
 
 fn namespace(info: &NamespaceInfo) -> pb::NamespaceInfo {
@@ -98,12 +111,32 @@ fn namespace(info: &NamespaceInfo) -> pb::NamespaceInfo {
     }
 }
 
-fn node(info: NodeInfo) -> pb::NodeInfo {
-    let state = match info.state {
+pub(super) fn node_state(state: NodeState) -> pb::NodeState {
+    match state {
         NodeState::Live => pb::NodeState::Live,
         NodeState::Hidden => pb::NodeState::Hidden,
         NodeState::Draining => pb::NodeState::Draining,
+    }
+}
+
+fn drain(status: DrainStatus) -> pb::DrainStatus {
+    let state = match status.state {
+        DrainState::Moving => pb::drain_status::State::Moving,
+        DrainState::Moved => pb::drain_status::State::Moved,
+        DrainState::Expired => pb::drain_status::State::Expired,
     };
+    pb::DrainStatus {
+        state: state.into(),
+        left: status.left,
+        rounds: status.rounds,
+        copied: status.copied,
+        deadline_ms_left: u64::try_from(status.deadline.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+fn node(hub: &Hub, info: NodeInfo) -> pb::NodeInfo {
+    let drained = hub.drain_status(&info.node);
+    let state = node_state(info.state);
     let regions = info.regions.into_iter().map(|region| pb::NodeRegion {
         region: region.region.0,
         namespace: region.namespace.to_string(),
@@ -124,6 +157,8 @@ fn node(info: NodeInfo) -> pb::NodeInfo {
         bytes: info.bytes,
         last_seen_ms_ago: u64::try_from(info.silent.as_millis()).unwrap_or(u64::MAX),
         applied_delta: info.applied_delta,
+        served_bytes_per_second: info.served_bytes_per_second,
+        drain: drained.map(drain),
         regions: regions.collect(),
     }
 }

@@ -19,7 +19,9 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Status;
 
-use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message};
+use super::{
+    copying::Copying, outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message,
+};
 use crate::{
     directory::{
         Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId, Sizes, Totals,
@@ -57,6 +59,8 @@ pub(crate) struct Hub {
     start: Instant,
     next_session: AtomicU64,
     state: RwLock<State>,
+    /// Locked before the state.
+    copying: Copying,
     /// Something may have to be swept out of the directory.
     swept: Notify,
     closing: watch::Sender<bool>,
@@ -64,8 +68,8 @@ pub(crate) struct Hub {
 }
 
 #[derive(Debug)]
-struct State {
-    directory: Directory,
+pub(super) struct State {
+    pub(super) directory: Directory,
     sessions: HashMap<SessionId, Handle>,
     metrics: Arc<Metrics>,
 }
@@ -100,6 +104,7 @@ impl Hub {
                 sessions: HashMap::new(),
                 metrics: Arc::clone(&metrics),
             }),
+            copying: Copying::default(),
             swept: Notify::new(),
             closing: watch::Sender::new(false),
             metrics,
@@ -109,6 +114,15 @@ impl Hub {
     /// Time as the directory counts it.
     pub(super) fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    pub(super) fn copying(&self) -> &Copying {
+        &self.copying
+    }
+
+    /// Directory and sessions, to read.
+    pub(super) fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read()
     }
 
     /// What is counted.
@@ -260,7 +274,7 @@ impl Hub {
     }
 
     /// Opens a session.
-    pub(super) fn open(&self) -> Result<(Session, Outbound), Status> {
+    pub(super) fn open(&self) -> Result<(Session, Outbound<pb::CoordinatorMessage>), Status> {
         let closing = self.closing.subscribe();
         if *closing.borrow() {
             return Err(status::shutting_down());
@@ -296,11 +310,18 @@ impl Hub {
         }
         let ended = Event::SessionEnded { session };
         state.directory.begin(self.start.elapsed(), ended);
+        drop(state);
+        self.copying_ends(session);
     }
 
     /// Tells every session that the coordinator goes away; no new one is opened.
     pub(crate) fn close(&self) {
         self.closing.send_replace(true);
+    }
+
+    /// True once the coordinator goes away.
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
     }
 
     /// How many sessions are open, those that have not said hello included.
@@ -349,7 +370,7 @@ impl State {
     }
 
     /// Queues a message; false where the queue is full.
-    fn try_send(&self, session: SessionId, message: Message) -> bool {
+    pub(super) fn try_send(&self, session: SessionId, message: Message) -> bool {
         let Some(handle) = self.sessions.get(&session) else {
             return true;
         };

@@ -13,7 +13,9 @@ pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, 
     let asked = request.hashes.as_ref();
     let blocks = asked.map_or(0, |h| h.hashes.len() / (h.hash_len as usize).max(1));
     let mut columns = Columns::with_room(blocks.min(MAX_HASHES_PER_REQUEST));
-    ask(request, |query| hub.read().locate_into(query, &mut columns))?;
+    ask(request, draw(hub), |query| {
+        hub.read().locate_into(query, &mut columns)
+    })?;
     hub.metrics().located(blocks, columns.found());
     Ok(columns)
 }
@@ -21,7 +23,9 @@ pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, 
 /// As a message.
 pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
     let mut located = Located::default();
-    ask(request, |query| hub.read().locate_into(query, &mut located))?;
+    ask(request, draw(hub), |query| {
+        hub.read().locate_into(query, &mut located)
+    })?;
     Ok(response(located))
 }
 
@@ -35,14 +39,22 @@ pub fn answer(
     request: pb::LocateRequest,
 ) -> Result<pb::LocateResponse, Status> {
     let mut located = Located::default();
-    ask(request, |query| directory.locate_into(query, &mut located))?;
+    ask(request, 0, |query| {
+        directory.locate_into(query, &mut located)
+    })?;
     Ok(response(located))
+}
+
+/// Another number for every question: the clock's nanoseconds are as good as any, and shared by nobody.
+fn draw(hub: &Hub) -> u64 {
+    hub.now().as_nanos() as u64
 }
 
 /// The directory is locked for `find` only, not while messages are parsed and built.
 #[allow(clippy::result_large_err)] // tonic's signature
 fn ask(
     request: pb::LocateRequest,
+    draw: u64,
     find: impl FnOnce(&LocateQuery<'_>) -> Result<(), LocateError>,
 ) -> Result<(), Status> {
     let mode = match request.mode() {
@@ -68,11 +80,12 @@ fn ask(
         host_id: &request.host_id,
         prefer: &prefer,
         exclude: exclude.as_ref(),
+        draw,
     };
     find(&query).map_err(|error| status::locate(&error))
 }
 
-fn response(located: Located) -> pb::LocateResponse {
+pub(super) fn response(located: Located) -> pb::LocateResponse {
     pb::LocateResponse {
         answered: located.counts.len() as u32,
         owners: located.owners.iter().map(owner).collect(),

@@ -1,15 +1,19 @@
 //! The gRPC shell: parses messages into events and queries, carries effects out.
 
 mod admin;
+mod copying;
 mod hub;
 pub(crate) mod locate;
 mod outbound;
 pub mod parse;
+mod replication;
 mod router;
 mod session;
 mod sources;
 mod status;
 mod told;
+mod watch;
+mod watched;
 mod wire;
 
 use std::sync::Arc;
@@ -19,8 +23,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
+pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;
 pub(crate) use sources::SourcesService;
+pub(crate) use watch::WatchService;
 
 /// `kvferry.v1.Coordinator` over one directory.
 #[derive(Debug, Clone)]
@@ -36,12 +42,12 @@ impl CoordinatorService {
 
 #[tonic::async_trait]
 impl Coordinator for CoordinatorService {
-    type SessionStream = Outbound;
+    type SessionStream = Outbound<pb::CoordinatorMessage>;
 
     async fn session(
         &self,
         request: Request<Streaming<pb::AgentMessage>>,
-    ) -> Result<Response<Outbound>, Status> {
+    ) -> Result<Response<Self::SessionStream>, Status> {
         session::open(&self.hub, request.into_inner()).map(Response::new)
     }
 

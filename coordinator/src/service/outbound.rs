@@ -1,29 +1,25 @@
-//! The stream back to an agent: a bounded queue, and an end that overtakes it.
+//! The stream back to a caller: a bounded queue, and an end that overtakes it.
 
 use std::{
     pin::Pin,
     task::{Context, Poll},
 };
 
-use kvferry_proto::pb;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::Stream;
 use tonic::Status;
 
-/// What an agent is sent. An error overtakes what is queued: after it nothing queued matters.
+/// What a caller is sent. An error overtakes what is queued: after it nothing queued matters.
 #[derive(Debug)]
-pub(crate) struct Outbound {
-    messages: mpsc::Receiver<pb::CoordinatorMessage>,
+pub(crate) struct Outbound<M> {
+    messages: mpsc::Receiver<M>,
     /// None once it has spoken, or can't any more.
     close: Option<oneshot::Receiver<Status>>,
     ended: bool,
 }
 
-impl Outbound {
-    pub(super) fn new(
-        messages: mpsc::Receiver<pb::CoordinatorMessage>,
-        close: oneshot::Receiver<Status>,
-    ) -> Self {
+impl<M> Outbound<M> {
+    pub(super) fn new(messages: mpsc::Receiver<M>, close: oneshot::Receiver<Status>) -> Self {
         Self {
             messages,
             close: Some(close),
@@ -32,8 +28,8 @@ impl Outbound {
     }
 }
 
-impl Stream for Outbound {
-    type Item = Result<pb::CoordinatorMessage, Status>;
+impl<M> Stream for Outbound<M> {
+    type Item = Result<M, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         if self.ended {

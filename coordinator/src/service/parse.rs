@@ -14,6 +14,8 @@ use crate::directory::{Delta, Hello, InventoryPart, RegionChange, RegionDeclarat
 const MAX_SLOTS_PER_MESSAGE: usize = 65_536;
 /// Most regions one message may declare or remove: as many as a node has by default.
 pub(super) const MAX_REGIONS_PER_MESSAGE: usize = 256;
+/// Most nodes a heartbeat names as read from: those an agent reads most from in a second.
+const MAX_READS_PER_HEARTBEAT: usize = 64;
 /// Most entries of changes in a message. A region may be named more than once.
 const MAX_CHANGES_PER_MESSAGE: usize = 4_096;
 
@@ -84,6 +86,16 @@ pub fn inventory(message: pb::Inventory) -> Result<InventoryPart, InvalidMessage
     })
 }
 
+/// What a node has read from others.
+///
+/// # Errors
+/// [`InvalidMessage`].
+pub fn reads(messages: Vec<pb::SourceReads>) -> Result<Vec<(NodeId, u64)>, InvalidMessage> {
+    at_most("reads", messages.len(), MAX_READS_PER_HEARTBEAT)?;
+    let read = |told: pb::SourceReads| Ok((NodeId::new(&told.node)?, told.bytes));
+    messages.into_iter().map(read).collect()
+}
+
 fn declarations(
     messages: Vec<pb::RegionDeclaration>,
 ) -> Result<Vec<RegionDeclaration>, InvalidMessage> {
@@ -144,7 +156,7 @@ fn check_changes(what: &'static str, changes: &[pb::RegionChange]) -> Result<(),
     )
 }
 
-fn at_most(what: &'static str, got: usize, max: usize) -> Result<(), InvalidMessage> {
+pub(super) fn at_most(what: &'static str, got: usize, max: usize) -> Result<(), InvalidMessage> {
     if got > max {
         return Err(InvalidMessage::OutOfBounds {
             what,

@@ -25,7 +25,7 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 pub(super) fn open(
     hub: &Arc<Hub>,
     inbound: Streaming<pb::AgentMessage>,
-) -> Result<Outbound, Status> {
+) -> Result<Outbound<pb::CoordinatorMessage>, Status> {
     let (session, outbound) = hub.open()?;
     tokio::spawn(run(hub.clone(), session, inbound));
     Ok(outbound)
@@ -74,7 +74,16 @@ async fn converse(
             return Ok(());
         };
         count(hub, &message);
-        hub.handle(event(session.id, message)?);
+        let message = match message {
+            Message::Replicated(replicated) => {
+                hub.replicated(session.id, &replicated);
+                continue;
+            }
+            other => other,
+        };
+        let (event, then) = events(session.id, message)?;
+        hub.handle(event);
+        then.into_iter().for_each(|event| hub.handle(event));
     }
 }
 
@@ -111,11 +120,13 @@ fn count(hub: &Hub, message: &Message) {
         }
         Message::Inventory(_) => Said::Inventory,
         Message::Goodbye(_) => Said::Goodbye,
+        Message::Replicated(_) => return,
     });
 }
 
-fn event(session: SessionId, message: Message) -> Result<Event, Status> {
-    Ok(match message {
+/// What a message says; a heartbeat may say two things.
+fn events(session: SessionId, message: Message) -> Result<(Event, Option<Event>), Status> {
+    let event = match message {
         Message::Hello(hello) => Event::Hello {
             session,
             hello: parse::hello(hello)?,
@@ -124,13 +135,20 @@ fn event(session: SessionId, message: Message) -> Result<Event, Status> {
             session,
             delta: parse::delta(delta).map_err(status::message)?,
         },
-        Message::Heartbeat(pb::Heartbeat { number, .. }) => Event::Heartbeat { session, number },
+        Message::Heartbeat(pb::Heartbeat { number, reads, .. }) => {
+            let beat = Event::Heartbeat { session, number };
+            let reads = parse::reads(reads)?;
+            let told = (!reads.is_empty()).then_some(Event::Reads { session, reads });
+            return Ok((beat, told));
+        }
         Message::Inventory(part) => Event::Inventory {
             session,
             part: parse::inventory(part).map_err(status::message)?,
         },
         Message::Goodbye(pb::Goodbye {}) => Event::Goodbye { session },
-    })
+        Message::Replicated(_) => return Err(status::hello_first()),
+    };
+    Ok((event, None))
 }
 
 fn say_closing(session: &Session) {

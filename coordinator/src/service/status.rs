@@ -3,9 +3,12 @@
 use kvferry_proto::{HashError, InvalidMessage, Reason, refusal};
 use tonic::{Code, Status};
 
-use crate::directory::{
-    BoundReached, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
-    NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal,
+use crate::{
+    directory::{
+        BoundReached, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
+        NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal, WatchEnd, WatchError,
+    },
+    replication::TooManyHot,
 };
 
 pub(super) fn bound(error: &BoundReached) -> Status {
@@ -53,6 +56,41 @@ pub(super) fn locate(error: &LocateError) -> Status {
             refusal(Code::ResourceExhausted, Reason::BoundReached, text)
         }
     }
+}
+
+pub(super) fn too_many_hot(error: &TooManyHot) -> Status {
+    refusal(
+        Code::ResourceExhausted,
+        Reason::BoundReached,
+        error.to_string(),
+    )
+}
+
+pub(super) fn watch(error: &WatchError) -> Status {
+    let reason = match error {
+        WatchError::NamespaceUnknown(error) => return namespace_unknown(error),
+        WatchError::Bound(error) => return bound(error),
+        WatchError::Restarted { .. } => Reason::WatchRestarted,
+        WatchError::TooOld { .. } => Reason::WatchTooOld,
+    };
+    refusal(Code::OutOfRange, reason, error.to_string())
+}
+
+pub(super) fn watch_end(end: WatchEnd) -> Status {
+    let (code, reason) = match end {
+        WatchEnd::TooSlow => (Code::ResourceExhausted, Reason::WatchTooSlow),
+        WatchEnd::Deleted => (Code::NotFound, Reason::NamespaceUnknown),
+    };
+    refusal(code, reason, end.to_string())
+}
+
+/// The watcher does not take what it is sent.
+pub(super) fn slow_watcher(within_ms: u128) -> Status {
+    refusal(
+        Code::ResourceExhausted,
+        Reason::WatchTooSlow,
+        format!("nothing was read for {within_ms} ms: go on from the last seq, or start anew"),
+    )
 }
 
 pub(super) fn region(refusal: &RegionRefusal) -> Reason {

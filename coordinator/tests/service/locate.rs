@@ -155,16 +155,19 @@ async fn nodes_are_listed_described_and_drained() {
     let drain = |undo| pb::DrainNodeRequest {
         node: "a".into(),
         undo,
+        deadline_ms: 0,
     };
     let info = client.drain_node(drain(false)).await.unwrap().into_inner();
     assert_eq!(info.state(), pb::NodeState::Draining);
+    assert_eq!(info.drain.unwrap().state(), pb::drain_status::State::Moving);
     let info = client.drain_node(drain(true)).await.unwrap().into_inner();
-    assert_eq!(info.state(), pb::NodeState::Live);
+    assert_eq!((info.state(), info.drain), (pb::NodeState::Live, None));
     assert_eq!((info.blocks, info.bytes), (2, 128));
     assert_eq!((info.regions[0].slots, info.regions[0].sealed), (16, 2));
     let unknown = pb::DrainNodeRequest {
         node: "z".into(),
         undo: false,
+        deadline_ms: 0,
     };
     let unknown = client.drain_node(unknown).await;
     assert_refused(unknown, Code::NotFound, Reason::NodeUnknown);

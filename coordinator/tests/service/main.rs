@@ -7,8 +7,10 @@ mod agent;
 mod lifecycle;
 mod locate;
 mod metrics;
+mod replication;
 mod sessions;
 mod sources;
+mod watch;
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 

@@ -1,5 +1,7 @@
 //! Sessions: in step, out of step, fenced, silent, too large.
 
+use std::time::Duration;
+
 use kvferry_coordinator::CoordinatorConfig;
 use kvferry_proto::pb::{
     self, agent_message::Message as Said, coordinator_message::Message as Told,
@@ -8,7 +10,7 @@ use kvferry_proto::pb::{
 use crate::{
     Code, Reason,
     agent::{Agent, hello, region, sealed},
-    assert_refused, config, fingerprint, spec, start, start_with,
+    assert_refused, config, fingerprint, soon, spec, start, start_with,
 };
 
 #[tokio::test]
@@ -32,12 +34,11 @@ async fn a_gap_leads_to_a_resync_and_goodbye_removes() {
     assert_eq!(agent.hear().await, Told::Ack(pb::Ack { seq: 3 }));
     assert_eq!(running.counts(&[1, 2, 3, 4]).await, [0, 0, 0, 1]);
 
-    agent
-        .say(Said::Heartbeat(pb::Heartbeat {
-            number: 5,
-            stale_blocks: 3,
-        }))
-        .await;
+    let stale = pb::Heartbeat {
+        stale_blocks: 3,
+        ..beat(5, &[])
+    };
+    agent.say(Said::Heartbeat(stale)).await;
     let answer = Told::HeartbeatAck(pb::HeartbeatAck { number: 5 });
     assert_eq!(agent.hear().await, answer);
 
@@ -122,12 +123,7 @@ async fn the_silent_are_hidden_then_purged() {
     let info = info.unwrap().into_inner();
     assert_eq!((info.state(), info.blocks), (pb::NodeState::Hidden, 1));
 
-    agent
-        .say(Said::Heartbeat(pb::Heartbeat {
-            number: 1,
-            stale_blocks: 0,
-        }))
-        .await;
+    agent.say(Said::Heartbeat(beat(1, &[]))).await;
     agent.hear().await;
     assert_eq!(running.counts(&[1]).await, [1]);
 
@@ -222,4 +218,45 @@ async fn a_burst_of_deltas_is_taken_in_order() {
     let last = Told::Ack(pb::Ack { seq: 5_000 });
     while agent.hear().await != last {}
     assert_eq!(running.counts(&[8, 15]).await, [1, 1]);
+}
+
+#[tokio::test]
+async fn what_readers_tell_is_what_a_node_serves() {
+    let mut running = start().await;
+    let _owner = Agent::join(&mut running, "a", &[1]).await;
+    let mut reader = Agent::join(&mut running, "b", &[]).await;
+    let megabytes = 100 << 20;
+    let told = beat(1, &[("a", megabytes), ("nobody", 7)]);
+    reader.say(Said::Heartbeat(told)).await;
+    let ack = pb::HeartbeatAck { number: 1 };
+    assert_eq!(reader.hear().await, Told::HeartbeatAck(ack));
+    let client = &mut running.client;
+    let served = soon(async {
+        loop {
+            let node = "a".to_owned();
+            let info = client.describe_node(pb::DescribeNodeRequest { node }).await;
+            match info.unwrap().into_inner().served_bytes_per_second {
+                0 => tokio::time::sleep(Duration::from_millis(10)).await,
+                served => break served,
+            }
+        }
+    });
+    assert!(served.await < megabytes);
+
+    let many: Vec<_> = (0..65).map(|_| ("a", 1)).collect();
+    reader.say(Said::Heartbeat(beat(2, &many))).await;
+    let error = reader.end().await.map(drop);
+    assert_refused(error, Code::InvalidArgument, Reason::InvalidArgument);
+}
+
+fn beat(number: u64, reads: &[(&str, u64)]) -> pb::Heartbeat {
+    let read = |(node, bytes): &(&str, u64)| pb::SourceReads {
+        node: (*node).into(),
+        bytes: *bytes,
+    };
+    pb::Heartbeat {
+        number,
+        reads: reads.iter().map(read).collect(),
+        stale_blocks: 0,
+    }
 }

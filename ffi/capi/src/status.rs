@@ -116,10 +116,13 @@ impl From<Reason> for kvf_status {
             Reason::BlockMissing => KVF_BLOCK_MISSING,
             Reason::MemoryInUse => KVF_MEMORY_IN_USE,
             Reason::PoolExists => KVF_POOL_EXISTS,
-            // This library asks for no sources.
-            Reason::SourceUnknown | Reason::SourceNotReady | Reason::SourceExists => {
-                KVF_UNKNOWN_REASON
-            }
+            // Said by coordinators to routers, never by an agent; and this library asks for no sources.
+            Reason::WatchRestarted
+            | Reason::WatchTooOld
+            | Reason::WatchTooSlow
+            | Reason::SourceUnknown
+            | Reason::SourceNotReady
+            | Reason::SourceExists => KVF_UNKNOWN_REASON,
         }
     }
 }

@@ -107,6 +107,8 @@ impl Getting {
                 ttl: None,
             },
             private: self.private,
+            spare: false,
+            known: None,
             timeout: self
                 .deadline
                 .saturating_duration_since(Instant::now())

@@ -1,5 +1,6 @@
 //! The local API. One file per group of calls; this one is the switchboard.
 
+pub(crate) mod copies;
 mod get;
 mod imports;
 mod lookup;
@@ -34,7 +35,7 @@ use crate::{
     coordinators::Coordinators,
     metrics::PullMetrics,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
-    session::{ChangeLog, Identity, SessionStatus},
+    session::{ChangeLog, Identity, Reads, SessionStatus},
     transfer::{TransferConfig, TransferMetrics},
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
@@ -72,6 +73,9 @@ pub(crate) struct Shared {
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
     pub(crate) pulls: Arc<PullMetrics>,
+    /// Pulls under way that no engine asked for.
+    pub(crate) background: Arc<AtomicU64>,
+    pub(crate) reads: Arc<Reads>,
     pub(crate) transfer: Arc<TransferMetrics>,
     pub(crate) tensors: Registry,
     /// Numbers the agent's own writers: pulls and puts.

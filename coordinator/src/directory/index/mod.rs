@@ -111,6 +111,22 @@ impl Index {
         with_width!(self, sharded => sharded.look_up(hashes, visit))
     }
 
+    /// Reads the entry at a place: the block's hash and its copies. None where there is none.
+    pub(super) fn entry<R>(
+        &self,
+        place: Place,
+        read: impl FnOnce(&[u8], Copies<'_>) -> R,
+    ) -> Option<R> {
+        with_width!(self, sharded => sharded.entry(place, read))
+    }
+
+    /// One of the hashes of a message.
+    pub(super) fn hash_at<'a>(&self, hashes: &'a [u8], number: u32) -> &'a [u8] {
+        let len = with_width!(self, sharded => sharded.hash_len());
+        let start = number as usize * len;
+        hashes.get(start..start + len).unwrap_or(&[])
+    }
+
     /// Distinct blocks.
     pub(super) fn len(&self) -> usize {
         with_width!(self, sharded => sharded.len())

@@ -138,6 +138,12 @@ impl<const N: usize> Shard<N> {
         entry.map_or(Copies::NONE, |(at, entry)| self.copies(at, entry))
     }
 
+    /// The block at a position.
+    pub(super) fn entry(&self, at: u32) -> Option<(&[u8; N], Copies<'_>)> {
+        let entry = self.entries.get(at)?;
+        Some((&entry.hash, self.copies(at, entry)))
+    }
+
     fn position(&self, hash: u64, key: &[u8; N]) -> Option<u32> {
         let right = |at| self.entries.get(at).is_some_and(|e| e.hash == *key);
         self.table.find(hash, right)

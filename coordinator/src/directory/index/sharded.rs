@@ -125,6 +125,10 @@ impl<const N: usize> Sharded<N> {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
+    pub(super) fn hash_len(&self) -> usize {
+        self.hash_len
+    }
+
     fn key(&self, hash: &[u8]) -> [u8; N] {
         let mut key = [0; N];
         // The caller has checked the length; were it wrong, the key would be cut, not the process.
@@ -210,6 +214,16 @@ impl<const N: usize> Sharded<N> {
     pub(super) fn reseal(&self, place: Place, hash: &[u8], held: Held) -> bool {
         let mut shard = self.shards[place.shard()].write();
         shard.reseal(place.at(), &self.key(hash), held)
+    }
+
+    pub(super) fn entry<R>(
+        &self,
+        place: Place,
+        read: impl FnOnce(&[u8], Copies<'_>) -> R,
+    ) -> Option<R> {
+        let shard = self.shards[place.shard()].read();
+        let (key, copies) = shard.entry(place.at())?;
+        Some(read(&key[..self.hash_len.min(N)], copies))
     }
 
     pub(super) fn remove(&self, batch: &mut [(Place, Owner)]) {

@@ -1,6 +1,6 @@
 //! Who is offered, and in which order.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
@@ -11,6 +11,7 @@ struct Ask<'a> {
     host: &'a str,
     prefer: &'a [(&'a str, &'a str)],
     exclude: Option<&'a str>,
+    draw: u64,
 }
 
 const ASK: Ask<'static> = Ask {
@@ -20,6 +21,7 @@ const ASK: Ask<'static> = Ask {
     host: "",
     prefer: &[],
     exclude: None,
+    draw: 0,
 };
 
 fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -36,6 +38,7 @@ fn ask(directory: &Directory, ask: &Ask<'_>) -> Result<Located, LocateError> {
         host_id: ask.host,
         prefer: &labels(ask.prefer),
         exclude: ask.exclude.map(node).as_ref(),
+        draw: ask.draw,
     })
 }
 
@@ -122,6 +125,65 @@ fn equals_are_spread_over_askers_and_blocks() {
     assert_eq!(first.len(), 4);
 }
 
+/// How often of a thousand draws each of the nodes comes first.
+fn firsts(directory: &Directory, question: &Ask<'_>) -> BTreeMap<String, u32> {
+    let mut firsts = BTreeMap::new();
+    for draw in 0..1_000 {
+        let question = Ask { draw, ..*question };
+        let answer = names(directory, &question);
+        assert_eq!(answer, names(directory, &question), "the same every time");
+        let name = answer[0].split('/').next().unwrap();
+        *firsts.entry(name.to_owned()).or_default() += 1;
+    }
+    firsts
+}
+
+#[test]
+fn readers_are_spread_over_draws_and_away_from_who_serves_much() {
+    let mut directory = directory();
+    for (i, name) in (1..).zip(["a", "b", "c"]) {
+        join_at(&mut directory, i, name, "h", &[]);
+    }
+    let even = firsts(&directory, &ASK);
+    assert!(even.values().all(|n| (270..400).contains(n)), "{even:?}");
+
+    let read = |directory: &mut Directory, ms, gigabytes: u64| {
+        let event = Event::Reads {
+            session: SessionId(2),
+            reads: vec![(node("a"), gigabytes << 30), (node("nobody"), 1)],
+        };
+        assert_eq!(directory.handle(at(ms), event), []);
+    };
+    read(&mut directory, 10, 2);
+    let served = |directory: &Directory, ms| {
+        let info = directory.node(at(ms), &node("a")).unwrap();
+        info.served_bytes_per_second
+    };
+    assert_eq!(served(&directory, 10), 744_261_117, "2 GiB x ln 2 / 2 s");
+    let busy = firsts(&directory, &ASK);
+    assert!(
+        (15..80).contains(&busy["a"]),
+        "a twelfth of others: {busy:?}"
+    );
+    assert!(busy["b"].abs_diff(busy["c"]) < 120, "{busy:?}");
+
+    // Nearness comes before load, and load before nothing else.
+    directory.drain_node(&node("b"), true).unwrap();
+    directory.drain_node(&node("c"), true).unwrap();
+    assert_eq!(firsts(&directory, &ASK)["a"], 1_000);
+    directory.drain_node(&node("b"), false).unwrap();
+    directory.drain_node(&node("c"), false).unwrap();
+
+    // Nobody reads there any more: a sign of life is enough to notice.
+    let beat = Event::Heartbeat {
+        session: SessionId(1),
+        number: 1,
+    };
+    directory.handle(at(60_010), beat);
+    assert_eq!(served(&directory, 60_010), 0);
+    assert_eq!(firsts(&directory, &ASK), even);
+}
+
 #[test]
 fn a_second_copy_on_one_node_comes_after_other_nodes() {
     let mut directory = directory();
@@ -199,6 +261,7 @@ fn what_cannot_be_answered_is_an_error_and_no_miss() {
         host_id: "",
         prefer: &prefer,
         exclude: None,
+        draw: 0,
     };
     assert!(matches!(
         directory.locate(&query),

@@ -6,6 +6,7 @@ mod liveness;
 mod locates;
 mod model;
 mod namespaces;
+mod watch;
 
 use std::time::Duration;
 
@@ -203,6 +204,7 @@ fn find(directory: &Directory, hashes: &[u64]) -> Vec<Vec<String>> {
             host_id: "",
             prefer: &Labels::default(),
             exclude: None,
+            draw: 0,
         })
         .unwrap();
     spell(&located)

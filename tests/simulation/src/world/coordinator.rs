@@ -121,6 +121,8 @@ impl World {
             Up::Said(Message::Heartbeat(pb::Heartbeat { number, .. })) => {
                 Ok(DirectoryEvent::Heartbeat { session, number })
             }
+            // Nobody is told to copy in this world.
+            Up::Said(Message::Replicated(_)) => return,
             Up::Said(Message::Goodbye(_)) => Ok(DirectoryEvent::Goodbye { session }),
         };
         let ended = matches!(event, Ok(DirectoryEvent::SessionEnded { .. }));

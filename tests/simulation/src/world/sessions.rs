@@ -101,6 +101,7 @@ impl World {
             Command::SendHeartbeat(number) => {
                 let heartbeat = Message::Heartbeat(pb::Heartbeat {
                     number,
+                    reads: Vec::new(),
                     stale_blocks: 0,
                 });
                 self.session_send(process, session, heartbeat);
@@ -262,7 +263,8 @@ impl World {
             Down::Said(Answer::Ack(ref ack)) => SessionEvent::Acknowledged(ack.seq),
             Down::Said(Answer::Resync(_)) => SessionEvent::ResyncRequested,
             Down::Said(Answer::HeartbeatAck(_)) => SessionEvent::HeartbeatAnswered,
-            Down::Said(Answer::RegionRefused(_)) => return true,
+            // Nobody is told to copy in this world.
+            Down::Said(Answer::RegionRefused(_) | Answer::Replicate(_)) => return true,
             Down::Said(Answer::Closing(_)) => SessionEvent::Closing,
             Down::Fenced => {
                 process.sessions[session].stream = None;

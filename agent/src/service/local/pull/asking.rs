@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kvferry_proto::{BlockHash, ChecksumPolicy, NamespaceSpec};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
@@ -17,6 +18,8 @@ pub(super) struct Asking {
     api: LocalApi,
     spec: Arc<NamespaceSpec>,
     hashes: Vec<BlockHash>,
+    /// The first answer, where somebody gave it already.
+    known: Mutex<Option<Located>>,
     deadline: Instant,
 }
 
@@ -25,12 +28,14 @@ impl Asking {
         api: LocalApi,
         spec: Arc<NamespaceSpec>,
         hashes: Vec<BlockHash>,
+        known: Option<Located>,
         deadline: Instant,
     ) -> Self {
         Self {
             api,
             spec,
             hashes,
+            known: Mutex::new(known),
             deadline,
         }
     }
@@ -42,6 +47,11 @@ impl Locate for Asking {
         blocks: &'a [BlockIndex],
     ) -> BoxFuture<'a, Result<Located, LocateError>> {
         Box::pin(async move {
+            let known = self.known.lock().take();
+            if let Some(known) = known {
+                let blocks: Vec<_> = blocks.iter().map(|block| *block as usize).collect();
+                return Ok(known.subset(&blocks));
+            }
             let hashes = blocks.iter().filter_map(|b| self.hashes.get(*b as usize));
             self.api
                 .locate(&self.spec, hashes, self.deadline)

@@ -43,6 +43,8 @@ pub(super) struct Landing {
     hashes: Vec<BlockHash>,
     chain: Chain,
     private: bool,
+    /// Takes only slots that nobody uses.
+    spare: bool,
     pin: Option<PinId>,
     places: Mutex<Vec<Place>>,
 }
@@ -62,6 +64,7 @@ impl Landing {
             hashes: pull.hashes.clone(),
             chain: pull.chain,
             private: pull.private,
+            spare: pull.spare,
             pin,
             places: Mutex::new(vec![Place::Unused; pull.hashes.len()]),
         }
@@ -93,6 +96,11 @@ impl Landing {
     /// A place for a block; its generation is odd.
     pub(super) fn take(&self, index: usize) -> Result<Slot, NoSpace> {
         let slot = match &self.target {
+            Target::Pool(region) if self.spare => self
+                .api
+                .store
+                .reserve_spare(self.api.now(), self.holder, region.id)
+                .map_err(|_| NoSpace)?,
             Target::Pool(region) => self
                 .api
                 .store

@@ -6,7 +6,7 @@ mod here;
 mod landing;
 mod report;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kvferry_proto::{
     BlockHash, InvalidMessage, NamespaceSpec, Reason, RegionId, Slot, pb,
@@ -23,9 +23,10 @@ use super::{
     status::OrStatus,
 };
 use crate::{
+    coordinators::Located,
     region::{Chain, ClientId, Held, Holder, MAX_PIN_TTL, PinId, Region},
     service::client::ClientHandle,
-    transfer::{self, Parts, PullRequest, PullSummary},
+    transfer::{self, Parts, PullRequest, PullSummary, TransferConfig},
 };
 use asking::{Asking, PeerLinks};
 use landing::{Landing, Target};
@@ -35,6 +36,10 @@ use report::Report;
 const MAX_PULL_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pulls under way: far more than an engine has requests, few enough that their books stay small.
 const MAX_PULLS: u64 = 4096;
+/// What a pull in the background has on its way: an eighth of an engine's, from few sources, so that
+/// those have the links.
+const SPARE_INFLIGHT_BYTES: u64 = 16 << 20;
+const SPARE_SOURCES: usize = 2;
 /// Events waiting for an engine that reads slowly; the pull goes on beside it.
 const EVENTS_AHEAD: usize = 64;
 
@@ -46,6 +51,10 @@ pub(super) struct Pull {
     pub(super) into: PullInto,
     /// Not to be published.
     pub(super) private: bool,
+    /// In the background: takes only slots of the pool that nobody uses, and little of the links.
+    pub(super) spare: bool,
+    /// Who holds the blocks, as somebody said already.
+    pub(super) known: Option<Located>,
     pub(super) timeout: Duration,
 }
 
@@ -81,6 +90,8 @@ impl LocalApi {
         let pull = Pull {
             chain: chain(request.chained, &request.parent)?,
             private: request.no_replica || !self.defaults.replicate,
+            spare: false,
+            known: None,
             timeout: deadline.saturating_duration_since(Instant::now()),
             spec,
             hashes,
@@ -283,6 +294,7 @@ impl Running {
                 self.api.clone(),
                 Arc::clone(&self.pull.spec),
                 blocks.iter().map(|i| self.pull.hashes[*i]).collect(),
+                self.pull.known.as_ref().map(|known| known.subset(blocks)),
                 self.deadline,
             )),
             connect: Arc::new(PeerLinks::new(&self.api, self.pull.spec.checksum)),
@@ -301,7 +313,14 @@ impl Running {
             timeout: self.deadline.saturating_duration_since(Instant::now()),
         };
         let (sender, mut outcomes) = mpsc::unbounded_channel();
-        let config = self.api.defaults.transfer.clone();
+        let config = match self.pull.spare {
+            true => TransferConfig {
+                inflight_bytes: SPARE_INFLIGHT_BYTES,
+                max_sources: SPARE_SOURCES,
+                ..self.api.defaults.transfer.clone()
+            },
+            false => self.api.defaults.transfer.clone(),
+        };
         let engine = transfer::pull(parts, config, request, sender);
         let forward = async {
             let mut last = Vec::new();
@@ -317,12 +336,29 @@ impl Running {
         (last, summary.unwrap_or_default())
     }
 
+    /// Coordinators send readers to those who are read less.
+    fn count_reads(&self, batch: &[transfer::BlockOutcome<Held>]) {
+        let bytes = self.pull.spec.layout.block_bytes();
+        let pulled = batch
+            .iter()
+            .filter(|block| block.outcome == transfer::Outcome::Pulled);
+        let mut from = BTreeMap::new();
+        for node in pulled.filter_map(|block| block.node.as_ref()) {
+            *from.entry(node).or_default() += bytes;
+        }
+        let from = from.into_iter();
+        self.api
+            .reads
+            .count(from.map(|(node, bytes)| (node.clone(), bytes)));
+    }
+
     /// What the engine is told of them.
     fn outcomes(
         &self,
         indices: &[usize],
         batch: Vec<transfer::BlockOutcome<Held>>,
     ) -> Vec<pb::BlockOutcome> {
+        self.count_reads(&batch);
         let mut outcomes = Vec::with_capacity(batch.len());
         for outcome in batch {
             let Some(&index) = indices.get(outcome.block as usize) else {

@@ -398,6 +398,8 @@ impl Run {
                     .map(|place| self.plan.slot(*place, self.first_slot))
                     .collect(),
             },
+            spare: false,
+            known: None,
             private: self.private,
             timeout: left,
         };

@@ -74,6 +74,7 @@ fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &
         host_id: "",
         prefer: &prefer,
         exclude: None,
+        draw: 0,
     };
     if !model.namespaces.contains_key(&index) {
         assert!(directory.namespace(name).is_err());
@@ -154,6 +155,7 @@ pub(super) fn compare_offered(directory: &Directory, model: &Model) {
             host_id: "",
             prefer: &Labels::default(),
             exclude: None,
+            draw: 0,
         });
         let Ok(located) = located else {
             assert!(!model.namespaces.contains_key(&index));

@@ -4,6 +4,7 @@
 mod compare;
 mod simple;
 mod tame;
+mod watched;
 
 use std::collections::BTreeSet;
 
