@@ -26,6 +26,7 @@ use crate::{
     config::{AgentConfig, ConfigError, EvictionChoice, TransportChoice},
     coordinators::{BadAddress, Coordinators, endpoint},
     counters::PullCounters,
+    gpu::Gpus,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
     service::{Clients, Defaults, LocalApi, PeerApi, Shared},
     session::{
@@ -193,6 +194,7 @@ impl Agent {
             identity: identity.clone(),
             defaults: defaults(&config),
             imports: Default::default(),
+            gpus: Gpus::default(),
             pulls: PullCounters::default(),
             holders: AtomicU64::new(1),
             start: Instant::now(),
@@ -366,8 +368,11 @@ fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>
         max_connections: config.tcp_connections_per_peer as usize,
         ..TcpConfig::default()
     }));
-    let mut transports: Vec<Arc<dyn Transport>> =
-        vec![Arc::new(ShmTransport::new(&identity.addresses.host_id))];
+    let mut shm = ShmTransport::new(&identity.addresses.host_id);
+    if forced.is_none() {
+        shm = shm.with_behind(Arc::clone(&tcp));
+    }
+    let mut transports: Vec<Arc<dyn Transport>> = vec![Arc::new(shm)];
     if let Some(devices) = devices {
         let behind = forced.is_none().then(|| Arc::clone(&tcp));
         let node = identity.node.as_str();

@@ -7,6 +7,7 @@ pub mod config;
 pub mod coordinators;
 mod counters;
 mod daemon;
+pub mod gpu;
 pub mod region;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;

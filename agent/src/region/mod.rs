@@ -21,6 +21,7 @@ mod error;
 mod evict;
 pub mod eviction;
 mod limits;
+mod memory;
 mod namespace_table;
 mod pin;
 mod pins;
@@ -47,6 +48,7 @@ pub use error::{
 };
 pub use evict::{EvictWhat, Evicted};
 pub use limits::{DEFAULT_PIN_TTL, MAX_COPIES_PER_BLOCK, MAX_PIN_TTL, StoreLimits};
+pub use memory::{Memory, MemoryFault};
 pub use register::PoolOptions;
 pub use reserve::Released;
 pub use seal::{Chain, Checksums, Seal, SealOutcome};

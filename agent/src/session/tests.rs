@@ -239,7 +239,7 @@ fn region(id: u32) -> Arc<Region> {
         id: RegionId(id),
         namespace: Arc::new(spec),
         geometry: Geometry::contiguous(4, 8).unwrap(),
-        memory: Arc::new(HostMemory::anonymous(32).unwrap()),
+        memory: HostMemory::anonymous(32).unwrap().into(),
         generations: Arc::new(GenerationTable::new(4).unwrap()),
         pool: true,
     })

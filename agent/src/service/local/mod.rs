@@ -30,6 +30,7 @@ use super::client::ClientHandle;
 use crate::{
     coordinators::Coordinators,
     counters::PullCounters,
+    gpu::Gpus,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
     session::{ChangeLog, Identity, SessionStatus},
     transfer::TransferConfig,
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
+    pub(crate) gpus: Gpus,
     pub(crate) pulls: PullCounters,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,

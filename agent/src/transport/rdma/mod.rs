@@ -18,6 +18,7 @@ mod config;
 mod connect;
 mod cut;
 mod device;
+mod gpu;
 mod keeper;
 mod lanes;
 mod link;

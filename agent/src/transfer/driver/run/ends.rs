@@ -6,6 +6,7 @@ use super::{Answer, Asked, Run};
 use crate::transfer::{
     driver::{Connect, Landing, Locate},
     event::Event,
+    plan::Destination,
 };
 
 /// Blocks whose checksums are computed in one go on a blocking thread: some milliseconds' worth.
@@ -24,6 +25,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                     Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
                 })
                 .collect();
+            // A GPU is waited for.
+            let at_hand = |(.., to): &(_, _, Arc<Destination>)| to.memory.host().is_some();
+            let inline = bytes <= self.config.verify_inline_bytes && blocks.iter().all(at_hand);
             let landing = Arc::clone(&self.parts.landing);
             let names = blocks.iter().map(|(block, ..)| *block).collect();
             let work = move || {
@@ -32,7 +36,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 });
                 verdicts.collect::<Vec<_>>()
             };
-            if bytes <= self.config.verify_inline_bytes {
+            if inline {
                 for (block, ok) in work() {
                     self.tell(Event::Verified { block, ok });
                 }
