@@ -12,6 +12,7 @@ mod coordinator_restart;
 mod engine;
 mod engine_death;
 mod faults;
+mod gpu;
 mod publish_and_pull;
 mod shell;
 mod two_hosts;

@@ -1,6 +1,6 @@
 //! A batch of changes under one number, and its message.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use kvferry_proto::{BlockHash, Checksum, Generation, HashLen, RegionId, Slot, pb};
 
@@ -29,7 +29,8 @@ pub enum SlotState {
 #[derive(Debug, Clone, Default)]
 pub struct Delta {
     regions_removed: Vec<RegionId>,
-    regions_added: Vec<Arc<Region>>,
+    /// As they travel, and not the regions: a log of deltas must not keep memory that its engine wants back.
+    regions_added: Vec<pb::RegionDeclaration>,
     slots: BTreeMap<(RegionId, Slot), SlotState>,
 }
 
@@ -55,11 +56,11 @@ impl Delta {
     /// Folds one more change in.
     pub fn fold(&mut self, change: Change) {
         match change {
-            Change::RegionAdded(region) => self.regions_added.push(region),
+            Change::RegionAdded(region) => self.regions_added.push(declaration(&region)),
             Change::RegionRemoved(gone) => {
                 self.slots.retain(|(region, _), _| *region != gone);
                 let before = self.regions_added.len();
-                self.regions_added.retain(|region| region.id != gone);
+                self.regions_added.retain(|region| region.region != gone.0);
                 // Came and went within this batch: nobody ever heard of it.
                 if self.regions_added.len() == before {
                     self.regions_removed.push(gone);
@@ -103,7 +104,7 @@ impl Delta {
         pb::Delta {
             seq,
             regions_removed: self.regions_removed.iter().map(|id| id.0).collect(),
-            regions_added: self.regions_added.iter().map(|r| declaration(r)).collect(),
+            regions_added: self.regions_added.clone(),
             changes: changes.finish(),
         }
     }
