@@ -366,3 +366,97 @@ async fn an_engine_that_goes_takes_its_gpu_memory_with_it() {
     memory.publish(&again, region, 0..8).await;
     drop(memory);
 }
+
+/// An agent whose GPU fails after some copies, with this status for ever.
+fn failing(gpu: &Gpu, function: &str, status: i32, after: u32) -> [(String, String); 2] {
+    let failure = format!("{function}:{status}:{after}");
+    [gpu.environment(), ("FAKE_CUDA_FAIL".to_owned(), failure)]
+}
+
+/// The n-th block into the n-th slot: has an outcome in time, and where it was pulled it is right.
+async fn pull_what_can_be(
+    engine: &Engine,
+    to: &Allocation<'_>,
+    region: u32,
+    n: u64,
+    timeout: Duration,
+) -> pb::BlockOutcome {
+    let began = std::time::Instant::now();
+    let slots = vec![n as u32];
+    let outcomes = engine.pull_slots("n", &[n], region, slots, timeout).await;
+    assert!(began.elapsed() < timeout + Duration::from_secs(5));
+    let outcome = outcomes.unwrap().remove(0);
+    if outcome.kind() == OutcomeKind::Pulled {
+        assert!(to.read(outcome.slot) == block(n), "{outcome:?}");
+    }
+    outcome
+}
+
+#[tokio::test]
+async fn an_owner_that_loses_its_gpu_delivers_no_wrong_byte_and_says_so() {
+    let gpu = Gpu::new();
+    let mut cluster = Cluster::start().await;
+    // The fifth copy out of it, and every one after, answers that the GPU is lost.
+    let lost = failing(&gpu, "cuMemcpy2DAsync_v2", 700, 4);
+    let a = cluster.agent_with("a", &[], &lost).await;
+    let b = cluster.agent_with("b", &[], &[gpu.environment()]).await;
+    let (from, to) = (gpu.allocate(8), gpu.allocate(8));
+    let published = from.register(&a).await;
+    let landed = to.register(&b).await;
+    from.publish(&a, published, 0..8).await;
+    let mut failed = 0;
+    for n in 0..8 {
+        let timeout = Duration::from_secs(3);
+        let outcome = pull_what_can_be(&b, &to, landed, n, timeout).await;
+        match outcome.kind() {
+            OutcomeKind::Pulled => {}
+            OutcomeKind::Stale | OutcomeKind::Unreachable | OutcomeKind::TimedOut => {
+                assert!(outcome.settled && !outcome.detail.is_empty());
+                failed += 1;
+            }
+            _ => panic!("{outcome:?}"),
+        }
+    }
+    assert!((1..8).contains(&failed), "{failed}");
+    // It still answers, and says what to do about its GPU.
+    let more = gpu.allocate(8);
+    let status = register(&a, more.request()).await.unwrap_err();
+    assert_eq!(reason_of(&status), Some(Reason::GpuUnavailable));
+    assert!(status.message().contains("restart the agent"), "{status}");
+}
+
+#[tokio::test]
+async fn a_reader_that_loses_its_gpu_delivers_no_wrong_byte_and_never_frees_what_may_be_written() {
+    let gpu = Gpu::new();
+    let mut cluster = Cluster::start().await;
+    let a = cluster.agent_with("a", &[], &[gpu.environment()]).await;
+    let lost = failing(&gpu, "cuEventQuery", 700, 6);
+    let b = cluster.agent_with("b", &[], &lost).await;
+    let (from, to) = (gpu.allocate(32), gpu.allocate(32));
+    let published = from.register(&a).await;
+    let landed = to.register(&b).await;
+    from.publish(&a, published, 0..32).await;
+    let mut blocks = 0..32;
+    let (at, failed) = loop {
+        let n = blocks.next().expect("the GPU is lost after a few");
+        let timeout = Duration::from_secs(1);
+        let outcome = pull_what_can_be(&b, &to, landed, n, timeout).await;
+        if outcome.kind() != OutcomeKind::Pulled {
+            break (n, outcome);
+        }
+    };
+    // What was under way when it was lost never settles: its slot is nobody's, and that is said.
+    assert!(!failed.settled, "{failed:?}");
+    let again = b
+        .pull_slots("n", &[at], landed, vec![at as u32], TIMEOUT)
+        .await
+        .unwrap_err();
+    assert_eq!(reason_of(&again), Some(Reason::SlotBusy), "{again}");
+    // What comes later is refused before anything is written.
+    let later = pull_what_can_be(&b, &to, landed, at + 1, TIMEOUT).await;
+    assert_eq!(later.kind(), OutcomeKind::NoSpace, "{later:?}");
+    assert!(later.settled && later.detail.contains("GPU"), "{later:?}");
+    // And the engine is not told that it may free the memory.
+    let ended = tokio::time::timeout(Duration::from_millis(500), unregister(&b, landed)).await;
+    assert!(ended.is_err(), "{ended:?}");
+}

@@ -14,6 +14,8 @@
 
 mod devices;
 mod memory;
+#[cfg(test)]
+mod tests;
 mod ticker;
 
 pub use devices::{GpuError, Gpus, IpcSource};

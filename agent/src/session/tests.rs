@@ -306,6 +306,18 @@ fn a_region_that_came_and_went_is_not_spoken_of() {
 }
 
 #[test]
+fn the_log_keeps_no_regions_memory() {
+    let log = ChangeLog::new();
+    let gone = region(1);
+    let memory = gone.memory.host().map(Arc::downgrade).unwrap();
+    log.record(Change::RegionAdded(gone));
+    assert_eq!(read(&log, 1).regions_added.len(), 1);
+    log.record(Change::RegionRemoved(RegionId(1)));
+    assert!(memory.upgrade().is_none());
+    assert_eq!(read(&log, 1).regions_added.len(), 1);
+}
+
+#[test]
 fn what_was_read_once_is_read_the_same_again() {
     let log = ChangeLog::new();
     log.record(sealed(1, 0, 1, 2));

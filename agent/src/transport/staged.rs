@@ -152,7 +152,7 @@ impl Staged {
             Err(error) => {
                 error!(
                     device = %self.gpu.context().device().uuid(),
-                    "a read into GPU memory never settles, and its slots stay unused: {error}; restart the agent"
+                    "a read into GPU memory never settles, and only a new agent gives its slots back: {error}"
                 );
                 // Its buffers and its memory are kept as long as the process lives.
                 std::mem::forget(self);

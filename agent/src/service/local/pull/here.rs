@@ -93,7 +93,7 @@ fn copy(
     let word = source.generations.load(from.slot.0).map(Generation);
     if let Err(MemoryFault::NotSettled(error)) = &copied {
         error!(
-            "a copy into GPU memory never settles, and its slot stays unused: {error}; restart the agent"
+            "a copy into GPU memory never settles, and only a new agent gives its slot back: {error}"
         );
         landing.never();
         return report::not_settled(index, &error.to_string());
