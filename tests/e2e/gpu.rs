@@ -271,7 +271,8 @@ async fn what_cannot_be_opened_is_refused_with_what_to_do() {
     };
     use Code::{FailedPrecondition, InvalidArgument};
     let other = "GPU-00000000-1111-2222-3333-444444444444";
-    let cases: [(&dyn Fn(&mut pb::CudaIpcSource), _, _, _); 6] = [
+    type Change = dyn Fn(&mut pb::CudaIpcSource);
+    let cases: [(&Change, _, _, _); 6] = [
         (
             &|s| s.device_uuid = other.to_owned(),
             FailedPrecondition,

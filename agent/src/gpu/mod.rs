@@ -13,6 +13,7 @@
 //! With one ring for both directions two agents that read from each other could each wait for the other's buffers.
 
 mod devices;
+mod lost;
 mod memory;
 #[cfg(test)]
 mod tests;
@@ -22,4 +23,5 @@ pub use devices::{GpuError, Gpus, IpcSource};
 pub use memory::{Gpu, GpuMemory, NotSettled};
 pub use ticker::Ticker;
 
+pub(crate) use lost::keep_for_ever;
 pub(crate) use memory::Cursor;

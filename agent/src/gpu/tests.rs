@@ -1,3 +1,5 @@
+#![allow(clippy::single_range_in_vec_init)] // one range is meant
+
 use std::{sync::Arc, time::Duration};
 
 use kvferry_cuda::{DeviceUuid, IpcHandle, Library};

@@ -3,7 +3,12 @@
 //! A GPU does not wake a task when a copy is done; it can be asked. Tokio's timer has a grain of a millisecond, ten
 //! times what a copy takes, so a thread of its own ticks while somebody waits, and sleeps otherwise.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
@@ -11,6 +16,8 @@ use tokio::sync::oneshot;
 /// Between two looks: a third of what a staging buffer takes over PCIe, and long enough that an agent which waits for
 /// copies all the time spends a few per cent of a core on it.
 const TICK: Duration = Duration::from_micros(50);
+/// How long a wait lets other tasks run instead of sleeping: small copies take this long, and a sleep takes longer.
+const SPIN: Duration = Duration::from_micros(40);
 
 /// Ticks while somebody waits. Its thread ends with it.
 #[derive(Debug)]
@@ -40,6 +47,15 @@ impl Ticker {
             .name("kvferry-gpu".to_owned())
             .spawn(move || own.run())?;
         Ok(Self(shared))
+    }
+
+    /// Between two looks at something that is waited for since `begun`.
+    pub async fn pause(&self, begun: Instant) {
+        if begun.elapsed() < SPIN {
+            tokio::task::yield_now().await;
+        } else {
+            self.tick().await;
+        }
     }
 
     /// Completes after a moment.

@@ -23,7 +23,7 @@ use tracing::error;
 
 use super::{Link, LocalSpans, PendingRead, ReadError, ReadRequest};
 use crate::{
-    gpu::{Gpu, GpuMemory},
+    gpu::{Gpu, GpuMemory, keep_for_ever},
     transfer::PlannedRead,
 };
 
@@ -70,7 +70,7 @@ pub fn read(link: &Arc<dyn Link>, request: PlannedRead) -> PendingRead {
             completion.settle(result);
         } else {
             // Dropping it would say that it has settled.
-            std::mem::forget(completion);
+            keep_for_ever(completion);
         }
     });
     pending
@@ -117,7 +117,9 @@ struct Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        std::mem::forget(self.fill.take());
+        if let Some(fill) = self.fill.take() {
+            keep_for_ever(fill);
+        }
     }
 }
 
@@ -155,7 +157,7 @@ impl Staged {
                     "a read into GPU memory never settles, and only a new agent gives its slots back: {error}"
                 );
                 // Its buffers and its memory are kept as long as the process lives.
-                std::mem::forget(self);
+                keep_for_ever(self);
                 None
             }
         }
@@ -259,7 +261,7 @@ impl Staged {
             match self.inbound.settle(Instant::now()) {
                 Ok(()) => return Ok(()),
                 Err(CopyError::TimedOut) if begun.elapsed() < HANGING => {
-                    self.gpu.ticker().tick().await;
+                    self.gpu.ticker().pause(begun).await;
                 }
                 Err(CopyError::TimedOut) => sleep(HANGING / 10).await,
                 Err(error) => return Err(error),

@@ -20,6 +20,8 @@ const CHUNK_BOUND: Duration = Duration::from_secs(5);
 /// Neighbouring spans of one GPU's memory. Copies run ahead of the socket.
 pub(super) struct GpuRun {
     memory: Arc<GpuMemory>,
+    /// How many.
+    spans: usize,
     outbound: Outbound,
     chunk: Option<Chunk>,
     /// Bytes of the chunk that the kernel has taken.
@@ -38,9 +40,11 @@ impl GpuRun {
             .take_while(same)
             .map(|(_, span)| span.offset..span.offset + span.len)
             .collect();
+        let count = ranges.len();
         let outbound = memory.gpu().serve().read(memory.device_memory(), ranges);
         Some(outbound.map(|outbound| Self {
             memory: Arc::clone(memory),
+            spans: count,
             outbound,
             chunk: None,
             sent: 0,
@@ -52,7 +56,7 @@ impl GpuRun {
         if self.chunk.is_some() {
             return Ok(true);
         }
-        let bound = Instant::now() + CHUNK_BOUND;
+        let begun = Instant::now();
         loop {
             match self.outbound.poll_next()? {
                 Poll::Ready(chunk) => {
@@ -60,11 +64,11 @@ impl GpuRun {
                     self.sent = 0;
                     return Ok(self.chunk.is_some());
                 }
-                Poll::Pending if Instant::now() >= bound => {
+                Poll::Pending if begun.elapsed() >= CHUNK_BOUND => {
                     let buffers = self.memory.gpu().serve().options().buffers;
                     return Err(StagingError::NoBuffer { buffers });
                 }
-                Poll::Pending => self.memory.gpu().ticker().tick().await,
+                Poll::Pending => self.memory.gpu().ticker().pause(begun).await,
             }
         }
     }
@@ -75,6 +79,11 @@ impl GpuRun {
         let range = chunk.range();
         let len = range.end - range.start - self.sent;
         Some(Piece::new(chunk.memory(), range.start + self.sent, len))
+    }
+
+    /// How many spans it is of.
+    pub(super) fn spans(&self) -> usize {
+        self.spans
     }
 
     /// Bytes follow those that are here.

@@ -28,6 +28,8 @@ pub(super) struct Response<'a> {
     within: u64,
     /// The spans from `next` on, where they are of a GPU and were begun.
     gpu: Option<GpuRun>,
+    /// The span behind them.
+    gpu_end: usize,
 }
 
 impl<'a> Response<'a> {
@@ -43,6 +45,7 @@ impl<'a> Response<'a> {
             spans,
             next: 0,
             within: 0,
+            gpu_end: gpu.as_ref().map_or(0, GpuRun::spans),
             gpu,
         }
     }
@@ -80,6 +83,7 @@ impl<'a> Response<'a> {
         }
         if self.gpu.is_none() {
             self.gpu = GpuRun::begin(&self.spans[self.next..]).transpose()?;
+            self.gpu_end = self.next + self.gpu.as_ref().map_or(0, GpuRun::spans);
         }
         if let Some(gpu) = &mut self.gpu {
             gpu.ready().await?;
@@ -95,8 +99,8 @@ impl<'a> Response<'a> {
             pieces.push(Piece::of_bytes(&self.staged[self.staged_sent..]));
         }
         if let Some(gpu) = &self.gpu {
-            // The last bytes of a run may be followed by other spans.
-            let more = gpu.goes_on() || rest.len() > 1;
+            // Said only where it is so: the kernel waits for what is said to follow.
+            let more = gpu.goes_on() || self.gpu_end < self.spans.len();
             if let Some(piece) = gpu.piece() {
                 pieces.push(piece.map_err(|_| io::ErrorKind::InvalidInput)?);
             }

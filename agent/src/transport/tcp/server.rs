@@ -249,7 +249,7 @@ fn log_end(peer: SocketAddr, end: &SessionEnd) {
             tracing::info!(%peer, "data connection closed: {end}");
         }
         SessionEnd::MemoryCut { .. } | SessionEnd::Gpu(_) => {
-            tracing::error!(%peer, "data connection closed: {end}")
+            tracing::error!(%peer, "data connection closed: {end}");
         }
     }
 }

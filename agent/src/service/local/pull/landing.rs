@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::Pull;
 use crate::{
+    gpu::keep_for_ever,
     region::{Chain, Checksums, Held, Holder, PinId, Region, Seal},
     service::local::{LocalApi, imports::Writer},
     transfer::{self, BlockIndex, Destination, LandError, NoSpace},
@@ -208,7 +209,7 @@ impl Landing {
 
     /// Something may write to a slot for ever: it stays reserved, and its region is never said to have settled.
     pub(super) fn never(self: &Arc<Self>) {
-        std::mem::forget(Arc::clone(self));
+        keep_for_ever(Arc::clone(self));
     }
 
     fn abort(&self, index: usize, slot: Slot) {
