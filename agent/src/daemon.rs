@@ -45,7 +45,7 @@ use crate::{
 
 /// Everything must have ended this long after the signal; what has not is dropped.
 const DRAIN_BOUND: Duration = Duration::from_secs(5);
-/// How often expired pins are looked for.
+/// How often expired pins are looked for, and GPUs that were lost.
 const TICK: Duration = Duration::from_millis(250);
 /// Candidates asked for per block: the first, and two to fail over to.
 const CANDIDATES: u32 = 3;
@@ -470,6 +470,7 @@ async fn housekeeping(
             },
             _ = tick.tick() => {
                 api.store.tick(api.now());
+                api.end_lost_gpus();
             }
         }
     }

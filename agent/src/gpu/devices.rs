@@ -1,7 +1,7 @@
 //! The GPUs of this process, each opened when an engine first hands over memory of it.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     sync::{Arc, Weak},
 };
@@ -78,6 +78,8 @@ type Load = dyn Fn() -> Result<Library, LoadError> + Send + Sync;
 pub struct Gpus {
     load: Box<Load>,
     opened: Mutex<HashMap<DeviceUuid, Weak<Gpu>>>,
+    /// As few as the machine has.
+    lost: Mutex<HashSet<DeviceUuid>>,
 }
 
 impl Default for Gpus {
@@ -94,6 +96,7 @@ impl Gpus {
         Self {
             load: Box::new(load),
             opened: Mutex::default(),
+            lost: Mutex::default(),
         }
     }
 
@@ -117,6 +120,9 @@ impl Gpus {
     /// # Errors
     /// [`GpuError`] but for what is said of handles.
     pub fn open(&self, device: DeviceUuid) -> Result<Arc<Gpu>, GpuError> {
+        if self.lost.lock().contains(&device) {
+            return Err(GpuError::Lost { device });
+        }
         // Held while a GPU is opened: of two engines at once, one opens it.
         let mut opened = self.opened.lock();
         let known = opened.get(&device).and_then(Weak::upgrade);
@@ -131,9 +137,15 @@ impl Gpus {
             }
         };
         if gpu.context().is_lost() {
+            self.lose(device);
             return Err(GpuError::Lost { device });
         }
         Ok(gpu)
+    }
+
+    /// A GPU failed: it is not opened again, since the reference says of such failures that the process must end.
+    pub fn lose(&self, device: DeviceUuid) {
+        self.lost.lock().insert(device);
     }
 }
 

@@ -144,6 +144,9 @@ fn a_lost_gpu_is_not_opened_again() {
     let error = gpus.open(uuid).unwrap_err();
     assert!(matches!(error, GpuError::Lost { device } if device == uuid));
     assert!(error.to_string().contains("restart the agent"));
+    // Not even when nobody uses it any more.
+    drop((gpu, lost));
+    assert!(matches!(gpus.open(uuid), Err(GpuError::Lost { .. })));
 }
 
 #[test]

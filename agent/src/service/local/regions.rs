@@ -6,7 +6,7 @@ use kvferry_cuda::{InvalidUuid, IpcHandle};
 use kvferry_memory::{HostMemory, HugePages};
 use kvferry_proto::{Geometry, InvalidMessage, NamespaceSpec, Reason, RegionId, pb, refusal};
 use tonic::{Code, Status};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     LocalApi,
@@ -172,6 +172,25 @@ impl LocalApi {
         }
         self.store
             .release_holder(crate::region::Holder::Client(client));
+    }
+
+    /// Regions on GPUs that are lost: nobody can say what their memory holds, so nobody may read it, and the
+    /// directory is told. Their engines hear of it with their next call.
+    pub(crate) fn end_lost_gpus(&self) {
+        for region in self.store.catalog().all() {
+            let Some(memory) = region.memory.gpu() else {
+                continue;
+            };
+            let context = memory.gpu().context();
+            let Some(why) = context.lost_by() else {
+                continue;
+            };
+            self.gpus.lose(context.device().uuid());
+            self.imports.end(region.id);
+            if let Ok(blocks) = self.store.unregister(region.id) {
+                error!(region = %region.id, blocks, "region ended: its GPU is lost to this agent: {why}");
+            }
+        }
     }
 
     pub(super) fn describe_region(&self, region: &Region) -> pb::RegionInfo {
