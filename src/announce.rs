@@ -13,6 +13,8 @@ pub(crate) struct CoordinatorReady {
     pub(crate) pid: u32,
     /// Where agents and tools reach it.
     pub(crate) listen: SocketAddr,
+    /// Where its metrics are read; null where they are off.
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 /// An agent is ready.
@@ -28,6 +30,8 @@ pub(crate) struct AgentReady {
     pub(crate) peer: SocketAddr,
     /// Its TCP data plane.
     pub(crate) data: SocketAddr,
+    /// Where its metrics are read; null where they are off.
+    pub(crate) metrics: Option<SocketAddr>,
     /// Its local API.
     pub(crate) socket: PathBuf,
     /// Where it hands descriptors over.

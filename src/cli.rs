@@ -36,6 +36,10 @@ pub(crate) struct Cli {
     /// Log JSON lines.
     #[arg(long, global = true)]
     pub(crate) log_json: bool,
+    /// Send traces to an OpenTelemetry collector (OTLP over gRPC).
+    #[cfg(feature = "otlp")]
+    #[arg(long, global = true, env = "KVFERRY_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

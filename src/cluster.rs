@@ -98,7 +98,7 @@ impl Cluster {
                 name: "the cluster".to_owned(),
                 source,
             })?;
-        let arguments = ["--listen", "127.0.0.1:0"].map(OsString::from);
+        let arguments = ["--listen", "127.0.0.1:0", "--listen-metrics", "off"].map(OsString::from);
         let mut coordinator =
             Process::start("coordinator", "coordinator", &arguments, directory.path())?;
         let started = async {
@@ -166,6 +166,8 @@ impl AgentProcess {
             ("--coordinators", coordinator.into()),
             ("--listen-peer", "127.0.0.1:0".into()),
             ("--listen-data", "127.0.0.1:0".into()),
+            // Who wants them asks for them.
+            ("--listen-metrics", "off".into()),
             ("--socket", socket.into()),
         ];
         let more = plan.settings.iter();

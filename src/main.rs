@@ -11,6 +11,9 @@ mod failure;
 mod files;
 mod logging;
 mod manifest;
+mod metrics_note;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod output;
 mod progress;
 mod runtime;
@@ -46,8 +49,19 @@ async fn run(cli: Cli) -> Result<Done, Failure> {
         Command::Coordinator(_) | Command::Agent(_) => "info",
         _ => "warn",
     };
-    logging::start(cli.log.as_deref(), usual, cli.log_json)?;
-    match cli.command {
+    let service = match cli.command {
+        Command::Coordinator(_) => "kvferry-coordinator",
+        Command::Agent(_) => "kvferry-agent",
+        _ => "kvferry",
+    };
+    let logging = logging::start(&cli, usual, service)?;
+    let done = obey(cli.command).await;
+    logging.end().await;
+    done
+}
+
+async fn obey(command: Command) -> Result<Done, Failure> {
+    match command {
         Command::Coordinator(args) => commands::coordinator::run(args).await,
         Command::Agent(args) => commands::agent::run(args).await,
         Command::Demo(args) => Ok(demo::run(args).await?),

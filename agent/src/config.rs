@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use kvferry_observe::MetricsListen;
 use kvferry_proto::{IdError, Labels, NodeId};
 use serde::{Deserialize, Serialize};
 use tonic::codegen::http::Uri;
@@ -71,6 +72,9 @@ pub struct AgentConfig {
     pub listen_peer: SocketAddr,
     /// Where other agents' reads arrive (TCP data plane).
     pub listen_data: SocketAddr,
+    /// Where metrics and health are read (HTTP), or `off`. Not the coordinator's port, so that both may run
+    /// on one host as they come.
+    pub listen_metrics: MetricsListen,
     /// The address other nodes are told; required where an agent listens on all addresses.
     pub advertise_host: Option<IpAddr>,
     /// The unix socket of the local API. Default: see [`default_socket_path`].
@@ -111,6 +115,7 @@ impl Default for AgentConfig {
             coordinators: vec!["http://127.0.0.1:7400".to_owned()],
             listen_peer: loopback(7401),
             listen_data: loopback(7402),
+            listen_metrics: MetricsListen::At(loopback(7403)),
             advertise_host: None,
             socket: None,
             labels: BTreeMap::new(),
@@ -219,8 +224,10 @@ pub enum ConfigError {
         value: SocketAddr,
     },
     /// Two listeners on one port.
-    #[error("listen_peer and listen_data are both {value}: give them different ports")]
+    #[error("{keys} are both {value}: give them different ports")]
     SamePort {
+        /// Which two.
+        keys: &'static str,
         /// As given.
         value: SocketAddr,
     },
@@ -324,6 +331,14 @@ impl AgentConfig {
         {
             return Err(ConfigError::AdvertiseUnusable { value });
         }
+        let metrics = self.listen_metrics.address();
+        if let Some(value) = metrics
+            && !self.insecure
+            && !value.ip().is_loopback()
+        {
+            let key = "listen_metrics";
+            return Err(ConfigError::Insecure { key, value });
+        }
         for (key, value) in [
             ("listen_peer", self.listen_peer),
             ("listen_data", self.listen_data),
@@ -335,10 +350,15 @@ impl AgentConfig {
                 return Err(ConfigError::AdvertiseMissing { key, value });
             }
         }
-        if self.listen_peer == self.listen_data && self.listen_peer.port() != 0 {
-            return Err(ConfigError::SamePort {
-                value: self.listen_peer,
-            });
+        let (peer, data) = (self.listen_peer, self.listen_data);
+        for (keys, one, other) in [
+            ("listen_peer and listen_data", Some(peer), data),
+            ("listen_metrics and listen_peer", metrics, peer),
+            ("listen_metrics and listen_data", metrics, data),
+        ] {
+            if one == Some(other) && other.port() != 0 {
+                return Err(ConfigError::SamePort { keys, value: other });
+            }
         }
         Ok(())
     }

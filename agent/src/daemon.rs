@@ -9,6 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
 use tokio::{
@@ -25,15 +26,15 @@ use tracing::{info, warn};
 use crate::{
     config::{AgentConfig, ConfigError, EvictionChoice, TransportChoice},
     coordinators::{BadAddress, Coordinators, endpoint},
-    counters::PullCounters,
     gpu::Gpus,
+    metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
     service::{Clients, Defaults, LocalApi, PeerApi, Shared},
     session::{
         ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
         inventory_messages,
     },
-    transfer::TransferConfig,
+    transfer::{TransferConfig, TransferMetrics},
     transport::{
         Links, LinksConfig, Transport, TransportKind,
         rdma::{Devices, NoRdma, RdmaConfig, RdmaOwner, RdmaTransport},
@@ -82,6 +83,9 @@ pub enum StartError {
     /// The data port is not to be had.
     #[error(transparent)]
     Data(#[from] BindError),
+    /// The metrics port is not to be had.
+    #[error(transparent)]
+    Metrics(#[from] MetricsBindError),
     /// A unix socket that is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -111,6 +115,8 @@ pub struct AgentAddresses {
     pub peer: SocketAddr,
     /// Its TCP data plane.
     pub data: SocketAddr,
+    /// Where its metrics are read, if anywhere.
+    pub metrics: Option<SocketAddr>,
     /// Its local API.
     pub socket: PathBuf,
     /// Where descriptors are handed over.
@@ -127,6 +133,7 @@ pub struct Agent {
     local: BoundSocket,
     peer: TcpListener,
     data: TcpServer,
+    metrics: Option<MetricsServer>,
     shm: ShmServer,
     rdma: Option<Arc<RdmaOwner>>,
     sessions: Vec<SessionTask>,
@@ -159,6 +166,8 @@ impl Agent {
             TcpLimits::default(),
         )
         .await?;
+        let metrics = config.listen_metrics.address();
+        let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
 
         let reachable = |bound: SocketAddr| match config.advertise_host {
@@ -183,7 +192,8 @@ impl Agent {
             Arc::clone(&log) as _,
             StoreLimits::default(),
         ));
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log)?;
+        let transfer = Arc::<TransferMetrics>::default();
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &transfer)?;
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
@@ -195,7 +205,8 @@ impl Agent {
             defaults: defaults(&config),
             imports: Default::default(),
             gpus: Gpus::default(),
-            pulls: PullCounters::default(),
+            pulls: Arc::default(),
+            transfer,
             holders: AtomicU64::new(1),
             start: Instant::now(),
             store,
@@ -208,6 +219,7 @@ impl Agent {
                 incarnation,
                 peer: peer_address,
                 data: data.local_addr(),
+                metrics: metrics.as_ref().map(MetricsServer::local_addr),
                 socket: config.socket_path(),
                 descriptor_socket: config.descriptor_socket_path(),
             },
@@ -218,6 +230,7 @@ impl Agent {
             local,
             peer,
             data,
+            metrics,
             shm,
             rdma,
             sessions,
@@ -254,6 +267,10 @@ impl Agent {
         tasks.spawn(serve_peers(peer_api, self.peer, stop.clone()));
         if let Some(owner) = self.rdma {
             tasks.spawn(owner.serve(stop_data.clone().cancelled_owned()));
+        }
+        if let Some(metrics) = self.metrics {
+            let observed = Arc::new(AgentObserved(self.api.clone()));
+            tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
@@ -313,6 +330,7 @@ fn sessions(
     identity: &Identity,
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
+    transfer: &Arc<TransferMetrics>,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -333,28 +351,32 @@ fn sessions(
                 ..SessionConfig::default()
             },
         );
-        tasks.0.push(task);
+        tasks.0.push(task.reporting(Arc::clone(transfer)));
         tasks.1.push(status);
     }
     Ok(tasks)
 }
 
-/// The RDMA devices, where they are asked for. `auto` does not: until the one pull over two Soft-RoCE
-/// devices that validated and was wrong is explained, nobody gets RDMA without saying so.
+/// The RDMA devices, where they may be used. Without any, `auto` does with the other transports.
 fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
-    if config.transport != TransportChoice::Rdma {
-        return Ok(None);
-    }
-    warn!(
-        "RDMA is not proven yet: one pull over Soft-RoCE delivered wrong bytes; give its namespaces \
-         the checksum policy `always`"
-    );
+    let asked_for = match config.transport {
+        TransportChoice::Auto => false,
+        TransportChoice::Rdma => true,
+        TransportChoice::Tcp | TransportChoice::Shm => return Ok(None),
+    };
     let opened = Devices::open(RdmaConfig {
         nics: config.nics.clone(),
         gid_index: config.gid_index,
         qps_per_peer: config.qps_per_peer,
     });
-    opened.map(Some)
+    match opened {
+        Ok(devices) => Ok(Some(devices)),
+        Err(why) if asked_for => Err(why),
+        Err(why) => {
+            info!("no RDMA: {why}");
+            Ok(None)
+        }
+    }
 }
 
 fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>>) -> Links {

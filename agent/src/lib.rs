@@ -5,9 +5,9 @@
 
 pub mod config;
 pub mod coordinators;
-mod counters;
 mod daemon;
 pub mod gpu;
+mod metrics;
 pub mod region;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;

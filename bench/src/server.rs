@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, thread};
 
-use kvferry_coordinator::{Coordinator, CoordinatorConfig};
+use kvferry_coordinator::{Coordinator, CoordinatorConfig, MetricsListen};
 use tokio::sync::oneshot;
 
 use crate::BenchError;
@@ -24,6 +24,7 @@ impl Server {
     pub fn start(threads: usize, max_slots: u64) -> Result<Self, BenchError> {
         let config = CoordinatorConfig {
             listen: ([127, 0, 0, 1], 0).into(),
+            listen_metrics: MetricsListen::Off,
             // Agents of a benchmark send no heartbeats while they are not measured.
             hide_after_ms: 600_000,
             purge_after_ms: 86_400_000,

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
+use kvferry_observe::MetricsListen;
 use serde::Deserialize;
 
 use crate::directory::Bounds;
@@ -12,6 +13,8 @@ use crate::directory::Bounds;
 pub struct CoordinatorConfig {
     /// Where to listen for agents and tools.
     pub listen: SocketAddr,
+    /// Where metrics and health are read (HTTP), or `off`.
+    pub listen_metrics: MetricsListen,
     /// Allows to listen beyond loopback although nothing is encrypted or authenticated yet.
     pub insecure: bool,
     /// How often agents are told to send a sign of life, in milliseconds.
@@ -37,6 +40,7 @@ impl Default for CoordinatorConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            listen_metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 7409))),
             insecure: false,
             heartbeat_interval_ms: 1_000,
             // Three heartbeats: one may be late and one lost.
@@ -70,12 +74,20 @@ pub enum ConfigError {
     },
     /// The world could reach a server that asks nobody who they are.
     #[error(
-        "listen = \"{listen}\": only loopback addresses are allowed, because there is no TLS yet; \
+        "{key} = \"{listen}\": only loopback addresses are allowed, because there is no TLS yet; \
          set insecure = true (--insecure) where the network itself keeps strangers out"
     )]
     NotLoopback {
+        /// Which setting.
+        key: &'static str,
         /// The address.
         listen: SocketAddr,
+    },
+    /// Two listeners on one port.
+    #[error("listen and listen_metrics are both {value}: give them different ports")]
+    SamePort {
+        /// As given.
+        value: SocketAddr,
     },
 }
 
@@ -85,10 +97,18 @@ impl CoordinatorConfig {
     /// # Errors
     /// [`ConfigError`] names the first key that is wrong, its value, and what is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !self.insecure && !self.listen.ip().is_loopback() {
-            return Err(ConfigError::NotLoopback {
-                listen: self.listen,
-            });
+        let metrics = self.listen_metrics.address();
+        let listeners = [
+            Some(("listen", self.listen)),
+            metrics.map(|at| ("listen_metrics", at)),
+        ];
+        for (key, listen) in listeners.into_iter().flatten() {
+            if !self.insecure && !listen.ip().is_loopback() {
+                return Err(ConfigError::NotLoopback { key, listen });
+            }
+        }
+        if metrics == Some(self.listen) && self.listen.port() != 0 {
+            return Err(ConfigError::SamePort { value: self.listen });
         }
         let (heartbeat, hide) = (self.heartbeat_interval_ms, self.hide_after_ms);
         // Faster heartbeats are load without use; slower ones hide nothing in time.
@@ -174,8 +194,34 @@ mod tests {
             ..CoordinatorConfig::default()
         };
         let error = config.validate().unwrap_err();
-        assert!(matches!(error, ConfigError::NotLoopback { .. }));
+        assert!(matches!(
+            error,
+            ConfigError::NotLoopback { key: "listen", .. }
+        ));
         config.insecure = true;
+        assert_eq!(config.validate(), Ok(()));
+        let metrics = CoordinatorConfig {
+            listen_metrics: MetricsListen::At(SocketAddr::from(([0, 0, 0, 0], 7409))),
+            ..CoordinatorConfig::default()
+        };
+        let error = metrics.validate().unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .starts_with("listen_metrics = \"0.0.0.0:7409\": only loopback")
+        );
+    }
+
+    #[test]
+    fn metrics_have_a_port_of_their_own() {
+        let mut config = CoordinatorConfig::default();
+        config.listen_metrics = MetricsListen::At(config.listen);
+        let error = config.validate().unwrap_err();
+        assert!(matches!(error, ConfigError::SamePort { .. }), "{error}");
+        config.listen.set_port(0);
+        config.listen_metrics = MetricsListen::At(config.listen);
+        assert_eq!(config.validate(), Ok(()), "each gets a free one");
+        config.listen_metrics = MetricsListen::Off;
         assert_eq!(config.validate(), Ok(()));
     }
 }

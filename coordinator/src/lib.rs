@@ -5,6 +5,7 @@
 
 mod config;
 pub mod directory;
+mod metrics;
 #[cfg(feature = "sabotage")]
 pub mod sabotage;
 #[cfg(not(feature = "sabotage"))]
@@ -13,5 +14,6 @@ mod server;
 mod service;
 
 pub use config::{ConfigError, CoordinatorConfig};
+pub use kvferry_observe::{BindError as MetricsBindError, MetricsListen};
 pub use server::{Coordinator, ServeError, StartError};
 pub use service::{locate::answer as answer_locate, parse};

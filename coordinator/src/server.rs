@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use kvferry_observe::{BindError, MetricsServer};
 use kvferry_proto::pb;
 use tokio::{
     sync::oneshot,
@@ -20,6 +21,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
+    metrics::CoordinatorObserved,
     service::{CoordinatorRouter, Hub, HubConfig},
 };
 
@@ -67,6 +69,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The metrics port is not to be had.
+    #[error(transparent)]
+    Metrics(#[from] BindError),
 }
 
 /// Why a coordinator stopped although it was not asked to.
@@ -88,6 +93,7 @@ pub enum ServeError {
 pub struct Coordinator {
     listener: TcpListener,
     local_addr: SocketAddr,
+    metrics: Option<MetricsServer>,
     hub: Arc<Hub>,
     epoch: u64,
 }
@@ -107,6 +113,8 @@ impl Coordinator {
         let listener = TcpListener::bind(listen).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
+        let metrics = config.listen_metrics.address();
+        let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let epoch = new_epoch();
         let hub = Hub::new(HubConfig {
             directory: DirectoryConfig {
@@ -122,6 +130,7 @@ impl Coordinator {
         Ok(Self {
             listener,
             local_addr,
+            metrics,
             hub: Arc::new(hub),
             epoch,
         })
@@ -131,6 +140,12 @@ impl Coordinator {
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Where its metrics are read, if anywhere.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(MetricsServer::local_addr)
     }
 
     /// The number of this lifetime: agents that knew another one send a full inventory.
@@ -156,6 +171,12 @@ impl Coordinator {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
         let service = CoordinatorRouter::new(self.hub.clone());
+        // Also while calls drain: a probe is told so.
+        let _metrics = self.metrics.map(|server| {
+            let observed = Arc::new(CoordinatorObserved::new(self.hub.clone()));
+            AbortOnDrop(tokio::spawn(server.serve(observed, std::future::pending())))
+        });
+        self.hub.metrics().serve(true);
         let (stop, stopped) = oneshot::channel::<()>();
         let mut server = pin!(
             Server::builder()
@@ -179,6 +200,7 @@ impl Coordinator {
             () = self.hub.sweep() => {}
             () = shutdown => {}
         }
+        self.hub.metrics().serve(false);
         announce(&self.hub, &health).await;
         stop.send(()).ok();
         match timeout(DRAIN, server).await {
@@ -189,6 +211,15 @@ impl Coordinator {
             ),
         }
         Ok(())
+    }
+}
+
+/// A task that ends with whoever started it.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

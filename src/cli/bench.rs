@@ -27,6 +27,9 @@ Examples:
     /// What changed between two runs of `bench transfer --json`?
     #[command(after_help = "Example:\n  kvferry bench compare before.jsonl after.jsonl")]
     Compare(CompareArgs),
+    /// Measure pulls between two agents that run already: `tests/rdma` puts them beside `ib_read_bw`.
+    #[command(hide = true)]
+    Pulls(PullsArgs),
     /// One of the yardstick's two processes.
     #[command(hide = true)]
     Yardstick(YardstickArgs),
@@ -37,7 +40,7 @@ pub(crate) struct TransferArgs {
     /// Few points and short rounds: does everything work?
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How bytes travel [default: both].
+    /// How bytes travel: tcp, shm or rdma [default: tcp and shm].
     #[arg(long, value_delimiter = ',', value_parser = transport)]
     pub(crate) transport: Vec<Transport>,
     /// Block sizes, for blocks in one piece.
@@ -96,6 +99,38 @@ pub(crate) struct CompareArgs {
     pub(crate) after: PathBuf,
 }
 
+/// Prints `figure BLOCK_BYTES MIB_PER_S`. Every byte that was pulled is compared.
+#[derive(Debug, Args)]
+pub(crate) struct PullsArgs {
+    /// The owner's local API.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) owner: PathBuf,
+    /// The reader's.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) reader: PathBuf,
+    /// The way they must take.
+    #[arg(long, value_parser = transport)]
+    pub(crate) transport: Transport,
+    /// Bytes of a block.
+    #[arg(long)]
+    pub(crate) block_bytes: ByteSize,
+    /// Bytes of a call.
+    #[arg(long, default_value = "16MiB")]
+    pub(crate) call_bytes: ByteSize,
+    /// Calls at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) calls: u32,
+    /// Do blocks carry checksums?
+    #[arg(long, default_value = "always")]
+    pub(crate) checksum: Checksum,
+    /// How long.
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) slice_ms: u32,
+    /// Tells these blocks from those of other runs.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) number: usize,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct YardstickArgs {
     #[arg(long)]
@@ -116,7 +151,8 @@ fn transport(word: &str) -> Result<Transport, &'static str> {
     match word {
         "tcp" => Ok(Transport::Tcp),
         "shm" => Ok(Transport::Shm),
-        _ => Err("tcp or shm"),
+        "rdma" => Ok(Transport::Rdma),
+        _ => Err("tcp, shm or rdma"),
     }
 }
 

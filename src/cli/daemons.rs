@@ -34,6 +34,9 @@ pub(crate) struct CoordinatorFlags {
     /// Where to listen for agents and tools [default: 127.0.0.1:7400].
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
+    /// Where metrics and health are read over HTTP [default: 127.0.0.1:7409].
+    #[arg(long, value_name = "IP:PORT|off")]
+    pub(crate) listen_metrics: Option<String>,
     /// Listen beyond this host although nothing is encrypted yet.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,
@@ -89,6 +92,9 @@ pub(crate) struct AgentFlags {
     /// Where other agents' reads arrive [default: 127.0.0.1:7402].
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen_data: Option<String>,
+    /// Where metrics and health are read over HTTP [default: 127.0.0.1:7403].
+    #[arg(long, value_name = "IP:PORT|off")]
+    pub(crate) listen_metrics: Option<String>,
     /// The address other nodes are told; needed where the agent listens on all addresses.
     #[arg(long, value_name = "IP")]
     pub(crate) advertise_host: Option<String>,

@@ -7,6 +7,7 @@ use crate::{
     announce::AgentReady,
     cli::AgentArgs,
     failure::{Done, Failure},
+    metrics_note::note_metrics,
     output,
     settings::{self, Sources},
     shutdown,
@@ -26,6 +27,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<Done, Failure> {
         node = %at.node, incarnation = %at.incarnation, peer = %at.peer, data = %at.data,
         socket = %at.socket.display(), "agent is ready"
     );
+    note_metrics(at.metrics);
     if args.supervised.announce {
         output::json_line(&AgentReady {
             ready: true,
@@ -33,6 +35,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<Done, Failure> {
             node: at.node.to_string(),
             peer: at.peer,
             data: at.data,
+            metrics: at.metrics,
             socket: at.socket.clone(),
             descriptor_socket: at.descriptor_socket.clone(),
         })?;

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
+use kvferry_agent::config::DESCRIPTOR_SUFFIX;
 use kvferry_bench::transfer::{
     AgentAt, TransferError,
     compare::{self, Verdict},
     html,
-    measure::{Effort, Fleet, YARDSTICK_BYTES, measure},
+    measure::{Effort, Fleet, YARDSTICK_BYTES, measure, speed},
     point::{self, Point, Transport},
     process,
     result::PointResult,
@@ -20,7 +21,8 @@ use kvferry_bench::transfer::{
 
 use crate::{
     cli::bench::{
-        BenchArgs, BenchCommand, Checksum, CompareArgs, TransferArgs, YardstickArgs, YardstickRole,
+        BenchArgs, BenchCommand, Checksum, CompareArgs, PullsArgs, TransferArgs, YardstickArgs,
+        YardstickRole,
     },
     cluster::{self, AgentPlan, Cluster, ClusterError},
     failure::Done,
@@ -61,8 +63,39 @@ pub(crate) async fn run(args: BenchArgs) -> Result<Done, BenchError> {
     match args.what {
         BenchCommand::Transfer(args) => transfer(&args).await,
         BenchCommand::Compare(args) => compare_runs(&args),
+        BenchCommand::Pulls(args) => pulls(args).await,
         BenchCommand::Yardstick(args) => be_yardstick(&args),
     }
+}
+
+async fn pulls(args: PullsArgs) -> Result<Done, BenchError> {
+    let at = |socket: PathBuf| {
+        let mut descriptors = socket.clone().into_os_string();
+        descriptors.push(DESCRIPTOR_SUFFIX);
+        AgentAt {
+            node: socket.display().to_string(),
+            // Whose processor time is not asked for.
+            pid: std::process::id(),
+            socket,
+            descriptor_socket: descriptors.into(),
+        }
+    };
+    let fleet = Fleet {
+        owner: at(args.owner),
+        readers: vec![at(args.reader)],
+        coordinator: std::process::id(),
+    };
+    let block = args.block_bytes.0.max(1);
+    let batch = u32::try_from((args.call_bytes.0 / block).max(1)).unwrap_or(u32::MAX);
+    let point = Point {
+        checksum: args.checksum == Checksum::Always,
+        in_flight: args.calls,
+        ..Point::new(args.transport, block, batch)
+    };
+    let slice = Duration::from_millis(args.slice_ms.into());
+    let rate = speed(&point, args.number, &fleet, slice).await?;
+    output::line(&format!("figure {block} {:.1}", rate / f64::from(1 << 20)))?;
+    Ok(Done::All)
 }
 
 async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
@@ -100,8 +133,11 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
 
 /// Every combination of what was listed; the documented ones where nothing was.
 fn points(args: &TransferArgs) -> Vec<Point> {
-    let wanted =
-        |point: &Point| args.transport.is_empty() || args.transport.contains(&point.transport);
+    let wanted = |point: &Point| match args.transport.is_empty() {
+        // A card is not everywhere.
+        true => point.transport != Transport::Rdma,
+        false => args.transport.contains(&point.transport),
+    };
     let lists = [
         args.block_bytes.len(),
         args.planes.len(),
@@ -141,7 +177,7 @@ fn points(args: &TransferArgs) -> Vec<Point> {
             .collect(),
     };
     let mut points = Vec::new();
-    for transport in [Transport::Tcp, Transport::Shm] {
+    for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {
         for &connections in &or(&args.connections, 4) {
             for &readers in &or(&args.readers, 1) {
                 for &(planes, plane_bytes) in &shapes {

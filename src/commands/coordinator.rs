@@ -7,6 +7,7 @@ use crate::{
     announce::CoordinatorReady,
     cli::CoordinatorArgs,
     failure::{Done, Failure},
+    metrics_note::note_metrics,
     output,
     settings::{self, Sources},
     shutdown,
@@ -21,13 +22,15 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<Done, Failure> {
     })?;
     let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
     let coordinator = Coordinator::bind(&config)?;
-    let listen = coordinator.local_addr();
+    let (listen, metrics) = (coordinator.local_addr(), coordinator.metrics_addr());
     info!(%listen, "coordinator is ready");
+    note_metrics(metrics);
     if args.supervised.announce {
         output::json_line(&CoordinatorReady {
             ready: true,
             pid: std::process::id(),
             listen,
+            metrics,
         })?;
     }
     coordinator.serve(stop).await?;

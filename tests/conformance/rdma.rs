@@ -14,7 +14,7 @@ use kvferry_agent::{
     region::RegionCatalog,
     session::Identity,
     transport::{
-        LocalSpans, PeerTarget, ReadError, ReadRequest, Transport,
+        PeerTarget, ReadError, ReadRequest, Transport,
         rdma::{Devices, RdmaConfig, RdmaOwner, RdmaTransport},
     },
 };
@@ -24,8 +24,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
 use crate::world::{
-    PATIENCE, REGION_BYTES, World, add_region, catalog, check_alive, contents, data, eventually,
-    local, pattern, peer, read, settled, whole, words,
+    PATIENCE, World, add_region, catalog, check_alive, contents, data, eventually, local, pattern,
+    peer, read, settled, whole,
 };
 
 /// The devices of the owner, or of the reader.
@@ -234,61 +234,4 @@ async fn with_the_link_down_a_cancelled_read_settles_and_the_others_are_lost() {
     }
     eventually("lost", || link.is_lost()).await;
     assert!(begin.elapsed() < Duration::from_secs(10));
-}
-
-/// What pulls do, as fast as they can: blocks, and their words after them. Prints `figure BLOCK_BYTES MIB_PER_S`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn speed_of_validated_reads() {
-    const SLOT: u64 = 1 << 20;
-    const AHEAD: usize = 4;
-    const BATCH: u64 = 4 << 20;
-    let world = world!();
-    let link = world.link().await;
-    let memory = local(AHEAD as u64 * BATCH);
-    let word = local(AHEAD as u64 * 4096);
-    for block in [64u64 << 10, SLOT] {
-        let mut best = 0f64;
-        for _round in 0..3 {
-            let start = Instant::now();
-            let mut bytes = 0;
-            let mut ahead = std::collections::VecDeque::new();
-            let batches = 18u64;
-            for batch in 0..batches + AHEAD as u64 {
-                if ahead.len() == AHEAD || batch >= batches {
-                    let Some((place, pending)) = ahead.pop_front() else {
-                        break;
-                    };
-                    settled(pending).await.unwrap();
-                    bytes += BATCH;
-                    let target = LocalSpans {
-                        memory: Arc::clone(&word),
-                        ranges: vec![place * 4096..place * 4096 + 64],
-                    };
-                    read(&link, vec![words(0..8)], target).await.unwrap();
-                }
-                if batch >= batches {
-                    continue;
-                }
-                let place = batch % AHEAD as u64;
-                // Permuted, so that neighbours do not become one.
-                let count = BATCH / block;
-                let spans = (0..count).map(|i| {
-                    let at = (i * 37 + batch * 11) % (REGION_BYTES / block) * block;
-                    data(at..at + block)
-                });
-                let pending = link.read(ReadRequest {
-                    remote: spans.collect(),
-                    local: LocalSpans {
-                        memory: Arc::clone(&memory),
-                        ranges: vec![place * BATCH..(place + 1) * BATCH],
-                    },
-                });
-                ahead.push_back((place, pending));
-            }
-            let rate = bytes as f64 / start.elapsed().as_secs_f64() / f64::from(1 << 20);
-            best = best.max(rate);
-        }
-        println!("figure {block} {best:.1}");
-    }
 }

@@ -178,6 +178,8 @@ async fn what_cannot_start_says_why_and_binds_nothing() {
             "127.0.0.1:0",
             "--listen-data",
             "127.0.0.1:0",
+            "--listen-metrics",
+            "off",
         ];
         base.iter()
             .chain(more)

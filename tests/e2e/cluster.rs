@@ -115,8 +115,13 @@ const HEARTBEAT: [&str; 6] = [
 impl Cluster {
     /// A coordinator on a port of its own.
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// With more flags for the coordinator.
+    pub(crate) async fn start_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let coordinator = Self::coordinator("127.0.0.1:0").await;
+        let coordinator = Self::coordinator("127.0.0.1:0", more).await;
         let address = coordinator.text("listen").parse().expect("an address");
         Self {
             dir,
@@ -126,10 +131,13 @@ impl Cluster {
         }
     }
 
-    async fn coordinator(listen: &str) -> Process {
+    async fn coordinator(listen: &str, more: &[&str]) -> Process {
+        let metrics = ["--listen-metrics", "127.0.0.1:0"];
         let args = ["coordinator", "--announce", "--listen", listen]
             .iter()
+            .chain(&metrics)
             .chain(&HEARTBEAT)
+            .chain(more)
             .map(ToString::to_string)
             .collect::<Vec<_>>();
         Process::start(&args).await
@@ -164,6 +172,8 @@ impl Cluster {
             "127.0.0.1:0",
             "--listen-data",
             "127.0.0.1:0",
+            "--listen-metrics",
+            "127.0.0.1:0",
             "--socket",
             &socket.display().to_string(),
         ]
@@ -178,6 +188,16 @@ impl Cluster {
 
     pub(crate) fn agent_data_address(&self, node: &str) -> SocketAddr {
         self.agents[node].text("data").parse().expect("an address")
+    }
+
+    pub(crate) fn agent_metrics(&self, node: &str) -> SocketAddr {
+        let port = self.agents[node].text("metrics");
+        port.parse().expect("an address")
+    }
+
+    pub(crate) fn coordinator_metrics(&self) -> SocketAddr {
+        let coordinator = self.coordinator.as_ref().expect("it runs");
+        coordinator.text("metrics").parse().expect("an address")
     }
 
     pub(crate) fn agent_process(&self, node: &str) -> &Process {
@@ -196,7 +216,7 @@ impl Cluster {
     /// Starts a coordinator where the last one was.
     pub(crate) async fn restart_coordinator(&mut self) {
         let listen = self.coordinator_address.to_string();
-        self.coordinator = Some(Self::coordinator(&listen).await);
+        self.coordinator = Some(Self::coordinator(&listen, &[]).await);
     }
 
     pub(crate) async fn client(&self) -> CoordinatorClient<Channel> {

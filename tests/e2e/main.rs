@@ -13,6 +13,9 @@ mod engine;
 mod engine_death;
 mod faults;
 mod gpu;
+mod metrics;
 mod publish_and_pull;
 mod shell;
+#[cfg(feature = "otlp")]
+mod traces;
 mod two_hosts;

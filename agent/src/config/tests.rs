@@ -82,6 +82,20 @@ fn two_listeners_need_two_ports_unless_the_system_chooses() {
         refused(|c| c.listen_data = c.listen_peer),
         ConfigError::SamePort { .. }
     ));
+    assert!(matches!(
+        refused(|c| c.listen_metrics = MetricsListen::At(c.listen_data)),
+        ConfigError::SamePort {
+            keys: "listen_metrics and listen_data",
+            ..
+        }
+    ));
+    assert!(matches!(
+        refused(|c| c.listen_metrics = MetricsListen::At("0.0.0.0:7403".parse().unwrap())),
+        ConfigError::Insecure {
+            key: "listen_metrics",
+            ..
+        }
+    ));
     let mut ephemeral = config();
     ephemeral.listen_peer.set_port(0);
     ephemeral.listen_data.set_port(0);

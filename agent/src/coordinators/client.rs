@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use kvferry_observe::trace;
 use kvferry_proto::{
     InvalidMessage, Labels, MAX_MESSAGE_BYTES, NamespaceName, NamespaceSpec, NodeId, PackedHashes,
     Reason, pb, pb::coordinator_client::CoordinatorClient, reason_of,
@@ -212,6 +213,11 @@ impl Coordinators {
             };
             let mut request = Request::new(message.clone());
             request.set_timeout(share);
+            // One trace goes on at the coordinator.
+            let parent = trace::traceparent().and_then(|parent| parent.parse().ok());
+            if let Some(parent) = parent {
+                request.metadata_mut().insert(trace::HEADER, parent);
+            }
             let until = Instant::now() + share;
             match timeout_at(until, ask(client.clone(), request)).await {
                 Ok(Ok(answer)) => {

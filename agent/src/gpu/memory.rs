@@ -66,6 +66,13 @@ impl Gpu {
         &self.context
     }
 
+    /// Lets go of what copies hold that are done and that nobody waited for.
+    pub fn sweep(&self) {
+        for ring in [&self.serve, &self.land, &self.local] {
+            ring.sweep();
+        }
+    }
+
     /// For what readers ask for.
     #[must_use]
     pub fn serve(&self) -> &Arc<Staging> {

@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) pins: Pins,
     pub(super) last_region: u32,
     pub(super) last_ticket: u64,
+    /// Of all pools, those that were unregistered included.
+    pub(super) evictions: u64,
     /// Of all regions.
     pub(super) total_slots: u64,
 }
@@ -169,6 +171,7 @@ impl State {
             return false;
         };
         pool.evictions += 1;
+        self.evictions += 1;
         self.remove_block(Place { region, slot }, sink);
         true
     }

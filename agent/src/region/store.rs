@@ -86,6 +86,8 @@ pub struct StoreStats {
     pub reservations: u64,
     /// Pins that are neither released nor expired.
     pub pins: u64,
+    /// Blocks given up to make room since the agent started, also in pools that are gone.
+    pub evictions: u64,
 }
 
 impl Store {
@@ -205,6 +207,7 @@ impl Store {
         StoreStats {
             reservations: regions.iter().map(|r| u64::from(r.reserved)).sum(),
             pins: state.pins.len() as u64,
+            evictions: state.evictions,
             regions,
         }
     }

@@ -29,7 +29,7 @@ pub enum SlotState {
 #[derive(Debug, Clone, Default)]
 pub struct Delta {
     regions_removed: Vec<RegionId>,
-    /// As they travel, and not the regions: a log of deltas must not keep memory that its engine wants back.
+    /// In words, not the regions: the log is kept for long, and must not keep engines' memory.
     regions_added: Vec<pb::RegionDeclaration>,
     slots: BTreeMap<(RegionId, Slot), SlotState>,
 }

@@ -22,6 +22,7 @@ use super::{
     ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine,
     inbound::{Arrived, Inbound},
 };
+use crate::transfer::{CopyFailure, TransferMetrics};
 
 /// Messages between the machine and the wire; beyond it the coordinator is slow and we wait.
 const OUTBOUND_MESSAGES: usize = 64;
@@ -75,6 +76,9 @@ pub struct SessionTask {
     start: Instant,
     outbound: Option<mpsc::Sender<pb::AgentMessage>>,
     inbound: Inbound,
+    metrics: Option<Arc<TransferMetrics>>,
+    /// Of its stale copies, those the coordinator was told of.
+    reported: u64,
 }
 
 impl SessionTask {
@@ -99,8 +103,27 @@ impl SessionTask {
             start: Instant::now(),
             outbound: None,
             inbound: Inbound::Nothing,
+            metrics: None,
+            reported: 0,
         };
         (task, receiver)
+    }
+
+    /// Has the coordinator told, with each heartbeat, how many stale copies pulls met.
+    #[must_use]
+    pub fn reporting(mut self, metrics: Arc<TransferMetrics>) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Stale copies since the last heartbeat.
+    fn stale_blocks(&mut self) -> u32 {
+        let Some(metrics) = &self.metrics else {
+            return 0;
+        };
+        let all = metrics.failed_copies.of(CopyFailure::Stale).get();
+        let more = all.saturating_sub(std::mem::replace(&mut self.reported, all));
+        u32::try_from(more).unwrap_or(u32::MAX)
     }
 
     /// Keeps the coordinator in step until told to stop, then says goodbye.
@@ -170,8 +193,11 @@ impl SessionTask {
             },
             Command::SendInventory => self.send_inventory().await,
             Command::SendHeartbeat(number) => {
-                self.send(Message::Heartbeat(pb::Heartbeat { number }))
-                    .await;
+                let heartbeat = pb::Heartbeat {
+                    number,
+                    stale_blocks: self.stale_blocks(),
+                };
+                self.send(Message::Heartbeat(heartbeat)).await;
             }
             Command::SendGoodbye => {
                 self.send(Message::Goodbye(pb::Goodbye {})).await;
@@ -375,5 +401,35 @@ async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_copy_is_reported_once() {
+        let identity = Identity {
+            node: NodeId::new("a").unwrap(),
+            incarnation: Incarnation::new(1).unwrap(),
+            addresses: NodeAddresses::default(),
+            labels: Labels::default(),
+        };
+        let (task, _status) = SessionTask::new(
+            Endpoint::from_static("http://127.0.0.1:1"),
+            identity,
+            Arc::new(ChangeLog::new()),
+            Arc::new(|| (Vec::new(), 0)),
+            SessionConfig::default(),
+        );
+        let metrics = Arc::<TransferMetrics>::default();
+        let mut task = task.reporting(Arc::clone(&metrics));
+        let stale = metrics.failed_copies.of(CopyFailure::Stale);
+        stale.add(3);
+        metrics.failed_copies.of(CopyFailure::Corrupt).inc();
+        assert_eq!((task.stale_blocks(), task.stale_blocks()), (3, 0));
+        stale.add(1);
+        assert_eq!(task.stale_blocks(), 1);
     }
 }

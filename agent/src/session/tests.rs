@@ -292,6 +292,17 @@ fn a_batch_says_the_last_state_of_each_slot() {
 }
 
 #[test]
+fn the_log_keeps_no_memory_of_regions() {
+    let log = ChangeLog::new();
+    let region = region(1);
+    let memory = Arc::downgrade(&region);
+    log.record(Change::RegionAdded(region));
+    assert_eq!(read(&log, 1).regions_added.len(), 1);
+    log.record(Change::RegionRemoved(RegionId(1)));
+    assert!(memory.upgrade().is_none());
+}
+
+#[test]
 fn a_region_that_came_and_went_is_not_spoken_of() {
     let log = ChangeLog::new();
     log.record(Change::RegionAdded(region(1)));

@@ -77,6 +77,12 @@ pub enum Command {
         /// Who.
         source: SourceKey,
     },
+    /// Give the link to this source up: its path does not vouch for its bytes, and some were wrong. Other pulls
+    /// should reach it another way.
+    Distrust {
+        /// Who.
+        source: SourceKey,
+    },
     /// Compare the destination's bytes with the checksum. Answered by `Verified`.
     Verify {
         /// Which.

@@ -43,6 +43,7 @@ mod config;
 mod driver;
 mod engine;
 mod event;
+mod metrics;
 mod outcome;
 pub mod plan;
 mod source;
@@ -55,6 +56,7 @@ pub use driver::{
 };
 pub use engine::{PullEngine, PullRequest};
 pub use event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint};
+pub use metrics::{CopyFailure, Phase, TransferMetrics};
 pub use outcome::{Failure, Outcome};
 pub use plan::{Destination, PlannedRead};
 

@@ -1,26 +1,34 @@
 //! One live link per peer, over the best transport that reaches it.
+//!
+//! A transport that fails a peer, or whose link is lost, is left alone for a while (`cooling.rs`): the next link is over
+//! the next best, at once. While the peer is in use the better ways are tried again (`upkeep.rs`).
+//!
+//! Where a transport needs checksums, a peer may have two links: one for pulls whose blocks all have one, and one for
+//! the others, which that transport is not used for.
+
+mod cooling;
+mod counters;
+mod table;
+mod upkeep;
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Weak,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use kvferry_proto::{Incarnation, NodeId};
+use kvferry_proto::{ChecksumPolicy, Incarnation, NodeId};
 use parking_lot::Mutex;
 
+pub use self::counters::{FallbackReason, LinkCounters};
+use self::table::{Key, Peer, Peers};
 use super::{
     ConnectError, Link, PeerTarget, Transport, TransportKind, health::PeerHealth,
     random::SplitMix64,
 };
 
-/// How often idle links are dropped and suspects probed.
-const UPKEEP: Duration = Duration::from_millis(500);
-/// Most probes begun at once: a rack that went away must not become a storm.
-const MAX_PROBES: usize = 16;
 /// Peers remembered for every link that may be kept: the others are failures not to be repeated soon.
 const PEERS_PER_LINK: usize = 4;
 
@@ -49,41 +57,9 @@ impl Default for LinksConfig {
     }
 }
 
-/// What has happened so far, for metrics.
-#[derive(Debug, Default)]
-pub struct LinkCounters {
-    connects: AtomicU64,
-    failures: AtomicU64,
-    backed_off: AtomicU64,
-    fallbacks: AtomicU64,
-    evictions: AtomicU64,
-    probes: AtomicU64,
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
-        impl LinkCounters {
-            $($(#[$doc])*
-            #[must_use]
-            pub fn $name(&self) -> u64 {
-                self.$name.load(Ordering::Relaxed)
-            })*
-        }
-    };
-}
-counters! {
-    /// Links opened.
-    connects,
-    /// Tries that opened none, over any transport.
-    failures,
-    /// Requests answered with the last error, without a try.
-    backed_off,
-    /// Links opened over another transport than the best that should reach the peer.
-    fallbacks,
-    /// Links dropped for being idle, void or too many.
-    evictions,
-    /// Probes of suspects.
-    probes,
+/// The runtime's time, so that tests need not wait.
+fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn count(counter: &AtomicU64) {
@@ -99,21 +75,11 @@ struct Shared {
     /// In order of preference.
     transports: Vec<Arc<dyn Transport>>,
     config: LinksConfig,
-    peers: Mutex<HashMap<(NodeId, Incarnation), Peer>>,
+    peers: Mutex<Peers>,
     health: Mutex<PeerHealth>,
     random: Mutex<SplitMix64>,
     counters: Arc<LinkCounters>,
     upkeep_runs: AtomicBool,
-}
-
-struct Peer {
-    link: Option<Arc<dyn Link>>,
-    used: Instant,
-    /// Held by the one who connects.
-    gate: Arc<tokio::sync::Mutex<()>>,
-    failure: Option<Failure>,
-    /// What it was last reached by, so that a change is logged once.
-    kind: Option<TransportKind>,
 }
 
 struct Failure {
@@ -145,37 +111,43 @@ impl Links {
         }))
     }
 
-    /// A live link to that incarnation of the peer. Ends within the transports' connect bounds, at once
-    /// while the peer is backed off from. Must be called on a tokio runtime.
+    /// A live link to that incarnation of the peer, which suits blocks of this policy. Ends within the transports'
+    /// connect bounds, at once while the peer is backed off from. Must be called on a tokio runtime.
     ///
     /// # Errors
     /// [`ConnectError`] of the last transport tried.
-    pub async fn link(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
+    pub async fn link(
+        &self,
+        peer: &PeerTarget,
+        policy: ChecksumPolicy,
+    ) -> Result<Arc<dyn Link>, ConnectError> {
         self.start_upkeep();
-        let gate = match self.0.known(peer) {
+        let key = self.0.key(peer, policy == ChecksumPolicy::Always);
+        let gate = match self.0.known(&key, peer) {
             Known::Link(link) => return Ok(link),
             Known::Failed(error) => return Err(error),
             Known::Nothing(gate) => gate,
         };
         let _connecting = gate.lock().await;
         // Somebody else may have connected, or failed to, meanwhile.
-        match self.0.known(peer) {
+        match self.0.known(&key, peer) {
             Known::Link(link) => return Ok(link),
             Known::Failed(error) => return Err(error),
             Known::Nothing(_) => {}
         }
-        let result = self.0.connect(peer).await;
-        self.0.remember(peer, &result);
+        let result = self.0.connect(&key, peer).await;
+        self.0.remember(&key, &result);
         result
     }
 
-    /// A live link, if there is one now.
+    /// A live link that suits blocks of this policy, if there is one now.
     #[must_use]
-    pub fn existing(&self, node: &NodeId, incarnation: Incarnation) -> Option<Arc<dyn Link>> {
+    pub fn existing(&self, peer: &PeerTarget, policy: ChecksumPolicy) -> Option<Arc<dyn Link>> {
+        let key = self.0.key(peer, policy == ChecksumPolicy::Always);
         let mut peers = self.0.peers.lock();
-        let peer = peers.get_mut(&(node.clone(), incarnation))?;
+        let peer = peers.get_mut(&key)?;
         let link = peer.link.clone().filter(|link| !link.is_lost())?;
-        peer.used = Instant::now();
+        peer.used = clock();
         Some(link)
     }
 
@@ -184,9 +156,30 @@ impl Links {
         self.0.void_before(node, incarnation);
     }
 
+    /// Bytes that came over this link were not those that were sealed. It is given up, and its transport left alone for
+    /// this peer for a while.
+    pub fn distrust(&self, peer: &PeerTarget, link: &Arc<dyn Link>) {
+        let now = clock();
+        count(&self.0.counters.distrusted);
+        tracing::error!(
+            node = %peer.node,
+            transport = link.kind().as_str(),
+            "wrong bytes came over this transport: it is left alone for now; look after its device"
+        );
+        let mut peers = self.0.peers.lock();
+        for checksummed in [false, true] {
+            if let Some(entry) = peers.get_mut(&self.0.key(peer, checksummed)) {
+                entry.cooling.brought_wrong_bytes(now, link.kind());
+                entry.link.take_if(|known| Arc::ptr_eq(known, link));
+            }
+        }
+        drop(peers);
+        link.distrust();
+    }
+
     /// The peer did not answer in time. It stays usable, as a last resort; it is probed until it answers.
     pub fn suspect(&self, peer: &PeerTarget) {
-        self.0.health.lock().suspect(Instant::now(), peer);
+        self.0.health.lock().suspect(clock(), peer);
     }
 
     /// Did it stop answering, and has not answered a probe since?
@@ -222,7 +215,7 @@ impl Links {
 
     fn start_upkeep(&self) {
         if !self.0.upkeep_runs.swap(true, Ordering::AcqRel) {
-            tokio::spawn(upkeep(Arc::downgrade(&self.0)));
+            tokio::spawn(upkeep::run(Arc::downgrade(&self.0)));
         }
     }
 }
@@ -237,23 +230,43 @@ enum Known {
 }
 
 impl Shared {
-    fn known(&self, peer: &PeerTarget) -> Known {
-        let now = Instant::now();
+    /// Where a peer's link for such reads is kept. Without transports that need checksums there is one for all.
+    fn key(&self, peer: &PeerTarget, checksummed: bool) -> Key {
+        Key {
+            node: peer.node.clone(),
+            incarnation: peer.incarnation,
+            bare: !checksummed && self.transports.iter().any(|t| t.needs_checksum()),
+        }
+    }
+
+    /// The transports that may be used for such reads, best first.
+    fn ways<'a>(
+        &'a self,
+        key: &Key,
+        peer: &'a PeerTarget,
+    ) -> impl Iterator<Item = &'a Arc<dyn Transport>> + use<'a> {
+        let bare = key.bare;
+        let reaching = self.transports.iter().filter(move |t| t.reaches(peer));
+        reaching.filter(move |t| !(bare && t.needs_checksum()))
+    }
+
+    fn known(&self, key: &Key, peer: &PeerTarget) -> Known {
+        let now = clock();
         let mut peers = self.peers.lock();
-        make_room(&mut peers, self.config.max_links * PEERS_PER_LINK);
+        table::make_room(&mut peers, self.config.max_links * PEERS_PER_LINK);
         let entry = peers
-            .entry((peer.node.clone(), peer.incarnation))
-            .or_insert_with(|| Peer {
-                link: None,
-                used: now,
-                gate: Arc::default(),
-                failure: None,
-                kind: None,
-            });
+            .entry(key.clone())
+            .or_insert_with(|| Peer::new(now, peer));
         entry.used = now;
-        match &entry.link {
-            Some(link) if !link.is_lost() => return Known::Link(Arc::clone(link)),
-            _ => entry.link = None,
+        // Its addresses may be newer.
+        entry.target.clone_from(peer);
+        match entry.link.take() {
+            Some(link) if !link.is_lost() => {
+                entry.link = Some(Arc::clone(&link));
+                return Known::Link(link);
+            }
+            Some(lost) => entry.cooling.failed(now, lost.kind()),
+            None => {}
         }
         match &entry.failure {
             Some(failure) if now < failure.retry_at => {
@@ -264,14 +277,31 @@ impl Shared {
         }
     }
 
-    /// The best transport first, then the next best.
-    async fn connect(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
+    /// The best transport first, then the next best. What failed this peer a moment ago comes last.
+    async fn connect(&self, key: &Key, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
+        let now = clock();
+        let mut ways: Vec<_> = self.ways(key, peer).collect();
+        let best = ways.first().map(|way| way.kind());
+        {
+            let peers = self.peers.lock();
+            let cools = |kind| {
+                peers
+                    .get(key)
+                    .is_some_and(|entry| entry.cooling.is_cooling(now, kind))
+            };
+            ways.sort_by_key(|way| cools(way.kind()));
+        }
         let mut last = None;
-        for transport in self.transports.iter().filter(|t| t.reaches(peer)) {
+        let mut reason = FallbackReason::Cooling;
+        for transport in ways {
             match transport.connect(peer).await {
                 Ok(link) => {
                     count(&self.counters.connects);
-                    self.note_path(peer, link.kind(), last.as_ref());
+                    let fallen = best.filter(|best| *best != link.kind());
+                    if let Some(best) = fallen {
+                        self.counters.fell_back(best, link.kind(), reason);
+                    }
+                    self.note_path(key, link.kind(), fallen.is_some(), last.as_ref());
                     return Ok(link);
                 }
                 Err(error) => {
@@ -280,50 +310,73 @@ impl Shared {
                     if matches!(error, ConnectError::WrongIncarnation { .. }) {
                         return Err(error);
                     }
+                    if let Some(entry) = self.peers.lock().get_mut(key) {
+                        entry.cooling.failed(clock(), transport.kind());
+                    }
+                    if best == Some(transport.kind()) {
+                        reason = FallbackReason::from(&error);
+                    }
                     last = Some(error);
                 }
             }
         }
-        Err(last.unwrap_or_else(|| ConnectError::NoPath {
+        Err(last.unwrap_or_else(|| self.no_way(key, peer)))
+    }
+
+    /// Why no transport was even tried.
+    fn no_way(&self, key: &Key, peer: &PeerTarget) -> ConnectError {
+        let unfit = key.bare && self.transports.iter().any(|t| t.reaches(peer));
+        ConnectError::NoPath {
             node: peer.node.clone(),
             transport: self
                 .transports
                 .first()
                 .map_or("known", |t| t.kind().as_str()),
-            detail: "none of its addresses can be used from here".to_owned(),
-        }))
+            detail: match unfit {
+                true => {
+                    "its device is software, whose bytes are only taken with checksums: give \
+                    the namespace the checksum policy `always`, or let sockets be used too \
+                    (`transport = \"auto\"`)"
+                }
+                false => "none of its addresses can be used from here",
+            }
+            .to_owned(),
+        }
     }
 
     /// Logs how a peer is reached, once per change.
-    fn note_path(&self, peer: &PeerTarget, kind: TransportKind, fallback: Option<&ConnectError>) {
-        if fallback.is_some() {
-            count(&self.counters.fallbacks);
-        }
+    fn note_path(&self, key: &Key, kind: TransportKind, fallen: bool, why: Option<&ConnectError>) {
         let mut peers = self.peers.lock();
-        let key = (peer.node.clone(), peer.incarnation);
-        let Some(entry) = peers.get_mut(&key).filter(|p| p.kind != Some(kind)) else {
+        let Some(entry) = peers.get_mut(key).filter(|p| p.kind != Some(kind)) else {
             return;
         };
-        entry.kind = Some(kind);
-        let (node, transport) = (&peer.node, kind.as_str());
-        match fallback {
-            Some(why) => {
+        let before = entry.kind.replace(kind);
+        let (node, transport) = (&key.node, kind.as_str());
+        match (fallen, why, before) {
+            (true, Some(why), _) => {
                 tracing::warn!(%node, transport, "falling back to another transport: {why}");
             }
-            None => tracing::debug!(%node, transport, "linked"),
+            (true, None, Some(before)) => {
+                let before = before.as_str();
+                tracing::warn!(%node, transport, "falling back to another transport: {before} failed a moment ago");
+            }
+            (true, None, None) => {
+                tracing::warn!(%node, transport, "falling back to another transport");
+            }
+            (false, ..) => tracing::debug!(%node, transport, "linked"),
         }
     }
 
-    fn remember(&self, peer: &PeerTarget, result: &Result<Arc<dyn Link>, ConnectError>) {
-        let now = Instant::now();
+    fn remember(&self, key: &Key, result: &Result<Arc<dyn Link>, ConnectError>) {
+        let now = clock();
         let jitter = self.random.lock().within(50, 100) as u32;
         let mut peers = self.peers.lock();
         let mut evicted = None;
         if result.is_ok() {
-            evicted = evict_for_one_more(&mut peers, self.config.max_links);
+            evicted = table::evict_for_one_more(&mut peers, self.config.max_links);
         }
         let full = peers.values().filter(|p| p.link.is_some()).count() >= self.config.max_links;
-        if let Some(entry) = peers.get_mut(&(peer.node.clone(), peer.incarnation)) {
+        if let Some(entry) = peers.get_mut(key) {
             entry.used = now;
             match result {
                 Ok(link) => {
@@ -361,8 +414,8 @@ impl Shared {
     fn void_before(&self, node: &NodeId, incarnation: Incarnation) {
         self.health.lock().clear_before(node, incarnation);
         let mut void = Vec::new();
-        self.peers.lock().retain(|(n, i), peer| {
-            let keep = n != node || *i >= incarnation;
+        self.peers.lock().retain(|key, peer| {
+            let keep = key.node != *node || key.incarnation >= incarnation;
             if !keep && let Some(link) = peer.link.take() {
                 void.push(link);
             }
@@ -371,100 +424,6 @@ impl Shared {
         // Dropped outside the lock: a link settles its reads when it goes.
         for _ in void {
             count(&self.counters.evictions);
-        }
-    }
-
-    /// Drops links that nobody used for long, and forgets peers likewise.
-    fn drop_idle(&self) {
-        let (now, idle) = (Instant::now(), self.config.idle);
-        let mut dropped = Vec::new();
-        self.peers.lock().retain(|_, peer| {
-            let in_use = peer.link.as_ref().is_some_and(|l| Arc::strong_count(l) > 1);
-            let keep = in_use
-                || Arc::strong_count(&peer.gate) > 1
-                || now.saturating_duration_since(peer.used) < idle;
-            if !keep && let Some(link) = peer.link.take() {
-                dropped.push(link);
-            }
-            keep
-        });
-        for _ in dropped {
-            count(&self.counters.evictions);
-        }
-    }
-
-    /// A hello over the transport, at no cost to the peer; it clears a suspect when it is answered.
-    async fn probe(&self, peer: &PeerTarget) {
-        count(&self.counters.probes);
-        match self.connect(peer).await {
-            Ok(link) => {
-                if self.health.lock().clear(&peer.node, peer.incarnation) {
-                    tracing::info!(node = %peer.node, "a suspect answers again");
-                }
-                let mut peers = self.peers.lock();
-                if let Some(entry) = peers.get_mut(&(peer.node.clone(), peer.incarnation)) {
-                    entry.failure = None;
-                    // A link that was kept replaces nothing; a lost one makes room for the probe's.
-                    if entry.link.as_ref().is_some_and(|l| l.is_lost()) {
-                        entry.link = Some(link);
-                    }
-                }
-            }
-            Err(ConnectError::WrongIncarnation { found, .. }) if found > peer.incarnation => {
-                self.void_before(&peer.node, found);
-            }
-            Err(error) => tracing::debug!(node = %peer.node, %error, "a suspect is still silent"),
-        }
-    }
-}
-
-/// Forgets the peer that was not asked for longest and has no link, where there are too many.
-fn make_room(peers: &mut HashMap<(NodeId, Incarnation), Peer>, most: usize) {
-    if peers.len() < most {
-        return;
-    }
-    let idle = |peer: &Peer| peer.link.is_none() && Arc::strong_count(&peer.gate) == 1;
-    let oldest = peers
-        .iter()
-        .filter(|(_, peer)| idle(peer))
-        .min_by_key(|(_, peer)| peer.used)
-        .map(|(key, _)| key.clone());
-    if let Some(key) = oldest {
-        peers.remove(&key);
-    }
-}
-
-/// Gives up the least recently used link that nobody uses, where there is no room for one more.
-fn evict_for_one_more(
-    peers: &mut HashMap<(NodeId, Incarnation), Peer>,
-    most: usize,
-) -> Option<Arc<dyn Link>> {
-    if peers.values().filter(|p| p.link.is_some()).count() < most {
-        return None;
-    }
-    peers
-        .values_mut()
-        .filter(|peer| {
-            peer.link
-                .as_ref()
-                .is_some_and(|l| Arc::strong_count(l) == 1)
-        })
-        .min_by_key(|peer| peer.used)
-        .and_then(|peer| peer.link.take())
-}
-
-/// Until the links are gone.
-async fn upkeep(shared: Weak<Shared>) {
-    loop {
-        tokio::time::sleep(UPKEEP).await;
-        let Some(shared) = shared.upgrade() else {
-            return;
-        };
-        shared.drop_idle();
-        let due = shared.health.lock().due(Instant::now(), MAX_PROBES);
-        for peer in due {
-            let shared = Arc::clone(&shared);
-            tokio::spawn(async move { shared.probe(&peer).await });
         }
     }
 }

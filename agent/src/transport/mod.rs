@@ -35,9 +35,10 @@ use std::{future::Future, ops::Range, pin::Pin, sync::Arc};
 
 use kvferry_cuda::StagingError;
 use kvferry_memory::{AccessError, HostMemory};
+use kvferry_observe::Label;
 use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
 
-pub use links::{LinkCounters, Links, LinksConfig};
+pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 
 /// A boxed future, for traits that are used as objects.
@@ -67,6 +68,24 @@ impl TransportKind {
             Self::Sim => "sim",
         }
     }
+
+    /// Of what [`TransportKind::as_str`] gives.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let kinds = <Self as Label>::ALL.iter();
+        kinds.copied().find(|kind| kind.as_str() == text)
+    }
+}
+
+impl Label for TransportKind {
+    const NAME: &'static str = "transport";
+    const ALL: &'static [Self] = &[Self::Shm, Self::Rdma, Self::Tcp, Self::Sim];
+    fn as_str(self) -> &'static str {
+        self.as_str()
+    }
+    fn place(self) -> usize {
+        self as usize
+    }
 }
 
 /// Whom to reach.
@@ -91,6 +110,9 @@ pub struct Capabilities {
     pub window_bytes: u64,
     /// Preference among links to different owners; lower is nearer.
     pub distance: u8,
+    /// The path does not vouch for its bytes: what comes over it is taken only where it has the checksum that it was
+    /// sealed with. What has none must come another way.
+    pub needs_checksum: bool,
 }
 
 /// Local memory to read into: ranges of one mapping, in order.
@@ -241,6 +263,11 @@ pub trait Transport: Send + Sync {
     /// Could this peer be reached this way, as far as its addresses tell? Costs nothing.
     fn reaches(&self, peer: &PeerTarget) -> bool;
 
+    /// As [`Capabilities::needs_checksum`], of every link it opens.
+    fn needs_checksum(&self) -> bool {
+        false
+    }
+
     /// Opens a link. Ends by itself within the transport's named connect bound.
     fn connect<'a>(
         &'a self,
@@ -265,4 +292,7 @@ pub trait Link: Send + Sync {
 
     /// True when it will never complete a read again: open another.
     fn is_lost(&self) -> bool;
+
+    /// Bytes that came over it were not what was sealed: it may give itself up, with what is under way.
+    fn distrust(&self) {}
 }

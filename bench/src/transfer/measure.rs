@@ -62,6 +62,8 @@ pub fn yardsticks(point: &Point, slice: Duration) -> Vec<Task> {
         millis: slice.as_millis() as u64,
     };
     match point.transport {
+        // What people have without a card.
+        Transport::Rdma => vec![task(Kind::Sockets, 1), task(Kind::Sockets, 4)],
         Transport::Tcp if point.batch < 4 => vec![task(Kind::Sockets, 1)],
         Transport::Tcp => vec![
             task(Kind::Sockets, 1),
@@ -135,6 +137,25 @@ pub async fn measure(
         result.noise = "the yardstick itself was unsteady".to_owned();
     }
     Ok(result)
+}
+
+/// How fast pulls between agents that run already are, without a yardstick beside them, in bytes per second.
+/// Everything that landed is compared. `number` as in [`measure`].
+///
+/// # Errors
+/// As [`measure`].
+pub async fn speed(
+    point: &Point,
+    number: usize,
+    fleet: &Fleet,
+    slice: Duration,
+) -> Result<f64, TransferError> {
+    let mut run = Run::start(point, number, fleet).await?;
+    run.warm_up().await?;
+    let (bytes, took) = super::rounds::bytes_of(&mut run, slice).await?;
+    run.compare()?;
+    run.stop().await?;
+    Ok(bytes as f64 / took.as_secs_f64())
 }
 
 /// A point's blocks and engines.

@@ -19,6 +19,8 @@ pub enum Transport {
     Tcp,
     /// The owner's memory, mapped.
     Shm,
+    /// READs by a network card. Not among the usual points: most machines have none.
+    Rdma,
 }
 
 impl Transport {
@@ -28,6 +30,7 @@ impl Transport {
         match self {
             Self::Tcp => "tcp",
             Self::Shm => "shm",
+            Self::Rdma => "rdma",
         }
     }
 }

@@ -88,6 +88,15 @@ pub(super) async fn one_call_each(run: &mut Run) -> Result<(), TransferError> {
     pull_for(run, Duration::ZERO).await.map(drop)
 }
 
+/// Pulls for some time; gives the bytes, and how long it was.
+pub(super) async fn bytes_of(
+    run: &mut Run,
+    slice: Duration,
+) -> Result<(u64, Duration), TransferError> {
+    let slice = pull_for(run, slice).await?;
+    Ok((slice.bytes, slice.elapsed))
+}
+
 async fn pull_for(run: &mut Run, slice: Duration) -> Result<Slice, TransferError> {
     if run.point.publish {
         // Made new: the blocks are to be published and pulled within the time.

@@ -13,6 +13,7 @@ use super::{
     slab::Slab,
     slots::SlotTable,
     sweep::Sweeps,
+    totals::Totals,
 };
 
 /// What is held where.
@@ -27,6 +28,7 @@ pub(super) struct Catalog {
     namespaces: Slab<Namespace>,
     pub(super) regions: Slab<Region>,
     pub(super) sweeps: Sweeps,
+    pub(super) totals: Arc<Totals>,
     /// What was deleted and is to be dropped where nobody waits.
     garbage: Vec<Garbage>,
     /// Slots of all regions, sealed or not; not of those that went.
@@ -48,6 +50,7 @@ impl Catalog {
             namespaces: Slab::new(),
             regions: Slab::new(),
             sweeps: Sweeps::default(),
+            totals: Arc::default(),
             garbage: Vec::new(),
             slots: 0,
         }
@@ -73,7 +76,9 @@ impl Catalog {
         if self.namespaces.len() >= self.bounds.namespaces as usize {
             return Err(BoundReached::namespaces(&self.bounds).into());
         }
-        let handle = self.namespaces.insert(Namespace::new(spec.clone()));
+        let handle = self
+            .namespaces
+            .insert(Namespace::new(spec.clone(), &self.totals));
         self.names.insert(spec.name.clone(), handle);
         Ok(handle)
     }
@@ -105,6 +110,7 @@ impl Catalog {
         else {
             return Vec::new();
         };
+        namespace.index.forget_counts();
         let mut regions = Vec::new();
         for gone in self.sweeps.forget(|region| {
             let region = self.regions.get(region);
@@ -205,6 +211,15 @@ impl Catalog {
                 self.regions.remove(handle);
             }
         }
+    }
+
+    pub(super) fn namespace_count(&self) -> usize {
+        self.namespaces.len()
+    }
+
+    /// Declared by all nodes.
+    pub(super) fn slots(&self) -> u64 {
+        self.slots
     }
 
     /// Regions, and slots declared, over all namespaces: what a leak would show in.

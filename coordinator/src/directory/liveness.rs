@@ -172,6 +172,7 @@ impl Directory {
                 purge.push((*handle, silent));
             } else if silent >= self.config.hide_after && !node.hidden {
                 node.hidden = true;
+                self.catalog.totals.hidden.add(1);
                 effects.push(Effect::NodeHidden {
                     node: node.name.clone(),
                 });
@@ -197,6 +198,7 @@ impl Directory {
             node.progress.get_mut().last_seen = now;
             if node.hidden {
                 node.hidden = false;
+                self.catalog.totals.hidden.add(-1);
                 effects.push(Effect::NodeShown {
                     node: node.name.clone(),
                 });
@@ -207,6 +209,7 @@ impl Directory {
     fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
+        self.catalog.totals.hidden.add(-i64::from(node.hidden));
         if let Some(session) = node.session
             && !sabotage::is(Bug::FencedSessionKept)
         {

@@ -10,6 +10,7 @@
 //! | `catalog` | namespaces and regions |
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
+//! | `totals` | what there is in all, counted as it changes |
 //! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
 mod answer;
@@ -33,9 +34,11 @@ mod slots;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod totals;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
@@ -54,6 +57,7 @@ pub use locate::LocateError;
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+pub use totals::{Replicas, Totals};
 
 use catalog::Catalog;
 use node::{Node, Standing};
@@ -72,6 +76,19 @@ pub struct DirectoryConfig {
     /// A node silent for this long is forgotten.
     pub purge_after: Duration,
     /// How much is taken in.
+    pub bounds: Bounds,
+}
+
+/// How full a directory's tables are, and how full they may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sizes {
+    /// Nodes, hidden ones included.
+    pub nodes: usize,
+    /// Namespaces.
+    pub namespaces: usize,
+    /// Slots of all regions, sealed or not.
+    pub slots: u64,
+    /// The most of each.
     pub bounds: Bounds,
 }
 
@@ -151,6 +168,23 @@ impl Directory {
     /// [`CreateNamespaceError`] when it is there with another spec, or there is no room.
     pub fn create_namespace(&mut self, spec: &NamespaceSpec) -> Result<bool, CreateNamespaceError> {
         self.catalog.create(spec)
+    }
+
+    /// What there is in all. Whoever keeps it may read it without the directory.
+    #[must_use]
+    pub fn totals(&self) -> Arc<Totals> {
+        Arc::clone(&self.catalog.totals)
+    }
+
+    /// How full the tables are.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            nodes: self.nodes.len(),
+            namespaces: self.catalog.namespace_count(),
+            slots: self.catalog.slots(),
+            bounds: self.config.bounds,
+        }
     }
 
     /// Every namespace, by name.

@@ -1,10 +1,10 @@
 //! A namespace in the directory.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use kvferry_proto::{NamespaceName, NamespaceSpec};
 
-use super::{BoundReached, index::Index};
+use super::{BoundReached, index::Index, totals::Totals};
 
 /// What it is, and who owns its blocks.
 #[derive(Debug)]
@@ -16,9 +16,10 @@ pub(super) struct Namespace {
 }
 
 impl Namespace {
-    pub(super) fn new(spec: NamespaceSpec) -> Self {
+    /// Its blocks are counted in `totals`.
+    pub(super) fn new(spec: NamespaceSpec, totals: &Arc<Totals>) -> Self {
         Self {
-            index: Index::new(spec.hash_len),
+            index: Index::counted(spec.hash_len, spec.layout.block_bytes(), totals),
             spec,
             regions: BTreeSet::new(),
         }

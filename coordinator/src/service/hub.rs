@@ -20,7 +20,12 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::Status;
 
 use super::{outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message};
-use crate::directory::{Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId};
+use crate::{
+    directory::{
+        Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId, Sizes, Totals,
+    },
+    metrics::{Ended, Metrics},
+};
 
 /// Slots taken in or swept out before a writer that waits is let in: some hundred microseconds.
 const SLICE: usize = 1_024;
@@ -55,12 +60,14 @@ pub(crate) struct Hub {
     /// Something may have to be swept out of the directory.
     swept: Notify,
     closing: watch::Sender<bool>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
 struct State {
     directory: Directory,
     sessions: HashMap<SessionId, Handle>,
+    metrics: Arc<Metrics>,
 }
 
 /// The near end of a session's stream.
@@ -83,6 +90,7 @@ pub(super) struct Session {
 
 impl Hub {
     pub(crate) fn new(config: HubConfig) -> Self {
+        let metrics = Arc::<Metrics>::default();
         Self {
             config,
             start: Instant::now(),
@@ -90,15 +98,37 @@ impl Hub {
             state: RwLock::new(State {
                 directory: Directory::new(config.directory),
                 sessions: HashMap::new(),
+                metrics: Arc::clone(&metrics),
             }),
             swept: Notify::new(),
             closing: watch::Sender::new(false),
+            metrics,
         }
     }
 
     /// Time as the directory counts it.
     pub(super) fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// What is counted.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What there is in all.
+    pub(crate) fn totals(&self) -> Arc<Totals> {
+        self.read().totals()
+    }
+
+    /// How full the directory's tables are.
+    pub(crate) fn sizes(&self) -> Sizes {
+        self.read().sizes()
+    }
+
+    /// The most sessions at a time.
+    pub(crate) fn max_sessions(&self) -> usize {
+        self.config.max_sessions
     }
 
     /// Reads the directory.
@@ -261,7 +291,9 @@ impl Hub {
     /// Ends a session from its own task: with an error, or well.
     pub(super) fn end(&self, session: SessionId, error: Option<Status>) {
         let mut state = self.state.write();
-        state.close(session, error);
+        if state.close(session, error) {
+            self.metrics.ended(Ended::Lost);
+        }
         let ended = Event::SessionEnded { session };
         state.directory.begin(self.start.elapsed(), ended);
     }
@@ -282,6 +314,7 @@ impl State {
     fn carry_out_shared(&self, config: &HubConfig, effects: Vec<Effect>) -> Vec<SessionId> {
         let mut full = Vec::new();
         for effect in effects {
+            self.metrics.effect(&effect);
             if let Some((session, message)) = message(config, effect)
                 && !self.try_send(session, message)
             {
@@ -292,6 +325,7 @@ impl State {
     }
 
     fn carry_out(&mut self, config: &HubConfig, effect: Effect) {
+        self.metrics.effect(&effect);
         match effect {
             Effect::Close { session, cause } => {
                 tracing::info!(session = session.0, %cause, "session closed");
@@ -332,17 +366,22 @@ impl State {
             session = session.0,
             "session cut off: the agent does not read"
         );
-        self.close(session, Some(status::slow_agent()));
+        if self.close(session, Some(status::slow_agent())) {
+            self.metrics.ended(Ended::Slow);
+        }
     }
 
-    fn close(&mut self, session: SessionId, error: Option<Status>) {
-        if let Some(handle) = self.sessions.remove(&session) {
-            if let Some(error) = error {
-                // The far end may have gone already.
-                handle.close.send(error).ok();
-            }
-            handle.stop.notify_one();
+    /// False where it was closed already.
+    fn close(&mut self, session: SessionId, error: Option<Status>) -> bool {
+        let Some(handle) = self.sessions.remove(&session) else {
+            return false;
+        };
+        if let Some(error) = error {
+            // The far end may have gone already.
+            handle.close.send(error).ok();
         }
+        handle.stop.notify_one();
+        true
     }
 }
 

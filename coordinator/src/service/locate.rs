@@ -14,6 +14,7 @@ pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, 
     let blocks = asked.map_or(0, |h| h.hashes.len() / (h.hash_len as usize).max(1));
     let mut columns = Columns::with_room(blocks.min(MAX_HASHES_PER_REQUEST));
     ask(request, |query| hub.read().locate_into(query, &mut columns))?;
+    hub.metrics().located(blocks, columns.found());
     Ok(columns)
 }
 

@@ -5,8 +5,10 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
+use kvferry_observe::{Label, trace, traced};
 use kvferry_proto::{MAX_MESSAGE_BYTES, pb, pb::coordinator_server::CoordinatorServer};
 use tonic::{
     Request, Response, Status,
@@ -15,9 +17,10 @@ use tonic::{
     server::{Grpc, NamedService, UnaryService},
 };
 
-use super::{CoordinatorService, Hub, locate, wire};
+use tracing::Instrument;
 
-const LOCATE: &str = "/kvferry.v1.Coordinator/Locate";
+use super::{CoordinatorService, Hub, locate, wire};
+use crate::metrics::Called;
 
 /// `kvferry.v1.Coordinator` as a server takes it.
 #[derive(Debug, Clone)]
@@ -51,15 +54,33 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Answering {
-        if request.uri().path() != LOCATE {
-            return self.rest.call(request);
+        let (since, called) = (Instant::now(), Called::of(request.uri().path()));
+        let hub = self.hub.clone();
+        let span = traced!(
+            "coordinator",
+            otel.kind = "server",
+            method = called.as_str()
+        );
+        if !span.is_none() {
+            let parent = request.headers().get(trace::HEADER);
+            trace::adopt(&span, parent.map(|parent| parent.as_bytes()));
         }
-        let located = Locate(self.hub.clone());
-        Box::pin(async move {
+        if called != Called::Locate {
+            let answering = self.rest.call(request);
+            return Box::pin(async move {
+                let answer = answering.await?;
+                hub.metrics().answered(called, since, answer.headers());
+                Ok(answer)
+            });
+        }
+        let answering = async move {
             let mut grpc = Grpc::new(wire::LocateCodec)
                 .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
-            Ok(grpc.unary(located, request).await)
-        })
+            let answer = grpc.unary(Locate(hub.clone()), request).await;
+            hub.metrics().answered(called, since, answer.headers());
+            Ok(answer)
+        };
+        Box::pin(answering.instrument(span))
     }
 }
 

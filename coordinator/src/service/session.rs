@@ -11,7 +11,10 @@ use super::{
     outbound::Outbound,
     parse, status,
 };
-use crate::directory::{Event, SessionId};
+use crate::{
+    directory::{Event, SessionId},
+    metrics::Said,
+};
 
 /// A stream that does not introduce itself within this time is closed: it holds a session's place.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
@@ -60,6 +63,7 @@ async fn converse(
     let Message::Hello(hello) = first else {
         return Err(status::hello_first());
     };
+    hub.metrics().said(Said::Hello);
     hub.handle(Event::Hello {
         session: session.id,
         hello: parse::hello(hello)?,
@@ -69,6 +73,7 @@ async fn converse(
         let Some(message) = next(inbound).await? else {
             return Ok(());
         };
+        count(hub, &message);
         hub.handle(event(session.id, message)?);
     }
 }
@@ -96,6 +101,19 @@ async fn wait_for_room(session: &Session) -> Result<(), Status> {
     }
 }
 
+fn count(hub: &Hub, message: &Message) {
+    hub.metrics().said(match message {
+        Message::Hello(_) => Said::Hello,
+        Message::Delta(_) => Said::Delta,
+        Message::Heartbeat(heartbeat) => {
+            hub.metrics().stale(heartbeat.stale_blocks.into());
+            Said::Heartbeat
+        }
+        Message::Inventory(_) => Said::Inventory,
+        Message::Goodbye(_) => Said::Goodbye,
+    });
+}
+
 fn event(session: SessionId, message: Message) -> Result<Event, Status> {
     Ok(match message {
         Message::Hello(hello) => Event::Hello {
@@ -106,7 +124,7 @@ fn event(session: SessionId, message: Message) -> Result<Event, Status> {
             session,
             delta: parse::delta(delta).map_err(status::message)?,
         },
-        Message::Heartbeat(pb::Heartbeat { number }) => Event::Heartbeat { session, number },
+        Message::Heartbeat(pb::Heartbeat { number, .. }) => Event::Heartbeat { session, number },
         Message::Inventory(part) => Event::Inventory {
             session,
             part: parse::inventory(part).map_err(status::message)?,

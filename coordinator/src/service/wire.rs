@@ -30,6 +30,8 @@ const BUFFER_BYTES: usize = 16 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     answered: u32,
+    /// Of those, blocks with a candidate.
+    found: u32,
     candidates: usize,
     owners: BytesMut,
     counts: Vec<u8>,
@@ -50,6 +52,11 @@ impl Columns {
             generations: Vec::with_capacity(blocks * 2),
             ..Self::default()
         }
+    }
+
+    /// Blocks that somebody has.
+    pub(super) fn found(&self) -> u32 {
+        self.found
     }
 
     fn put(&self, out: &mut impl BufMut) {
@@ -121,6 +128,7 @@ impl Answer for Columns {
 
     fn block(&mut self, candidates: u32) {
         self.answered += 1;
+        self.found += u32::from(candidates > 0);
         varint(candidates.into(), &mut self.counts);
     }
 }

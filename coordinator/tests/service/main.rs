@@ -6,11 +6,12 @@
 mod agent;
 mod lifecycle;
 mod locate;
+mod metrics;
 mod sessions;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, net::SocketAddr, time::Duration};
 
-use kvferry_coordinator::{Coordinator, CoordinatorConfig, ServeError};
+use kvferry_coordinator::{Coordinator, CoordinatorConfig, MetricsListen, ServeError};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES, Reason,
     pb::{self, coordinator_client::CoordinatorClient},
@@ -25,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Running {
     client: CoordinatorClient<Channel>,
     url: String,
+    metrics: SocketAddr,
     epoch: u64,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<Result<(), ServeError>>,
@@ -37,6 +39,7 @@ async fn start() -> Running {
 fn config() -> CoordinatorConfig {
     CoordinatorConfig {
         listen: ([127, 0, 0, 1], 0).into(),
+        listen_metrics: MetricsListen::At(([127, 0, 0, 1], 0).into()),
         ..CoordinatorConfig::default()
     }
 }
@@ -44,6 +47,7 @@ fn config() -> CoordinatorConfig {
 async fn start_with(config: CoordinatorConfig) -> Running {
     let coordinator = Coordinator::bind(&config).unwrap();
     let url = format!("http://{}", coordinator.local_addr());
+    let metrics = coordinator.metrics_addr().unwrap();
     let epoch = coordinator.epoch();
     let (stop, stopped) = oneshot::channel();
     let served = tokio::spawn(coordinator.serve(async {
@@ -56,6 +60,7 @@ async fn start_with(config: CoordinatorConfig) -> Running {
     Running {
         client,
         url,
+        metrics,
         epoch,
         stop: Some(stop),
         served,

@@ -33,7 +33,10 @@ async fn a_gap_leads_to_a_resync_and_goodbye_removes() {
     assert_eq!(running.counts(&[1, 2, 3, 4]).await, [0, 0, 0, 1]);
 
     agent
-        .say(Said::Heartbeat(pb::Heartbeat { number: 5 }))
+        .say(Said::Heartbeat(pb::Heartbeat {
+            number: 5,
+            stale_blocks: 3,
+        }))
         .await;
     let answer = Told::HeartbeatAck(pb::HeartbeatAck { number: 5 });
     assert_eq!(agent.hear().await, answer);
@@ -120,7 +123,10 @@ async fn the_silent_are_hidden_then_purged() {
     assert_eq!((info.state(), info.blocks), (pb::NodeState::Hidden, 1));
 
     agent
-        .say(Said::Heartbeat(pb::Heartbeat { number: 1 }))
+        .say(Said::Heartbeat(pb::Heartbeat {
+            number: 1,
+            stale_blocks: 0,
+        }))
         .await;
     agent.hear().await;
     assert_eq!(running.counts(&[1]).await, [1]);

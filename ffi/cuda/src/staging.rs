@@ -246,7 +246,8 @@ impl Staging {
         }
     }
 
-    fn sweep(&self) {
+    /// Lets go of what dropped copies hold that are done by now: nothing else does before the next copy.
+    pub fn sweep(&self) {
         self.from_device.sweep();
         self.to_device.sweep();
     }

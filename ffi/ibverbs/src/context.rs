@@ -15,7 +15,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use crate::{
     AddressError, AsyncEvent, Gid, GidEntry, GidKind, GidPreference, LocalAddress, PortInfo,
-    choose_address, sysfs,
+    choose_address, software, sysfs,
 };
 
 /// A device could not be opened.
@@ -151,6 +151,7 @@ pub struct Context {
     name: String,
     numa_node: Option<u32>,
     attributes: DeviceAttributes,
+    software: bool,
 }
 
 // SAFETY: libibverbs' calls on a context may come from any thread at any time (its man pages; the
@@ -175,6 +176,7 @@ impl Context {
             verbs,
             name: name.into(),
             numa_node,
+            software: software::is_software(name, attributes.vendor_id),
             attributes: DeviceAttributes::from_raw(&attributes),
         };
         let failed = |what, source| OpenError::Failed {
@@ -200,6 +202,13 @@ impl Context {
     #[must_use]
     pub fn numa_node(&self) -> Option<u32> {
         self.numa_node
+    }
+
+    /// True where no card does the work: Soft-RoCE, Soft-iWARP, and what cannot be told from them. Such a device has no
+    /// checks of its own between memory and memory; who reads by it must check.
+    #[must_use]
+    pub fn is_software(&self) -> bool {
+        self.software
     }
 
     /// What it can do.

@@ -33,6 +33,7 @@ mod queue;
 mod region;
 mod register_error;
 mod sender;
+mod software;
 mod status;
 mod sysfs;
 

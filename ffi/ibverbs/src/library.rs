@@ -210,7 +210,7 @@ fn why_none() -> Result<Vec<Device>, ListError> {
 }
 
 fn numa_node(device: &str) -> Option<u32> {
-    let path = format!("/sys/class/infiniband/{device}/device/numa_node");
+    let path = crate::sysfs::device(device).join("device/numa_node");
     // -1 where the machine has one node or the bus does not tell.
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -160,14 +160,7 @@ impl Core {
         };
         // SAFETY: the queue pair was just made, and its number never changes.
         let qp_num = unsafe { raw.as_ref() }.qp_num;
-        let sender = Sender::new(
-            raw,
-            qp_num,
-            context.verbs,
-            depth,
-            pieces,
-            options.signal_every,
-        );
+        let sender = Sender::new(raw, qp_num, context, depth, pieces, options.signal_every);
         queue.attach(&sender);
         Ok(Self {
             sender,

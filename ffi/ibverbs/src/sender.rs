@@ -10,13 +10,13 @@ use std::{
 };
 
 use kvferry_rdma_sys::{
-    Verbs, errno, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_state, ibv_send_flags, ibv_send_wr,
-    ibv_wr_opcode, post_send,
+    Verbs, errno, ibv_qp, ibv_qp_attr, ibv_qp_attr_mask, ibv_qp_init_attr, ibv_qp_state,
+    ibv_send_flags, ibv_send_wr, ibv_wr_opcode, post_send,
 };
 
 use crate::{
-    Finished, ProtectionDomain, ReadChain, WorkError, WorkStatus, chain::Keep, flight::Flight,
-    lock, queue::next_serial,
+    Context, Finished, ProtectionDomain, ReadChain, WorkError, WorkStatus, chain::Keep,
+    flight::Flight, lock, queue::next_serial,
 };
 
 /// Bytes of registered regions that were never freed, since a device did not give them back.
@@ -67,6 +67,8 @@ pub(crate) struct Sender {
     serial: u32,
     qp_num: u32,
     max_pieces: u32,
+    /// What it calls a success is believed only while the queue pair is not in the error state.
+    doubted: bool,
     verbs: &'static Verbs,
     state: Mutex<State>,
 }
@@ -91,7 +93,7 @@ impl Sender {
     pub(crate) fn new(
         raw: NonNull<ibv_qp>,
         qp_num: u32,
-        verbs: &'static Verbs,
+        context: &Context,
         depth: u32,
         max_pieces: u32,
         signal_every: u32,
@@ -100,7 +102,8 @@ impl Sender {
             serial: next_serial(),
             qp_num,
             max_pieces,
-            verbs,
+            doubted: context.is_software(),
+            verbs: context.verbs,
             state: Mutex::new(State {
                 raw: Some(raw),
                 flight: Flight::new(depth, signal_every),
@@ -218,6 +221,7 @@ impl Sender {
         report: &mut impl FnMut(Finished),
     ) {
         let mut state = lock(&self.state);
+        let status = status.or_else(|| self.doubt(&state));
         let known = state.flight.finish(number, status, |token, keep, result| {
             spent.push(keep);
             report(Finished {
@@ -229,6 +233,29 @@ impl Sender {
         if known && let Some(status) = status {
             self.close(&mut state, Some(status));
         }
+    }
+
+    /// Why a success is not to be believed.
+    ///
+    /// Soft-RoCE ends a READ as a success, without its bytes, when an answer comes out of order: rxe_comp.c goes to
+    /// COMPST_ERROR without setting the request's status, and the kernel warns of just that
+    /// (`WARN_ON_ONCE(wqe->status == IB_WC_SUCCESS)`). By the time that one can ask, the queue pair is in the error state.
+    fn doubt(&self, state: &State) -> Option<WorkStatus> {
+        if !self.doubted {
+            return None;
+        }
+        if state.closed.is_some() {
+            return Some(WorkStatus::Flushed);
+        }
+        let (mut now, mut made) = (ibv_qp_attr::default(), ibv_qp_init_attr::default());
+        let asked = ibv_qp_attr_mask::IBV_QP_STATE.0 as i32;
+        // SAFETY: the queue pair is alive, as in `post`; the call fills in the two and keeps neither.
+        let refused = unsafe {
+            self.verbs
+                .ibv_query_qp(state.raw?.as_ptr(), &raw mut now, asked, &raw mut made)
+        };
+        (refused != 0 || now.qp_state != ibv_qp_state::IBV_QPS_RTS)
+            .then_some(WorkStatus::BadResponse)
     }
 
     /// Moves the queue pair to the error state: what is in flight will come out as failed.

@@ -1,14 +1,21 @@
 //! What a library from before 2020 does not tell, the kernel shows under /sys.
 
-use std::{fs, io, net::Ipv6Addr, path::Path};
+use std::{
+    fs, io,
+    net::Ipv6Addr,
+    path::{Path, PathBuf},
+};
 
 use crate::{Gid, GidEntry, GidKind};
 
+/// Where the kernel shows a device.
+pub(crate) fn device(name: &str) -> PathBuf {
+    Path::new("/sys/class/infiniband").join(name)
+}
+
 /// The GIDs of a port.
-pub(crate) fn gids(device: &str, port: u8) -> io::Result<Vec<GidEntry>> {
-    gids_under(Path::new(&format!(
-        "/sys/class/infiniband/{device}/ports/{port}"
-    )))
+pub(crate) fn gids(name: &str, port: u8) -> io::Result<Vec<GidEntry>> {
+    gids_under(&device(name).join("ports").join(port.to_string()))
 }
 
 fn gids_under(port: &Path) -> io::Result<Vec<GidEntry>> {

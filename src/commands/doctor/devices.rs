@@ -69,10 +69,14 @@ fn of_device(context: &Context) -> Vec<Finding> {
     let node = context
         .numa_node()
         .map_or_else(|| "not known".to_owned(), |node| node.to_string());
+    let kind = match context.is_software() {
+        true => "software",
+        false => "a card",
+    };
     let mut findings = vec![Finding::ok(
         format!("RDMA device {name}"),
         format!(
-            "NUMA node {node}, firmware {}, {} queue pairs of {} READs, {} at a time",
+            "{kind}, NUMA node {node}, firmware {}, {} queue pairs of {} READs, {} at a time",
             attributes.firmware,
             attributes.max_queue_pairs,
             attributes.max_queue_depth,

@@ -33,7 +33,7 @@ pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding
         }
     };
     let mut findings = vec![Finding::ok(what, format!("is node {}", peer.node))];
-    let mut auto = None;
+    let (mut auto, mut with_checksums) = (None, None);
     for transport in transports(args, &mut findings) {
         let kind = transport.kind().as_str();
         let what = format!("{} over {kind}", peer.node);
@@ -47,18 +47,32 @@ pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding
             continue;
         }
         match transport.connect(&peer).await {
+            Ok(_) if transport.needs_checksum() => {
+                findings.push(Finding::new(
+                    what,
+                    State::Note,
+                    "connected, by a software device",
+                    "what comes over it is only taken with checksums: give namespaces the checksum policy `always`, or they are read another way",
+                ));
+                with_checksums.get_or_insert(kind);
+            }
             Ok(_) => {
                 findings.push(Finding::ok(what, "connected"));
-                // RDMA only where it is asked for: see README, "Not there yet".
-                if kind != "rdma" {
-                    auto.get_or_insert_with(|| kind.to_owned());
-                }
+                auto.get_or_insert(kind);
             }
             Err(error) => {
                 findings.push(Finding::new(what, State::Wrong, error.to_string(), ""));
             }
         }
     }
+    let auto = match (with_checksums, auto) {
+        // Before anything that is further down the list of preference.
+        (Some(rdma), Some(other)) if other != "shm" => Some(format!(
+            "{rdma} where all blocks have checksums, else {other}"
+        )),
+        (Some(rdma), None) => Some(format!("{rdma} where all blocks have checksums")),
+        (_, other) => other.map(str::to_owned),
+    };
     (findings, auto)
 }
 

@@ -1,5 +1,5 @@
 # Agents as people start them, on two devices on a wire; their calls go over the loopback interface.
-# bound: 420
+# bound: 600
 here=$(dirname "$0")
 for part in test net programs agents; do . "$here/lib/$part.sh"; done
 
@@ -27,13 +27,26 @@ an_owner_that_is_killed_in_mid_transfer_is_replaced() {
   get_file b && grep -q "c over" $work/got && grep -v '"failed"' $work/got
 }
 
-with_the_link_down_the_pull_goes_on_over_tcp() {
+without_checksums_a_software_device_is_left_to_those_with() {
+  two_agents && checksum=off put_file a 8388608 64KiB && get_file b && from "a over tcp"
+}
+
+asked_for_without_checksums_it_says_what_to_set() {
+  two_agents --transport rdma && checksum=sampled put_file a 4194304 64KiB || return
+  get_file b && return 1
+  grep "checksum policy .always" $work/got
+}
+
+with_the_link_down_the_pull_goes_on_over_tcp_and_later_ones_over_rdma_again() {
   two_agents && put_file a 50331648 256KiB || return
   (sleep 0.3; ip link set va down) &
   get_file b
   local code=$?
-  ip link set va up
-  [ $code = 0 ] && grep -q "a over tcp" $work/got && grep -q "falling back to another transport" $work/b.log
+  [ $code = 0 ] && grep "a over tcp" $work/got && grep -q "falling back to another transport" $work/b.log
+  code=$?
+  veth_up
+  [ $code = 0 ] && until_true 60 grep -q "reached by a better transport again" $work/b.log || return
+  put_file a 8388608 256KiB && get_file b && from "a over rdma"
 }
 
 over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set() {
@@ -73,13 +86,16 @@ an_idle_agent_with_live_queue_pairs_uses_no_processor() {
 
 export here
 export -f two_agents ticks a_pull_takes_the_wire auto_prefers_it_to_sockets an_owner_that_is_killed_in_mid_transfer_is_replaced \
-  with_the_link_down_the_pull_goes_on_over_tcp over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set \
+  without_checksums_a_software_device_is_left_to_those_with asked_for_without_checksums_it_says_what_to_set \
+  with_the_link_down_the_pull_goes_on_over_tcp_and_later_ones_over_rdma_again over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set \
   without_dev_infiniband_tcp_is_used_and_the_log_says_why asked_for_and_absent_it_does_not_start \
   an_idle_agent_with_live_queue_pairs_uses_no_processor
 agents_test a_pull_takes_the_wire 60
 agents_test auto_prefers_it_to_sockets 60
 agents_test an_owner_that_is_killed_in_mid_transfer_is_replaced 90
-agents_test with_the_link_down_the_pull_goes_on_over_tcp 90
+agents_test without_checksums_a_software_device_is_left_to_those_with 60
+agents_test asked_for_without_checksums_it_says_what_to_set 60
+agents_test with_the_link_down_the_pull_goes_on_over_tcp_and_later_ones_over_rdma_again 150
 in_guest && veth_up
 agents_test over_the_memlock_limit_tcp_serves_and_the_log_says_what_to_set 60
 agents_test without_dev_infiniband_tcp_is_used_and_the_log_says_why 60

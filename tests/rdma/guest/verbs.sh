@@ -17,7 +17,7 @@ rust_test() {
 for name in $("$VERBS_TEST" --list 2> /dev/null | sed -n 's/: test$//p'); do
   case $name in
     # The others of these have lines of their own.
-    speed::* | processes::owner_process | devices::missing_device_nodes* | faults::a_device_that_is_removed*) ;;
+    processes::owner_process | devices::missing_device_nodes* | faults::a_device_that_is_removed*) ;;
     events::*)
       KVFERRY_RDMA_LINK_DOWN=1 rust_test "$name" ""
       in_guest && veth_up
@@ -42,6 +42,10 @@ rust_test reads::many_pairs_read_both_ways_at_once loss_of_1_percent.
 compgen -G '/mnt/loss*.log' > /dev/null && note "packets lost on purpose: $(tc -s qdisc show dev vb | grep -oE 'dropped [0-9]+')"
 in_guest && tc qdisc change dev vb root netem loss 100%
 rust_test faults::closing_while_reads_are_under_way_settles_all_of_them loss_of_everything.
+# The owner's queue is short: its device fails to send answers, and Soft-RoCE on Linux 6.1 then tells a READ as done
+# that was not.
+in_guest && tc qdisc change dev vb root netem delay 20ms limit 30 loss 0%
+rust_test crowded_wire::what_is_told_as_read_has_been_read short_queue.
 in_guest && tc qdisc del dev vb root
 
 in_guest && mount -t tmpfs none /dev/infiniband

@@ -11,6 +11,7 @@ use kvferry_proto::{
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::Status;
+use tracing::Instrument;
 
 use super::{
     BoxStream, LocalApi,
@@ -51,12 +52,13 @@ impl LocalApi {
             deadline,
             sender,
         };
-        tokio::spawn(async move {
+        let running = async move {
             if let Err(status) = getting.run(&hashes).await {
                 // A reader that went away does not want to know.
                 let _ = getting.sender.send(Err(status)).await;
             }
-        });
+        };
+        tokio::spawn(running.in_current_span());
         Ok(Box::pin(ReceiverStream::new(receiver).map(move |piece| {
             let _belongs_to = &client;
             piece

@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    gpu::GpuMemory,
+    gpu::Gpu,
     region::{ClientId, Memory, Region},
 };
 
@@ -38,8 +38,11 @@ struct Import {
     client: Option<ClientId>,
     place: Place,
     geometry: Geometry,
-    /// A GPU's memory, which its engine may not free before it is closed.
-    gpu: Weak<GpuMemory>,
+    /// A GPU's memory, which its engine may not free before it is closed: registrations and copies under way hold it
+    /// too.
+    on_gpu: Weak<kvferry_cuda::GpuMemory>,
+    /// Whose it is.
+    gpu: Weak<Gpu>,
     /// Cancelled when the region ends.
     ended: CancellationToken,
     /// Held by every pull into the region, until all its reads have settled.
@@ -123,7 +126,13 @@ impl Imports {
         geometry: &Geometry,
         register: impl FnOnce(Memory) -> Result<Arc<Region>, E>,
     ) -> Result<Arc<Region>, E> {
-        let gpu = memory.gpu().map_or_else(Weak::new, Arc::downgrade);
+        let (on_gpu, gpu) = match memory.gpu() {
+            Some(memory) => (
+                Arc::downgrade(memory.device_memory()),
+                Arc::downgrade(memory.gpu()),
+            ),
+            None => Default::default(),
+        };
         // Held until the region is entered, so that of two calls for one file one sees the other.
         let mut imports = self.0.lock();
         imports.retain(|_, import| !import.is_over());
@@ -140,6 +149,7 @@ impl Imports {
         let import = Import {
             client,
             place,
+            on_gpu,
             gpu,
             geometry: geometry.clone(),
             ended: CancellationToken::new(),
@@ -213,7 +223,11 @@ impl Import {
     }
 
     fn is_used(&self) -> bool {
-        self.written.strong_count() > 0 || self.gpu.strong_count() > 0
+        // Copies that nobody waits for hold the memory until somebody looks.
+        if let Some(gpu) = self.gpu.upgrade() {
+            gpu.sweep();
+        }
+        self.written.strong_count() > 0 || self.on_gpu.strong_count() > 0
     }
 }
 

@@ -19,21 +19,23 @@ use std::{
     time::Duration,
 };
 
+use kvferry_observe::{trace, traced};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES, NamespaceSpec, RegionId, pb, pb::agent_server::AgentServer,
 };
 use tokio::{sync::watch, time::Instant};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
 use super::client::ClientHandle;
 use crate::{
     coordinators::Coordinators,
-    counters::PullCounters,
     gpu::Gpus,
+    metrics::PullMetrics,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
     session::{ChangeLog, Identity, SessionStatus},
-    transfer::TransferConfig,
+    transfer::{TransferConfig, TransferMetrics},
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
 
@@ -69,7 +71,8 @@ pub(crate) struct Shared {
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
     pub(crate) gpus: Gpus,
-    pub(crate) pulls: PullCounters,
+    pub(crate) pulls: Arc<PullMetrics>,
+    pub(crate) transfer: Arc<TransferMetrics>,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,
     pub(crate) start: Instant,
@@ -131,6 +134,13 @@ impl LocalApi {
     fn existing_pool(&self, spec: &NamespaceSpec) -> Option<Arc<Region>> {
         self.store.region(self.store.pool_of(&spec.name)?)
     }
+}
+
+/// Part of the engine's trace, where it sent one.
+fn adopted<T>(span: Span, request: &Request<T>) -> Span {
+    let parent = request.metadata().get(trace::HEADER);
+    trace::adopt(&span, parent.map(|parent| parent.as_bytes()));
+    span
 }
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -200,7 +210,9 @@ impl pb::agent_server::Agent for LocalApi {
         request: Request<pb::GetRequest>,
     ) -> Result<Response<Self::GetStream>, Status> {
         let client = ClientHandle::of(&request)?;
-        let stream = self.get_blocks(client, request.into_inner()).await?;
+        let span = adopted(traced!("get", otel.kind = "server"), &request);
+        let getting = self.get_blocks(client, request.into_inner());
+        let stream = getting.instrument(span).await?;
         Ok(Response::new(stream))
     }
 
@@ -216,7 +228,9 @@ impl pb::agent_server::Agent for LocalApi {
         request: Request<pb::PullRequest>,
     ) -> Result<Response<Self::PullStream>, Status> {
         let client = ClientHandle::of(&request)?;
-        let stream = self.pull_blocks(client, request.into_inner()).await?;
+        let span = adopted(traced!("pull", otel.kind = "server"), &request);
+        let pulling = self.pull_blocks(client, request.into_inner());
+        let stream = pulling.instrument(span).await?;
         Ok(Response::new(stream))
     }
 

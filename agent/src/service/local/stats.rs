@@ -5,7 +5,7 @@ use kvferry_proto::pb;
 use super::LocalApi;
 
 impl LocalApi {
-    pub(super) fn numbers(&self) -> pb::StatsResponse {
+    pub(crate) fn numbers(&self) -> pb::StatsResponse {
         let store = self.store.stats();
         let (_, next_delta) = self.log.bounds();
         let coordinators = self
@@ -37,6 +37,7 @@ impl LocalApi {
             })
             .collect();
         let pulls = &self.pulls;
+        let (blocks_pulled, bytes_pulled) = pulls.pulled();
         pb::StatsResponse {
             node: self.identity.node.to_string(),
             incarnation: self.identity.incarnation.get(),
@@ -44,11 +45,11 @@ impl LocalApi {
             coordinators,
             reservations: store.reservations,
             pins: store.pins,
-            pulls_in_flight: pulls.begun.get().saturating_sub(pulls.ended.get()),
-            blocks_pulled: pulls.blocks.get(),
-            bytes_pulled: pulls.bytes.get(),
-            blocks_stale: pulls.stale.get(),
-            blocks_failed: pulls.failed.get(),
+            pulls_in_flight: pulls.in_flight(),
+            blocks_pulled,
+            bytes_pulled,
+            blocks_stale: pulls.stale(),
+            blocks_failed: pulls.failed(),
             bytes_served: self.served.bytes_sent(),
             peers_suspect: self.links.suspects() as u64,
         }

@@ -8,9 +8,11 @@ use std::{
 };
 
 use kvferry_memory::HostMemory;
+use tracing::Span;
 
 use crate::{
     transfer::{
+        Time,
         command::{OpId, SourceKey},
         event::ReadFailure,
     },
@@ -26,12 +28,16 @@ pub(super) struct Words {
 }
 
 /// One of the engine's operations; more than one read where a link's bounds cut it.
-struct Flight {
-    op: OpId,
-    source: SourceKey,
-    words: Option<Words>,
-    reads: Vec<PendingRead>,
-    error: Option<ReadError>,
+pub(super) struct Flight {
+    pub(super) op: OpId,
+    pub(super) source: SourceKey,
+    pub(super) words: Option<Words>,
+    /// When it began.
+    pub(super) since: Time,
+    /// Ends with it.
+    pub(super) _span: Span,
+    pub(super) reads: Vec<PendingRead>,
+    pub(super) error: Option<ReadError>,
 }
 
 /// An operation that has settled.
@@ -40,6 +46,8 @@ pub(super) struct Settled {
     pub(super) source: SourceKey,
     /// Of a generation read.
     pub(super) words: Option<Words>,
+    /// When it began.
+    pub(super) since: Time,
     pub(super) result: Result<(), ReadError>,
 }
 
@@ -49,20 +57,8 @@ pub(super) struct Settled {
 pub(super) struct Flights(Vec<Flight>);
 
 impl Flights {
-    pub(super) fn add(
-        &mut self,
-        op: OpId,
-        source: SourceKey,
-        words: Option<Words>,
-        reads: Vec<PendingRead>,
-    ) {
-        self.0.push(Flight {
-            op,
-            source,
-            words,
-            reads,
-            error: None,
-        });
+    pub(super) fn add(&mut self, flight: Flight) {
+        self.0.push(flight);
     }
 
     pub(super) fn cancel(&self, op: OpId) {
@@ -92,6 +88,7 @@ impl Flights {
                     op: flight.op,
                     source: flight.source,
                     words: flight.words,
+                    since: flight.since,
                     result: flight.error.map_or(Ok(()), Err),
                 });
             }

@@ -12,10 +12,11 @@ use std::{sync::Arc, time::Duration};
 use kvferry_proto::{Checksum, NodeId};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{
-    command::BlockIndex, config::TransferConfig, engine::PullRequest, outcome::Outcome,
-    plan::Destination,
+    command::BlockIndex, config::TransferConfig, engine::PullRequest, metrics::TransferMetrics,
+    outcome::Outcome, plan::Destination,
 };
 use crate::{
     coordinators::Located,
@@ -64,6 +65,9 @@ pub trait Connect: Send + Sync + 'static {
 
     /// This owner stood still or could not be reached: other pulls should prefer others.
     fn suspect(&self, peer: &PeerTarget);
+
+    /// Bytes that came over this link were not what was sealed: it must not be given out again.
+    fn distrust(&self, peer: &PeerTarget, link: &Arc<dyn Link>);
 
     /// It is suspected now.
     fn is_suspect(&self, peer: &PeerTarget) -> bool;
@@ -172,6 +176,8 @@ pub struct Parts<L, C, D> {
     pub connect: Arc<C>,
     /// Where blocks go.
     pub landing: Arc<D>,
+    /// What is counted, over all pulls.
+    pub metrics: Arc<TransferMetrics>,
 }
 
 /// Pulls. Sends one outcome per block to `outcomes`, in batches as they come, and returns after the
@@ -193,6 +199,6 @@ pub async fn pull<L: Locate, C: Connect, D: Landing>(
     let cancel = CancellationToken::new();
     let _dropped = cancel.clone().drop_guard();
     let run = run::Run::new(parts, config, request, outcomes);
-    tokio::spawn(run.drive(cancel, summary));
+    tokio::spawn(run.drive(cancel, summary).in_current_span());
     summed.await.map_err(|_| Aborted)
 }

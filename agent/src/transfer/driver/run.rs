@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 use kvferry_memory::HostMemory;
+use kvferry_observe::traced;
 use kvferry_proto::{Checksum, Geometry, Incarnation, NodeId, RegionId};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -15,10 +16,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     BlockOutcome, Connect, Landing, Locate, LocateError, Parts, PullSummary,
-    flight::{Flights, Words},
+    flight::{Flight, Flights, Words},
     scratch,
 };
 use crate::{
@@ -29,6 +31,7 @@ use crate::{
         config::TransferConfig,
         engine::{PullEngine, PullRequest},
         event::{Event, ReadFailure},
+        metrics::Phase,
         plan::{self, BlockRead, Destination, PlanError, WORD_BYTES},
     },
     transport::{ConnectError, Link, PeerTarget, PendingRead, staged},
@@ -37,8 +40,8 @@ use crate::{
 /// What a task was started for.
 #[derive(Debug, Clone)]
 enum Asked {
-    Locate(OpId),
-    Connect(SourceKey),
+    Locate(OpId, Time),
+    Connect(SourceKey, Time),
     Verify(Vec<BlockIndex>),
 }
 
@@ -113,6 +116,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let mut given_up = false;
         loop {
             self.obey();
+            self.count_failed();
             self.report.deliver();
             if self.engine.is_finished()
                 && let Some(summary) = summary.take()
@@ -139,6 +143,23 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             self.take_what_is_ready();
             self.pass_time();
         }
+    }
+
+    fn count_failed(&mut self) {
+        let failed = self.engine.take_failed();
+        for (failure, copies) in failed.into_iter().filter(|(_, copies)| *copies > 0) {
+            self.parts
+                .metrics
+                .failed_copies
+                .of(failure.into())
+                .add(copies);
+        }
+    }
+
+    /// An operation that began at `since` is over.
+    fn observe(&self, phase: Phase, since: Time) {
+        let took = self.now().saturating_sub(since);
+        self.parts.metrics.phases.of(phase).observe(took);
     }
 
     fn now(&self) -> Time {
@@ -196,25 +217,46 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         match command {
             Command::Locate { op, blocks } => {
                 let locate = Arc::clone(&self.parts.locate);
-                let task = self
-                    .tasks
-                    .spawn(async move { Answer::Located(locate.locate(&blocks).await) });
-                self.asked.insert(task.id(), Asked::Locate(op));
+                let span = traced!("locate", otel.kind = "client", blocks = blocks.len());
+                let asking = async move { Answer::Located(locate.locate(&blocks).await) };
+                let task = self.tasks.spawn(asking.instrument(span));
+                self.asked.insert(task.id(), Asked::Locate(op, self.now()));
             }
             Command::Prepare { blocks } => blocks.into_iter().for_each(|block| self.prepare(block)),
             Command::Connect { source } => self.connect(source),
             Command::Read { op, source, slots } => {
                 self.report.wire_begins(self.now());
-                self.begin(op, source, |run, link| run.read(link, source, &slots));
+                let span = traced!(
+                    "read",
+                    blocks = slots.len(),
+                    node = Empty,
+                    transport = Empty
+                );
+                self.name(&span, source);
+                self.begin(op, source, span, |run, link| run.read(link, source, &slots));
             }
             Command::ReadGenerations { op, source, slots } => {
-                self.begin(op, source, |run, link| run.read_words(link, &slots));
+                let span = traced!(
+                    "validate",
+                    blocks = slots.len(),
+                    node = Empty,
+                    transport = Empty
+                );
+                self.name(&span, source);
+                self.begin(op, source, span, |run, link| run.read_words(link, &slots));
             }
             Command::Cancel { op } => self.flights.cancel(op),
             Command::Suspect { source } => {
                 if let Some(peer) = self.peers.get(source.0 as usize) {
                     self.parts.connect.suspect(peer);
                     self.report.stood_still(source, &peer.node);
+                }
+            }
+            Command::Distrust { source } => {
+                if let (Some(peer), Some(link)) =
+                    (self.peers.get(source.0 as usize), self.links.get(&source))
+                {
+                    self.parts.connect.distrust(peer, link);
                 }
             }
             Command::Verify { block, checksum } => self.to_verify.push((block, checksum)),
@@ -265,10 +307,24 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             return self.connected(source, link);
         }
         let connect = Arc::clone(&self.parts.connect);
-        let task = self
-            .tasks
-            .spawn(async move { Answer::Connected(connect.link(&peer).await) });
-        self.asked.insert(task.id(), Asked::Connect(source));
+        let span = traced!("connect", node = %peer.node);
+        let connecting = async move { Answer::Connected(connect.link(&peer).await) };
+        let task = self.tasks.spawn(connecting.instrument(span));
+        self.asked
+            .insert(task.id(), Asked::Connect(source, self.now()));
+    }
+
+    /// Says in a span from whom is read, and how. Owners take no part in the trace: a one-sided read is
+    /// none of their processor's work.
+    fn name(&self, span: &Span, source: SourceKey) {
+        if let (Some(peer), false) = (self.peers.get(source.0 as usize), span.is_none()) {
+            span.record("node", peer.node.as_str());
+            let link = self.links.get(&source);
+            span.record(
+                "transport",
+                link.map_or("none", |link| link.kind().as_str()),
+            );
+        }
     }
 
     /// Begins a read, or says at once why there is none.
@@ -276,6 +332,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         &mut self,
         op: OpId,
         source: SourceKey,
+        span: Span,
         plan: impl FnOnce(
             &mut Self,
             &Arc<dyn Link>,
@@ -288,7 +345,15 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             });
         };
         match plan(self, &link) {
-            Ok((reads, words)) => self.flights.add(op, source, words, reads),
+            Ok((reads, words)) => self.flights.add(Flight {
+                op,
+                source,
+                words,
+                since: self.origin.elapsed(),
+                _span: span,
+                reads,
+                error: None,
+            }),
             Err(error) => {
                 self.report.failed(source, &error);
                 let failure = match error {

@@ -8,6 +8,7 @@ use tokio::{sync::mpsc, time::Instant};
 use world::{BLOCK, Mode, State, World};
 
 use super::*;
+use crate::transfer::{CopyFailure, Phase};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -194,4 +195,38 @@ async fn a_slot_that_is_not_there_is_a_stale_hint() {
     let (_, outcomes) = pulled(&world, TransferConfig::default(), 2).await;
     assert_eq!(outcomes[1].outcome, Outcome::Stale);
     assert!(outcomes[1].detail.contains("no slot 2"), "{outcomes:?}");
+}
+
+/// Time is observed per phase, and copies that failed on the way are counted though the pull went well.
+#[tokio::test(start_paused = true)]
+async fn phases_and_failed_copies_are_counted() {
+    let striped = TransferConfig {
+        stripe_bytes: 1,
+        ..TransferConfig::default()
+    };
+    for checksums in [false, true] {
+        let world = World::new(2, 8, checksums);
+        let (summary, _) = pulled(&world, striped.clone(), 8).await;
+        assert_eq!(summary.pulled, 8);
+        let phases = |phase| world.metrics.phases.of(phase).count();
+        assert_eq!(phases(Phase::Locate), 1);
+        assert_eq!(phases(Phase::Connect), 2, "one link to each owner");
+        assert_eq!((phases(Phase::Wire), phases(Phase::Validate)), (2, 2));
+        assert_eq!(phases(Phase::Checksum) > 0, checksums);
+        let failed = |reason| world.metrics.failed_copies.of(reason).get();
+        assert_eq!(failed(CopyFailure::Unreachable), 0);
+
+        world.owners[0].set(Mode::Lost);
+        let (summary, _) = pulled(&world, striped.clone(), 8).await;
+        assert_eq!(summary.pulled, 8, "the other one has them, too");
+        assert!(failed(CopyFailure::Unreachable) > 0);
+        assert_eq!(failed(CopyFailure::Stale), 0);
+
+        world.owners[0].set(Mode::Good);
+        world.set_slot_shift(1);
+        let (summary, _) = pulled(&world, striped.clone(), 8).await;
+        assert!(summary.pulled < 8);
+        let wrong = failed(CopyFailure::Stale) + failed(CopyFailure::Corrupt);
+        assert!(wrong > 0);
+    }
 }

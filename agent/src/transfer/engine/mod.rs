@@ -100,6 +100,8 @@ pub struct PullEngine {
     /// Blocks that could be assigned.
     waiting: BTreeSet<BlockIndex>,
     commands: VecDeque<Command>,
+    /// Candidates that did not give their block since somebody asked, by why.
+    failed: [u64; 3],
 }
 
 impl PullEngine {
@@ -126,6 +128,7 @@ impl PullEngine {
             locating: locate::Locating::new(request.blocks, now, config.locate_backoff),
             waiting: BTreeSet::new(),
             commands: VecDeque::new(),
+            failed: [0; 3],
             config,
         }
     }
@@ -177,6 +180,16 @@ impl PullEngine {
             self.schedule();
         }
         self.commands.pop_front()
+    }
+
+    /// How many candidates did not give their block since the last call, by why.
+    pub fn take_failed(&mut self) -> [(Failure, u64); 3] {
+        let [unreachable, stale, corrupt] = std::mem::take(&mut self.failed);
+        [
+            (Failure::Unreachable, unreachable),
+            (Failure::Stale, stale),
+            (Failure::Corrupt, corrupt),
+        ]
     }
 
     /// True when every block has its outcome.
@@ -250,6 +263,7 @@ impl PullEngine {
             let place = block.current;
             block.alone = false;
             block.spend(place, failure);
+            self.failed[failure as usize] += 1;
             self.next_candidate(index);
         }
     }
@@ -287,7 +301,10 @@ impl PullEngine {
         match (block.finished, ok) {
             (true, _) => self.close(index, Outcome::TimedOut { settled: true }),
             (false, true) => self.land(index),
-            (false, false) => self.candidate_failed(index, Failure::Corrupt),
+            (false, false) => {
+                self.distrust(index);
+                self.candidate_failed(index, Failure::Corrupt);
+            }
         }
     }
 

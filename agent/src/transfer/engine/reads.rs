@@ -210,6 +210,59 @@ impl PullEngine {
         self.send_away(op.source, Failure::Unreachable);
     }
 
+    /// A block's bytes were wrong. Where its path does not vouch for them that is the path's fault as likely as the
+    /// owner's: the next try goes another way.
+    pub(super) fn distrust(&mut self, index: BlockIndex) {
+        let most = self.config.connects;
+        let candidate = self
+            .blocks
+            .get(index as usize)
+            .and_then(|block| block.candidate());
+        let Some(key) = candidate.map(|candidate| candidate.source) else {
+            return;
+        };
+        let Some(source) = self.sources.get_mut(&key) else {
+            return;
+        };
+        if !matches!(source.path, Path::Open(link) if link.needs_checksum) {
+            return;
+        }
+        // Not `troubled`: by the other way it is as good as any.
+        source.path = match source.connects < most {
+            true => Path::Closed,
+            false => Path::Dead(Failure::Corrupt),
+        };
+        self.push(Command::Distrust { source: key });
+        self.send_away(key, Failure::Unreachable);
+    }
+
+    /// Blocks without a checksum are not read over a path that does not vouch for its bytes. True where there were
+    /// any. Who drives the engine opens links that suit the pull, so that there are none.
+    pub(super) fn refuse_unverifiable(&mut self) -> bool {
+        let unverifiable = |index: &BlockIndex| {
+            let block = self.blocks.get(*index as usize);
+            block
+                .and_then(|block| block.candidate())
+                .is_some_and(|candidate| candidate.checksum.is_none())
+        };
+        let refused: Vec<_> = self
+            .sources
+            .iter()
+            .filter(|(_, source)| matches!(source.path, Path::Open(link) if link.needs_checksum))
+            .flat_map(|(&key, source)| {
+                let blocks = source.queue.iter().copied();
+                blocks.filter(unverifiable).map(move |index| (key, index))
+            })
+            .collect();
+        for (key, index) in &refused {
+            if let Some(source) = self.sources.get_mut(key) {
+                source.queue.remove(index);
+            }
+            self.candidate_failed(*index, Failure::Unreachable);
+        }
+        !refused.is_empty()
+    }
+
     /// A stale hint for all that was to come from there. A generation read may cover several
     /// regions and does not say which is gone; its blocks are stale, the regions are not judged.
     fn region_gone(&mut self, op: &Op) {

@@ -12,6 +12,7 @@ use crate::transport::Capabilities;
 struct Room {
     blocks: usize,
     spans: usize,
+    needs_checksum: bool,
 }
 
 impl PullEngine {
@@ -20,6 +21,10 @@ impl PullEngine {
     pub(super) fn schedule(&mut self) {
         self.ask();
         self.assign();
+        // Each time spends candidates, so it ends.
+        while self.refuse_unverifiable() {
+            self.assign();
+        }
         self.read_generations();
         self.connect();
         self.read();
@@ -137,6 +142,7 @@ impl PullEngine {
         (blocks > 0).then(|| Room {
             blocks: blocks.min(self.config.op_blocks.max(1)),
             spans: link.max_spans,
+            needs_checksum: link.needs_checksum,
         })
     }
 
@@ -269,8 +275,9 @@ impl PullEngine {
                 .take(self.config.steal_scan)
                 .filter_map(|&index| {
                     let block = self.blocks.get(index as usize)?;
-                    let (place, _) = block.left().find(|(_, c)| c.source == thief)?;
-                    Some((index, place))
+                    let (place, candidate) = block.left().find(|(_, c)| c.source == thief)?;
+                    let suits = candidate.checksum.is_some() || !room.needs_checksum;
+                    suits.then_some((index, place))
                 })
                 .take(room.blocks)
                 .collect();

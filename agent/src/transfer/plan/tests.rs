@@ -11,6 +11,7 @@ fn link(max_spans: usize, max_bytes: u64) -> Capabilities {
         max_bytes,
         window_bytes: 1 << 20,
         distance: 0,
+        needs_checksum: false,
     }
 }
 

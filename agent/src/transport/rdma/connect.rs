@@ -5,21 +5,25 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use kvferry_ibverbs::{ConnectOptions, Init, QueuePair, ReadyToSend, RemoteKey, RemotePiece};
+use kvferry_ibverbs::{
+    ChainError, ConnectOptions, Init, PairError, PortAddressError, PostError, QueuePair,
+    ReadyToSend, RemoteKey, RemotePiece, WorkError,
+};
 use kvferry_proto::{Incarnation, pb};
 use tokio::{
     sync::oneshot,
-    task::{JoinSet, spawn_blocking},
+    task::{JoinError, JoinSet, spawn_blocking},
     time::timeout,
 };
 
 use super::{
     config::{MAX_ENDPOINTS, PROBE_BOUND},
-    device::{Device, Devices},
-    lanes::Lane,
+    device::Device,
+    devices::{Devices, told},
+    lane::Lane,
     owner_client::{OwnerClient, no_path},
     poller::token,
-    wire::{endpoint_message, parse_endpoint, parse_memory},
+    wire::{BadMessage, endpoint_message, parse_endpoint, parse_memory},
 };
 use crate::transport::{ConnectError, PeerTarget};
 
@@ -39,7 +43,7 @@ pub(super) async fn lanes(
     peer: &PeerTarget,
     which: &[usize],
 ) -> Result<Vec<Lane>, ConnectError> {
-    let mut reasons = Vec::new();
+    let mut reasons: Vec<LaneError> = Vec::new();
     let offered = {
         let (devices, which) = (Arc::clone(devices), which.to_vec());
         let made = spawn_blocking(move || offer(&devices, &which)).await;
@@ -48,20 +52,20 @@ pub(super) async fn lanes(
         offered
     };
     if offered.is_empty() {
-        return Err(no_path(&peer.node, &reasons.join("; ")));
+        return Err(no_path(&peer.node, &told(&reasons)));
     }
     let endpoints = offered
         .iter()
-        .map(|(device, pair)| endpoint_message(&pair.endpoint(), device.guid, device.port));
+        .map(|(device, pair)| endpoint_message(&pair.endpoint(), device));
     let answers = client.connect_pairs(peer, endpoints.collect()).await?;
     let mut proofs = JoinSet::new();
     for ((device, pair), answer) in offered.into_iter().zip(answers) {
         let (devices, expected) = (Arc::clone(devices), peer.incarnation);
         proofs.spawn(async move {
-            let (pair, probe) = accept(pair, &answer)?;
+            let (pair, probe) = accept(pair, &answer, devices.need_checksums())?;
             prove(&devices, &device, &pair, probe, expected).await?;
             let id = NEXT_LANE.fetch_add(1, Ordering::Relaxed);
-            Ok::<_, String>(Lane::new(id, device, answer.device, pair))
+            Ok::<_, LaneError>(Lane::new(id, device, answer.device, pair))
         });
     }
     let mut lanes = Vec::new();
@@ -69,9 +73,10 @@ pub(super) async fn lanes(
         match proof {
             Ok(Ok(lane)) => lanes.push(lane),
             Ok(Err(reason)) => reasons.push(reason),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => reasons.push(error.into()),
         }
     }
+    let mut reasons: Vec<String> = reasons.iter().map(ToString::to_string).collect();
     reasons.sort();
     reasons.dedup();
     if lanes.is_empty() {
@@ -83,16 +88,65 @@ pub(super) async fn lanes(
     Ok(lanes)
 }
 
+/// Why a queue pair is not connected; others may be.
+#[derive(Debug, thiserror::Error)]
+enum LaneError {
+    /// Our port has no address now.
+    #[error(transparent)]
+    Address(#[from] PortAddressError),
+    /// Our device has no room for another.
+    #[error(transparent)]
+    Pair(#[from] PairError),
+    /// The two do not fit.
+    #[error(transparent)]
+    Connect(#[from] kvferry_ibverbs::ConnectError),
+    /// The owner says why not.
+    #[error("the owner refuses: {0}")]
+    Refused(String),
+    /// The owner's answer makes no sense.
+    #[error("the owner's answer makes no sense: {0}")]
+    Nonsense(#[from] BadMessage),
+    /// The owner's device needs checksums, and our links are for all blocks.
+    #[error(
+        "the owner's device is software, and from a card's link bytes are taken without checksums"
+    )]
+    Software,
+    /// Try again when fewer small reads are under way.
+    #[error("too many small reads are under way")]
+    NoScratch,
+    /// The probe is not a READ that can be.
+    #[error(transparent)]
+    Probe(#[from] ChainError),
+    /// The READ that proves the path could not be posted.
+    #[error(transparent)]
+    Post(#[from] PostError),
+    /// It was, and failed.
+    #[error(transparent)]
+    Failed(#[from] WorkError),
+    /// It was, and nothing came.
+    #[error("the owner's device does not answer")]
+    Silent,
+    /// It works, and leads to somebody else.
+    #[error("another process answers at the owner's address")]
+    OtherProcess,
+    /// The device is gone.
+    #[error("the completion thread has ended")]
+    NoCompletions,
+    /// The program ends.
+    #[error("not tried to the end: {0}")]
+    Task(#[from] JoinError),
+}
+
 type Offered = Vec<(Arc<Device>, QueuePair<Init>)>;
 
 /// Queue pairs that know their port, and why there are no others.
-fn offer(devices: &Devices, which: &[usize]) -> (Offered, Vec<String>) {
+fn offer(devices: &Devices, which: &[usize]) -> (Offered, Vec<LaneError>) {
     let (mut offered, mut problems) = (Offered::new(), Vec::new());
     for device in which.iter().filter_map(|index| devices.list.get(*index)) {
         let address = match device.address() {
             Ok(address) => address,
             Err(error) => {
-                problems.push(error.to_string());
+                problems.push(error.into());
                 continue;
             }
         };
@@ -100,8 +154,8 @@ fn offer(devices: &Devices, which: &[usize]) -> (Offered, Vec<String>) {
             if offered.len() == MAX_ENDPOINTS {
                 break;
             }
-            let made = device.reading_pair().map_err(|e| e.to_string());
-            match made.and_then(|pair| pair.bind(&address).map_err(|e| e.to_string())) {
+            let made = device.reading_pair().map_err(LaneError::from);
+            match made.and_then(|pair| Ok(pair.bind(&address)?)) {
                 Ok(pair) => offered.push((Arc::clone(device), pair)),
                 Err(problem) => problems.push(problem),
             }
@@ -113,21 +167,19 @@ fn offer(devices: &Devices, which: &[usize]) -> (Offered, Vec<String>) {
 fn accept(
     pair: QueuePair<Init>,
     answer: &pb::RdmaLane,
-) -> Result<(QueuePair<ReadyToSend>, RemoteKey), String> {
+    checksummed: bool,
+) -> Result<(QueuePair<ReadyToSend>, RemoteKey), LaneError> {
     if !answer.refused.is_empty() {
-        return Err(format!("the owner refuses: {}", answer.refused));
+        return Err(LaneError::Refused(answer.refused.clone()));
     }
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let endpoint = answer
-        .endpoint
-        .as_ref()
-        .ok_or("the owner names no endpoint")?;
-    let endpoint = parse_endpoint(endpoint).map_err(|e| text(&e))?;
-    let probe = parse_memory(answer.probe.as_ref()).map_err(|e| text(&e))?;
-    let connected = pair
-        .connect(&endpoint, &ConnectOptions::default())
-        .map_err(|e| text(&e))?;
-    Ok((connected.ready().map_err(|e| text(&e))?, probe))
+    let endpoint = answer.endpoint.as_ref().ok_or(BadMessage("no endpoint"))?;
+    if endpoint.software && !checksummed {
+        return Err(LaneError::Software);
+    }
+    let endpoint = parse_endpoint(endpoint)?;
+    let probe = parse_memory(answer.probe.as_ref())?;
+    let connected = pair.connect(&endpoint, &ConnectOptions::default())?;
+    Ok((connected.ready()?, probe))
 }
 
 /// Reads the owner's incarnation over the queue pair: what answers is the process that was meant.
@@ -137,17 +189,18 @@ async fn prove(
     pair: &QueuePair<ReadyToSend>,
     probe: RemoteKey,
     expected: Incarnation,
-) -> Result<(), String> {
+) -> Result<(), LaneError> {
     let place = devices
         .locals
         .scratch(PROBE_BYTES)
-        .ok_or("too many small reads are under way")?;
+        .ok_or(LaneError::NoScratch)?;
     let range = place.range(PROBE_BYTES);
     let region = place.local().regions.get(device.index);
     let piece = region
         .and_then(Option::as_ref)
         .and_then(|region| region.piece(range.clone()))
-        .ok_or("the scratch is not registered")?;
+        // Devices that did not register it are not in the list.
+        .ok_or(LaneError::NoScratch)?;
     let number = devices.next_number();
     let (sender, ended) = oneshot::channel();
     devices.probes.insert(number, sender);
@@ -156,37 +209,34 @@ async fn prove(
         rkey: probe.rkey,
     };
     let mut chain = pair.chain();
-    chain
-        .push(token(0, number), from, [piece])
-        .map_err(|e| e.to_string())?;
+    chain.push(token(0, number), from, [piece])?;
     device.in_flight.fetch_add(1, Ordering::Relaxed);
-    let posted = pair.post(&mut chain).map_err(|e| e.to_string());
-    let result = match posted {
+    let result = match pair.post(&mut chain) {
         Ok(_) => timeout(PROBE_BOUND, ended)
             .await
-            .map_err(|_| "the owner's device does not answer".to_owned()),
-        Err(error) => Err(error),
+            .map_err(|_| LaneError::Silent),
+        Err(error) => Err(error.into()),
     };
     device.in_flight.fetch_sub(1, Ordering::Relaxed);
     match result {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) => {
-            if error == kvferry_ibverbs::WorkError::Unsettled {
+            if error == WorkError::Unsettled {
                 lose(place);
             }
-            return Err(error.to_string());
+            return Err(error.into());
         }
-        Ok(Err(_)) => return Err("the completion thread has ended".to_owned()),
+        Ok(Err(_)) => return Err(LaneError::NoCompletions),
         Err(why) => {
             lose(place);
             devices.probes.remove(&number);
             return Err(why);
         }
     }
-    let found = place.memory().and_then(|m| m.load_word(range.start).ok());
+    let found = place.memory().load_word(range.start).ok();
     match found {
         Some(found) if found == expected.get() => Ok(()),
-        _ => Err("another process answers at the owner's address".to_owned()),
+        _ => Err(LaneError::OtherProcess),
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::{
 use super::{
     config::{KEEPALIVE, RECONNECT_FIRST, RECONNECT_MAX, RENEW_AGAIN},
     connect,
-    device::DeviceEvent,
+    events::DeviceEvent,
+    fault::Loss,
     link::Shared,
     owner_client::Renewed,
 };
@@ -46,7 +47,7 @@ pub(super) async fn run(link: Weak<Shared>, wake: Arc<Notify>, mut events: Recei
         let Some(link) = link.upgrade() else { return };
         match event {
             Some(DeviceEvent::Down { device }) => link.device_down(device),
-            Some(DeviceEvent::Pair { qp_num }) => link.pair_failed(qp_num),
+            Some(DeviceEvent::Pair { device, qp_num }) => link.pair_failed(device, qp_num),
             None => {}
         }
         if !keeper.look_after(&link).await {
@@ -88,11 +89,11 @@ impl Keeper {
         self.renewed = Instant::now();
         match link.client.renew().await {
             Renewed::Alive => self.missed = 0,
-            Renewed::Gone => link.lose("the owner has ended the session"),
+            Renewed::Gone => link.lose(Loss::SessionEnded),
             Renewed::Unknown(why) => {
                 self.missed += 1;
                 if self.missed >= MISSED_RENEWALS {
-                    link.lose(&format!("the owner does not answer: {why}"));
+                    link.lose(Loss::OwnerSilent(why));
                 }
             }
         }
@@ -119,7 +120,7 @@ impl Keeper {
                 tracing::debug!(node = %peer.node, count = lanes.len(), "queue pairs connected again");
                 link.adopt(lanes);
             }
-            Err(error) if none => link.lose(&error.to_string()),
+            Err(error) if none => link.lose(Loss::NotReconnected(error)),
             Err(error) => tracing::debug!(node = %peer.node, %error, "a device stays unused"),
         }
         self.retry_at = Instant::now() + self.pause;

@@ -2,106 +2,25 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Instant,
 };
 
-use kvferry_ibverbs::{QueuePair, ReadChain, ReadyToSend, RemotePiece, WorkError, WorkStatus};
+use kvferry_ibverbs::{WorkError, WorkStatus};
 
 use super::{
-    config::{LANE_WINDOW_BYTES, MAX_ATTEMPTS},
-    device::Device,
+    config::MAX_ATTEMPTS,
+    fault::{Cause, Loss, ReadFault},
+    lane::Lane,
     op::{Item, ReadOp},
-    poller::{Ended, token},
+    poller::Ended,
 };
-
-/// Why a queue pair was closed: what to do next depends on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// This side closed it, to settle a read: the path is good.
-    Ours,
-    /// The owner refused a key: the path is good, and the key is void.
-    Key,
-    /// The way to the owner: nothing goes over it any more.
-    Path(String),
-}
-
-/// One connected queue pair.
-pub(super) struct Lane {
-    pub(super) id: u64,
-    pub(super) device: Arc<Device>,
-    /// The owner's device at the other end.
-    pub(super) remote: u32,
-    pub(super) pair: QueuePair<ReadyToSend>,
-    chain: ReadChain,
-    /// In the chain, in order.
-    chained: Vec<u32>,
-    /// On it, chained ones included.
-    bytes: u64,
-    reads: usize,
-    closed: Option<(Cause, Instant)>,
-}
-
-impl Lane {
-    pub(super) fn new(
-        id: u64,
-        device: Arc<Device>,
-        remote: u32,
-        pair: QueuePair<ReadyToSend>,
-    ) -> Self {
-        Self {
-            id,
-            device,
-            remote,
-            chain: pair.chain(),
-            pair,
-            chained: Vec::new(),
-            bytes: 0,
-            reads: 0,
-            closed: None,
-        }
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        self.closed.is_none()
-    }
-
-    pub(super) fn close(&mut self, cause: Cause) {
-        if self.closed.is_none() {
-            self.closed = Some((cause, Instant::now()));
-            self.pair.fail();
-        }
-    }
-
-    fn could_carry(&self, item: &Item) -> bool {
-        let target = item.op.target();
-        let lands = target.and_then(|target| target.local.regions.get(self.device.index));
-        self.is_open()
-            && matches!(lands, Some(Some(_)))
-            && item.region.key(self.remote, item.part).is_some()
-    }
-
-    fn has_room(&self, item: &Item) -> bool {
-        self.pair.room() > self.chained.len()
-            && (self.bytes == 0 || self.bytes + item.len <= LANE_WINDOW_BYTES)
-    }
-
-    /// Lower is better: on the memory's own NUMA node, then with less to do.
-    fn rank(&self, item: &Item) -> (bool, u64) {
-        let node = item.op.target().and_then(|target| target.local.numa_node);
-        let far = match (node, self.device.context.numa_node()) {
-            (Some(memory), Some(device)) => memory != device,
-            _ => false,
-        };
-        (far, self.bytes)
-    }
-}
 
 /// What must be done after the lock is given back.
 #[derive(Default)]
 pub(super) struct After {
     /// Reads of which one READ is over.
-    pub(super) over: Vec<(Arc<ReadOp>, Result<(), String>)>,
+    pub(super) over: Vec<(Arc<ReadOp>, Result<(), ReadFault>)>,
     /// Reads whose memory a device keeps for ever.
     pub(super) never: Vec<Arc<ReadOp>>,
     /// READs whose key the owner refused.
@@ -122,7 +41,7 @@ pub(super) struct Lanes {
     flying: HashMap<u32, (u64, Item)>,
     next: u32,
     /// Why the link is lost.
-    pub(super) lost: Option<String>,
+    pub(super) lost: Option<Loss>,
     /// Received in READs that are over.
     pub(super) received: u64,
 }
@@ -158,14 +77,12 @@ impl Lanes {
             };
             let lane = self.list.iter_mut().find(|known| known.id == lane);
             if let Some(lane) = lane {
-                lane.device.in_flight.fetch_sub(1, Ordering::Relaxed);
-                lane.bytes = lane.bytes.saturating_sub(item.len);
-                lane.reads = lane.reads.saturating_sub(1);
+                lane.over(&item);
                 if let Err(WorkError::Failed(status)) = result
                     && status != WorkStatus::Flushed
                 {
                     let path = (lane.device.index, lane.remote);
-                    let cause = cause(status);
+                    let cause = Cause::from(status);
                     lane.close(cause.clone());
                     self.close_path(path, &cause);
                 }
@@ -206,7 +123,7 @@ impl Lanes {
         }
         match item.attempts < MAX_ATTEMPTS {
             true => self.queue.push_back(item),
-            false => after.over.push((item.op, Err(error.to_string()))),
+            false => after.over.push((item.op, Err(error.into()))),
         }
     }
 
@@ -251,13 +168,13 @@ impl Lanes {
     }
 
     /// Nothing will complete any more: what waits ends now, what is with a device when it comes back.
-    pub(super) fn lose(&mut self, why: &str, after: &mut After) {
-        let why = self.lost.get_or_insert_with(|| why.to_owned()).clone();
+    pub(super) fn lose(&mut self, why: Loss, after: &mut After) {
+        let why = self.lost.get_or_insert(why).clone();
         for item in self.queue.drain(..) {
-            after.over.push((item.op, Err(why.clone())));
+            after.over.push((item.op, Err(why.clone().into())));
         }
         for lane in &mut self.list {
-            lane.close(Cause::Path(why.clone()));
+            lane.close(Cause::Ours);
         }
         self.drop_drained(after);
         after.wake = true;
@@ -265,7 +182,7 @@ impl Lanes {
 
     /// Queue pairs that a device did not drain by then. Dropping them ends their READs one way or the other.
     pub(super) fn overdue(&mut self, before: Instant) -> Vec<Lane> {
-        let late = |lane: &mut Lane| lane.closed.as_ref().is_some_and(|(_, at)| *at < before);
+        let late = |lane: &mut Lane| lane.closed_before(before);
         self.list.extract_if(.., late).collect()
     }
 
@@ -276,10 +193,9 @@ impl Lanes {
     }
 
     fn drop_drained(&mut self, after: &mut After) {
-        let drained = |lane: &mut Lane| !lane.is_open() && lane.reads == 0;
         let mut path = None;
-        for lane in self.list.extract_if(.., drained) {
-            if let Some((Cause::Path(why), _)) = &lane.closed {
+        for lane in self.list.extract_if(.., |lane| lane.is_drained()) {
+            if let Some(Cause::Path(why)) = lane.cause() {
                 path = Some(why.clone());
             }
             after.gone.push(lane);
@@ -291,9 +207,9 @@ impl Lanes {
             && self
                 .list
                 .iter()
-                .all(|lane| matches!(&lane.closed, Some((Cause::Path(_), _))))
+                .all(|lane| matches!(lane.cause(), Some(Cause::Path(_))))
         {
-            self.lose(&why, after);
+            self.lose(Loss::Path(why), after);
         }
     }
 
@@ -301,7 +217,7 @@ impl Lanes {
     fn pump(&mut self, after: &mut After) {
         if let Some(why) = self.lost.clone() {
             for item in self.queue.drain(..) {
-                after.over.push((item.op, Err(why.clone())));
+                after.over.push((item.op, Err(why.clone().into())));
             }
             return;
         }
@@ -323,19 +239,17 @@ impl Lanes {
                 let number = self.next;
                 self.next = self.next.wrapping_add(1);
                 item.op.goes_to(lane.id);
-                if chain(lane, self.link, number, &item) {
+                if lane.chain(self.link, number, &item) {
                     self.flying.insert(number, (lane.id, item));
                 } else {
-                    let why = "a span is outside what was registered".to_owned();
-                    after.over.push((item.op, Err(why)));
+                    after.over.push((item.op, Err(ReadFault::Outside)));
                 }
             } else if self.open() == 0 || self.list.iter().any(|l| l.could_carry(&item)) {
                 // An open queue pair will come back to it; without one, it waits for the keeper.
                 self.queue.push_front(item);
                 break;
             } else {
-                let why = "no device is left that knows the region".to_owned();
-                after.over.push((item.op, Err(why)));
+                after.over.push((item.op, Err(ReadFault::NoDevice)));
             }
         }
         self.ring(after);
@@ -344,73 +258,13 @@ impl Lanes {
     /// One doorbell per queue pair.
     fn ring(&mut self, after: &mut After) {
         for lane in &mut self.list {
-            if lane.chained.is_empty() {
-                continue;
-            }
-            let chained = lane.chained.len();
-            lane.device.in_flight.fetch_add(chained, Ordering::Relaxed);
-            let posted = match lane.pair.post(&mut lane.chain) {
-                Ok(posted) => posted,
-                Err(error) => {
-                    let posted = match &error {
-                        kvferry_ibverbs::PostError::Refused { taken, .. } => *taken,
-                        _ => 0,
-                    };
-                    after.wake = true;
-                    lane.close(Cause::Path(error.to_string()));
-                    posted
-                }
-            };
-            lane.chain.clear();
-            let back = lane.chained.split_off(posted.min(chained));
-            lane.chained.clear();
-            lane.device
-                .in_flight
-                .fetch_sub(back.len(), Ordering::Relaxed);
-            for number in back.into_iter().rev() {
+            for number in lane.ring().into_iter().rev() {
+                after.wake = true;
                 if let Some((_, item)) = self.flying.remove(&number) {
-                    lane.bytes = lane.bytes.saturating_sub(item.len);
-                    lane.reads = lane.reads.saturating_sub(1);
+                    lane.took_back(&item);
                     self.queue.push_front(item);
                 }
             }
         }
-    }
-}
-
-/// Puts a READ into a queue pair's chain.
-fn chain(lane: &mut Lane, link: u32, number: u32, item: &Item) -> bool {
-    let Some(key) = item.region.key(lane.remote, item.part) else {
-        return false;
-    };
-    let region = item
-        .op
-        .target()
-        .and_then(|target| target.local.regions.get(lane.device.index)?.as_ref());
-    let Some(region) = region else { return false };
-    let pieces: Option<Vec<_>> = item.into.iter().map(|r| region.piece(r.clone())).collect();
-    let Some(pieces) = pieces else { return false };
-    let remote = RemotePiece {
-        // Inside the region, whose end can be computed.
-        address: key.address.wrapping_add(item.offset),
-        rkey: key.rkey,
-    };
-    if lane
-        .chain
-        .push(token(link, number), remote, pieces)
-        .is_err()
-    {
-        return false;
-    }
-    lane.chained.push(number);
-    lane.bytes += item.len;
-    lane.reads += 1;
-    true
-}
-
-fn cause(status: WorkStatus) -> Cause {
-    match status {
-        WorkStatus::RemoteAccess => Cause::Key,
-        other => Cause::Path(other.to_string()),
     }
 }

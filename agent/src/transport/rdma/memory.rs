@@ -7,10 +7,13 @@ use std::{
 };
 
 use kvferry_ibverbs::{LocalRegion, RegisterError};
-use kvferry_memory::{HostMemory, HugePages};
+use kvferry_memory::{HostMemory, HugePages, MemoryError};
 use parking_lot::Mutex;
 
-use super::{device::Device, numa};
+use super::{
+    device::{Device, DeviceError},
+    numa,
+};
 
 /// Bytes of one place to put a small read: a generation read has at most 8 KiB.
 pub(super) const SCRATCH_BYTES: u64 = 16 << 10;
@@ -35,54 +38,46 @@ pub(super) struct LocalMemories {
     scratch: Arc<Scratch>,
 }
 
-/// A memory cannot be registered with any device.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct NotRegistered(String);
-
 impl LocalMemories {
     /// Devices that cannot even register the scratch leave the list, with a reason.
-    pub(super) fn new(devices: &mut Vec<Arc<Device>>, reasons: &mut Vec<String>) -> Self {
+    pub(super) fn new(
+        devices: &mut Vec<Arc<Device>>,
+        reasons: &mut Vec<DeviceError>,
+    ) -> Result<Self, MemoryError> {
         let bytes = SCRATCH_BYTES * u64::from(SCRATCH_PLACES);
         let mut local = LocalMemory {
             regions: Vec::new(),
             numa_node: None,
         };
-        let memory = match HostMemory::pool("kvferry-rdma-scratch", bytes, HugePages::Off) {
-            Ok(memory) => Some(Arc::new(memory)),
-            Err(error) => {
-                reasons.push(error.to_string());
-                devices.clear();
-                None
-            }
-        };
-        if let Some(memory) = &memory {
-            devices.retain(|device| match device.cache.local(memory, 0..memory.len()) {
+        let pool = HostMemory::pool("kvferry-rdma-scratch", bytes, HugePages::Off)?;
+        let memory = Arc::new(pool);
+        devices.retain(
+            |device| match device.cache.local(&memory, 0..memory.len()) {
                 Ok(region) => {
                     local.regions.push(Some(region));
                     true
                 }
                 Err(error) => {
                     tracing::warn!(device = device.name(), "RDMA device not used: {error}");
-                    reasons.push(error.to_string());
+                    reasons.push(error.into());
                     false
                 }
-            });
-        }
+            },
+        );
         // Indices are places in the list, so they are given anew.
         for (index, device) in devices.iter_mut().enumerate() {
             if let Some(device) = Arc::get_mut(device) {
                 device.index = index;
             }
         }
-        Self {
+        Ok(Self {
             known: Mutex::default(),
             scratch: Arc::new(Scratch {
                 memory,
                 local: Arc::new(local),
                 free: Mutex::new((0..SCRATCH_PLACES).collect()),
             }),
-        }
+        })
     }
 
     /// What was registered before. Costs a look into a table.
@@ -93,11 +88,14 @@ impl LocalMemories {
     }
 
     /// Registers all of a memory with all devices. Takes time: a second for some gigabytes.
+    ///
+    /// # Errors
+    /// The last device's reason, where none took it.
     pub(super) fn register(
         &self,
         devices: &[Arc<Device>],
         memory: &Arc<HostMemory>,
-    ) -> Result<Arc<LocalMemory>, NotRegistered> {
+    ) -> Result<Arc<LocalMemory>, RegisterError> {
         if let Some(found) = self.find(memory) {
             return Ok(found);
         }
@@ -113,7 +111,7 @@ impl LocalMemories {
             })
             .collect();
         if let (Some(error), true) = (failure, regions.iter().all(Option::is_none)) {
-            return Err(NotRegistered(error.to_string()));
+            return Err(error);
         }
         let local = Arc::new(LocalMemory {
             regions,
@@ -167,8 +165,7 @@ impl LocalMemories {
 }
 
 struct Scratch {
-    /// None only where no device was left.
-    memory: Option<Arc<HostMemory>>,
+    memory: Arc<HostMemory>,
     local: Arc<LocalMemory>,
     free: Mutex<Vec<u32>>,
 }
@@ -184,8 +181,8 @@ impl Place {
         &self.scratch.local
     }
 
-    pub(super) fn memory(&self) -> Option<&Arc<HostMemory>> {
-        self.scratch.memory.as_ref()
+    pub(super) fn memory(&self) -> &Arc<HostMemory> {
+        &self.scratch.memory
     }
 
     /// Its first `len` bytes.

@@ -14,12 +14,17 @@
 //! A READ that fails is done again on another lane; lanes that end are connected again by the link's keeper. Without
 //! any lane left the link is lost, and the caller's next link is over whatever still leads there.
 
+mod behind;
 mod config;
 mod connect;
 mod cut;
 mod device;
+mod devices;
+mod events;
+mod fault;
 mod gpu;
 mod keeper;
+mod lane;
 mod lanes;
 mod link;
 mod memory;
@@ -28,12 +33,15 @@ mod op;
 mod owner;
 mod owner_client;
 mod poller;
+mod prepare;
 mod published;
 mod transport;
+mod ways;
 mod wire;
 
 pub use config::{QPS_PER_PEER, RdmaConfig};
-pub use device::{Devices, NoRdma};
+pub use device::DeviceError;
+pub use devices::{Devices, NoRdma};
 pub use link::RdmaLink;
 pub(crate) use owner::LetInError;
 pub use owner::RdmaOwner;

@@ -229,7 +229,7 @@ impl ReadOp {
             return Ok(());
         }
         let place = self.target.get().and_then(|target| target.place.as_ref());
-        let scratch = place.and_then(|place| Some((place.memory()?, place.range(self.bytes))));
+        let scratch = place.map(|place| (place.memory(), place.range(self.bytes)));
         if let Some((memory, range)) = scratch {
             let ranges = self.spans.ranges.iter().filter(|r| !r.is_empty());
             copy_ranges(memory, [range], &self.spans.memory, ranges.cloned())?;

@@ -2,7 +2,10 @@
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Instant};
 
-use kvferry_ibverbs::{ConnectOptions, Endpoint, LocalAddress, QueuePair, ReadyToSend};
+use kvferry_ibverbs::{
+    ConnectError, ConnectOptions, Endpoint, Gid, LocalAddress, PairError, PortAddressError,
+    QueuePair, ReadyToSend,
+};
 use kvferry_proto::{RegionId, pb};
 use parking_lot::Mutex;
 use tokio::{
@@ -14,9 +17,10 @@ use tracing::{debug, info};
 
 use super::{
     config::{KEEPALIVE, LEASE, MAX_ENDPOINTS, MAX_SESSIONS},
-    device::{DeviceEvent, Devices},
-    published::{PublishError, Published},
-    wire::{endpoint_message, parse_endpoint},
+    devices::Devices,
+    events::DeviceEvent,
+    published::{NoProbe, PublishError, Published},
+    wire::{BadMessage, endpoint_message, parse_endpoint},
 };
 use crate::{region::RegionCatalog, transport::random::SplitMix64};
 
@@ -34,11 +38,39 @@ pub(crate) enum LetInError {
     NoSession,
 }
 
+/// Why one queue pair is not answered; the others of the request may be. Told to the reader in words.
+#[derive(Debug, thiserror::Error)]
+enum NoAnswer {
+    /// The reader's endpoint cannot be.
+    #[error(transparent)]
+    Endpoint(#[from] BadMessage),
+    /// None of our devices is on its network, or those that are cannot be used now.
+    #[error("{}no device of this node fits {gid}", unusable.iter().fold(String::new(), |all, one| format!("{all}{one}; ")))]
+    NoDevice {
+        /// The reader's address.
+        gid: Gid,
+        /// Those that have no address.
+        unusable: Vec<String>,
+    },
+    /// Nothing to prove the path with.
+    #[error(transparent)]
+    Probe(#[from] NoProbe),
+    /// The device has no room for another.
+    #[error(transparent)]
+    Pair(#[from] PairError),
+    /// The two do not fit.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
 struct Session {
     from: String,
     renewed: Instant,
     pairs: Vec<(usize, QueuePair<ReadyToSend>)>,
 }
+
+/// Of our devices by index, as their ports are now.
+type Addresses = Vec<(usize, Result<LocalAddress, PortAddressError>)>;
 
 /// Serves regions by RDMA: registers them, and connects readers' queue pairs.
 pub struct RdmaOwner {
@@ -102,7 +134,9 @@ impl RdmaOwner {
         for session in sessions.values_mut() {
             let hit = |pair: &mut (usize, QueuePair<ReadyToSend>)| match event {
                 DeviceEvent::Down { device } => pair.0 == device,
-                DeviceEvent::Pair { qp_num } => pair.1.qp_num() == qp_num,
+                DeviceEvent::Pair { device, qp_num } => {
+                    pair.0 == device && pair.1.qp_num() == qp_num
+                }
             };
             gone.extend(session.pairs.extract_if(.., hit));
         }
@@ -149,21 +183,15 @@ impl RdmaOwner {
             return Err(LetInError::TooManyEndpoints(request.endpoints.len()));
         }
         response.session = self.session(request)?;
-        let addresses: Vec<(usize, Result<LocalAddress, String>)> = self
-            .devices
-            .list
-            .iter()
-            .map(|d| (d.index, d.address().map_err(|error| error.to_string())))
-            .collect();
+        let devices = self.devices.list.iter();
+        let addresses: Addresses = devices.map(|d| (d.index, d.address())).collect();
         let mut made = Vec::new();
         for endpoint in &request.endpoints {
             let lane = self.answer(endpoint, &addresses, &mut made);
-            response
-                .lanes
-                .push(lane.unwrap_or_else(|refused| pb::RdmaLane {
-                    refused,
-                    ..Default::default()
-                }));
+            response.lanes.push(lane.unwrap_or_else(|why| pb::RdmaLane {
+                refused: why.to_string(),
+                ..Default::default()
+            }));
         }
         let mut sessions = self.sessions.lock();
         match sessions.get_mut(&response.session) {
@@ -208,11 +236,10 @@ impl RdmaOwner {
     fn answer(
         &self,
         reader: &pb::RdmaEndpoint,
-        addresses: &[(usize, Result<LocalAddress, String>)],
+        addresses: &Addresses,
         made: &mut Vec<(usize, QueuePair<ReadyToSend>)>,
-    ) -> Result<pb::RdmaLane, String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let remote: Endpoint = parse_endpoint(reader).map_err(|e| text(&e))?;
+    ) -> Result<pb::RdmaLane, NoAnswer> {
+        let remote: Endpoint = parse_endpoint(reader)?;
         let usable: Vec<(usize, LocalAddress)> = addresses
             .iter()
             .filter_map(|(index, address)| Some((*index, *address.as_ref().ok()?)))
@@ -220,25 +247,24 @@ impl RdmaOwner {
         let load = |index: usize| made.iter().filter(|(device, _)| *device == index).count();
         let nearest = Devices::nearest(usable.iter(), remote.gid, remote.link_layer, load);
         let Some((index, address)) = nearest else {
-            let mut why: Vec<String> = addresses
+            let unusable = addresses
                 .iter()
-                .filter_map(|(_, address)| address.as_ref().err().cloned())
-                .collect();
-            why.push(format!("no device of this node fits {}", remote.gid));
-            return Err(why.join("; "));
+                .filter_map(|(_, address)| Some(address.as_ref().err()?.to_string()));
+            return Err(NoAnswer::NoDevice {
+                gid: remote.gid,
+                unusable: unusable.collect(),
+            });
         };
         let device = &self.devices.list[index];
         let probe = self.published.probe(index)?;
-        let pair = device.answering_pair().map_err(|e| text(&e))?;
-        let pair = pair.bind(&address).map_err(|e| text(&e))?;
+        let pair = device.answering_pair()?;
+        let pair = pair.bind(&address)?;
         let endpoint = pair.endpoint();
-        let pair = pair
-            .connect(&remote, &ConnectOptions::default())
-            .map_err(|e| text(&e))?;
-        made.push((index, pair.ready().map_err(|e| text(&e))?));
+        let pair = pair.connect(&remote, &ConnectOptions::default())?;
+        made.push((index, pair.ready()?));
         Ok(pb::RdmaLane {
             refused: String::new(),
-            endpoint: Some(endpoint_message(&endpoint, device.guid, device.port)),
+            endpoint: Some(endpoint_message(&endpoint, device)),
             device: u32::try_from(index).unwrap_or(u32::MAX),
             probe: Some(super::wire::memory_message(probe)),
         })

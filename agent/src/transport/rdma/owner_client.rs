@@ -27,7 +27,27 @@ pub(super) enum Renewed {
     /// The owner knows no such session.
     Gone,
     /// It did not answer.
-    Unknown(String),
+    Unknown(CallError),
+}
+
+/// A call of an owner's Peer service failed. Nothing is known of what it has done.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum CallError {
+    /// It did not answer, or refuses.
+    #[error("{:?}: {}", .0.code(), .0.message())]
+    Status(Box<Status>),
+    /// It answers what cannot be.
+    #[error("its answer makes no sense: {0}")]
+    Nonsense(#[from] BadMessage),
+    /// It answers what was not asked.
+    #[error("it describes other regions than were asked for")]
+    OtherRegions,
+}
+
+impl From<Status> for CallError {
+    fn from(status: Status) -> Self {
+        Self::Status(Box::new(status))
+    }
 }
 
 /// One owner's Peer service and our session there.
@@ -87,7 +107,7 @@ impl OwnerClient {
             endpoints,
         };
         let answer = self.client.clone().connect_rdma(request).await;
-        let answer = answer.map_err(|status| failed(peer, &status))?.into_inner();
+        let answer = answer.map_err(|status| failed(peer, status))?.into_inner();
         if answer.incarnation != peer.incarnation.get() {
             return Err(match Incarnation::new(answer.incarnation) {
                 Ok(found) => ConnectError::WrongIncarnation {
@@ -109,7 +129,7 @@ impl OwnerClient {
     pub(super) async fn describe(
         &self,
         regions: &[RegionId],
-    ) -> Result<Vec<Option<RemoteRegion>>, String> {
+    ) -> Result<Vec<Option<RemoteRegion>>, CallError> {
         let mut described = Vec::with_capacity(regions.len());
         for some in regions.chunks(MAX_DESCRIBED) {
             let request = pb::DescribeRdmaRegionsRequest {
@@ -117,12 +137,12 @@ impl OwnerClient {
                 regions: some.iter().map(|id| id.0).collect(),
             };
             let answer = self.client.clone().describe_rdma_regions(request).await;
-            let answer = answer.map_err(|status| text(&status))?.into_inner();
+            let answer = answer?.into_inner();
             if answer.regions.len() != some.len() {
-                return Err("it describes other regions than were asked for".to_owned());
+                return Err(CallError::OtherRegions);
             }
             for (id, region) in some.iter().zip(answer.regions) {
-                described.push(parse_region(*id, &region).map_err(|bad| bad.to_string())?);
+                described.push(parse_region(*id, &region)?);
             }
         }
         Ok(described)
@@ -134,7 +154,7 @@ impl OwnerClient {
         match self.client.clone().renew_rdma(request).await {
             Ok(answer) if answer.get_ref().alive => Renewed::Alive,
             Ok(_) => Renewed::Gone,
-            Err(status) => Renewed::Unknown(text(&status)),
+            Err(status) => Renewed::Unknown(status.into()),
         }
     }
 
@@ -144,7 +164,7 @@ impl OwnerClient {
         if session != 0 {
             let request = pb::CloseRdmaRequest { session };
             if let Err(status) = self.client.clone().close_rdma(request).await {
-                tracing::debug!("an owner was not told goodbye: {}", text(&status));
+                tracing::debug!("an owner was not told goodbye: {}", CallError::from(status));
             }
         }
     }
@@ -170,11 +190,7 @@ fn parse_region(
     }))
 }
 
-fn text(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
-}
-
-fn failed(peer: &PeerTarget, status: &Status) -> ConnectError {
+fn failed(peer: &PeerTarget, status: Status) -> ConnectError {
     match status.code() {
         Code::Unimplemented => no_path(&peer.node, "its version has no RDMA"),
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => {
@@ -184,7 +200,7 @@ fn failed(peer: &PeerTarget, status: &Status) -> ConnectError {
                     .addresses
                     .peer
                     .map_or_else(String::new, |a| a.to_string()),
-                detail: text(status),
+                detail: CallError::from(status).to_string(),
             }
         }
         Code::FailedPrecondition => no_path(&peer.node, status.message()),

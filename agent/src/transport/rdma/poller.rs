@@ -11,7 +11,9 @@ use tracing::error;
 
 use super::{
     config::{BUSY_POLL, IDLE_WAIT},
-    device::{Device, DeviceEvent, Devices},
+    device::Device,
+    devices::Devices,
+    events::DeviceEvent,
 };
 
 /// What became of a link's READ.

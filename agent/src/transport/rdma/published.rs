@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use kvferry_ibverbs::{ReadableRegion, RemoteKey};
+use kvferry_ibverbs::{ReadableRegion, RegisterError, RemoteKey};
 use kvferry_memory::GenerationTable;
 use kvferry_proto::{Incarnation, RegionId, pb};
 use parking_lot::Mutex;
@@ -14,7 +14,8 @@ use tracing::{error, info};
 
 use super::{
     config::MAX_DESCRIBED,
-    device::Devices,
+    device::Device,
+    devices::Devices,
     gpu::{self, GpuRegisterError},
     wire::memory_message,
 };
@@ -31,6 +32,17 @@ pub(crate) enum PublishError {
     TooMany,
 }
 
+/// Why there is nothing to prove a path with: readers cannot use that device.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum NoProbe {
+    /// No memory for it.
+    #[error("the owner has no memory to prove a path with")]
+    NoMemory,
+    /// The device does not take it: the message says which limit to raise.
+    #[error(transparent)]
+    Register(Arc<RegisterError>),
+}
+
 /// A region's registrations; a place per device, None where that device did not take it.
 struct Registered {
     region: Arc<Region>,
@@ -45,38 +57,29 @@ pub(super) struct Published {
     /// Held while something is registered, so that nothing is twice.
     registering: Mutex<()>,
     /// Holds the incarnation: what readers prove their paths with.
-    probe: Option<GenerationTable>,
-    probes: Vec<Result<Arc<ReadableRegion>, String>>,
+    _probe: Option<GenerationTable>,
+    probes: Vec<Result<Arc<ReadableRegion>, NoProbe>>,
 }
 
 impl Published {
     pub(super) fn new(devices: &Arc<Devices>, catalog: &Arc<RegionCatalog>) -> Self {
-        let mut probes = Vec::new();
+        // Only this process maps it for writing.
+        let word = catalog.incarnation().get().to_le_bytes();
         let probe = GenerationTable::new(1).ok();
-        if let Some(table) = &probe {
-            let memory = table.memory();
-            // Only this process maps it for writing.
-            let word = catalog.incarnation().get().to_le_bytes();
-            let written = memory.write_at(0, &word).map_err(|error| error.to_string());
-            probes = devices
-                .list
-                .iter()
-                .map(|device| {
-                    written.clone()?;
-                    device
-                        .cache
-                        .readable(memory, 0..memory.len())
-                        .map_err(|error| error.to_string())
-                })
-                .collect();
-        }
+        let probe = probe.filter(|table| table.memory().write_at(0, &word).is_ok());
+        let register = |device: &Arc<Device>| {
+            let memory = probe.as_ref().ok_or(NoProbe::NoMemory)?.memory();
+            let registered = device.cache.readable(memory, 0..memory.len());
+            registered.map_err(|error| NoProbe::Register(Arc::new(error)))
+        };
+        let probes = devices.list.iter().map(register).collect();
         Self {
             devices: Arc::clone(devices),
             catalog: Arc::clone(catalog),
             regions: Mutex::default(),
             registering: Mutex::new(()),
-            probe,
             probes,
+            _probe: probe,
         }
     }
 
@@ -89,12 +92,11 @@ impl Published {
     }
 
     /// Eight bytes that hold the incarnation, as a device knows them.
-    pub(super) fn probe(&self, device: usize) -> Result<RemoteKey, String> {
-        debug_assert!(self.probe.is_some() || self.probes.is_empty());
+    pub(super) fn probe(&self, device: usize) -> Result<RemoteKey, NoProbe> {
         match self.probes.get(device) {
             Some(Ok(region)) => Ok(region.key()),
             Some(Err(why)) => Err(why.clone()),
-            None => Err("the owner has no memory to prove a path with".to_owned()),
+            None => Err(NoProbe::NoMemory),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::timeout;
 
 use super::{
-    config::CONNECT_BOUND, connect, device::Devices, link::RdmaLink, owner_client::OwnerClient,
+    config::CONNECT_BOUND, connect, devices::Devices, link::RdmaLink, owner_client::OwnerClient,
 };
 use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
 
@@ -52,6 +52,10 @@ impl Transport for RdmaTransport {
 
     fn reaches(&self, peer: &PeerTarget) -> bool {
         peer.addresses.rdma && peer.addresses.peer.is_some()
+    }
+
+    fn needs_checksum(&self) -> bool {
+        self.devices.need_checksums()
     }
 
     fn connect<'a>(

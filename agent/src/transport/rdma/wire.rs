@@ -3,13 +3,24 @@
 use kvferry_ibverbs::{Endpoint, Gid, LinkLayer, Mtu, Psn, RemoteKey};
 use kvferry_proto::pb;
 
+use super::device::Device;
+
 /// What is wrong with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct BadMessage(&'static str);
+pub(super) struct BadMessage(pub(super) &'static str);
 
-/// A queue pair's endpoint, with what people call the device by.
-pub(super) fn endpoint_message(endpoint: &Endpoint, guid: u64, port: u8) -> pb::RdmaEndpoint {
+/// A queue pair's endpoint, with what its device is and what people call it by.
+pub(super) fn endpoint_message(endpoint: &Endpoint, device: &Device) -> pb::RdmaEndpoint {
+    pb::RdmaEndpoint {
+        device_guid: device.guid,
+        port: device.port.into(),
+        software: device.context.is_software(),
+        ..bare_message(endpoint)
+    }
+}
+
+fn bare_message(endpoint: &Endpoint) -> pb::RdmaEndpoint {
     let link_layer = match endpoint.link_layer {
         LinkLayer::Ethernet => pb::RdmaLinkLayer::Ethernet,
         LinkLayer::InfiniBand => pb::RdmaLinkLayer::Infiniband,
@@ -23,8 +34,7 @@ pub(super) fn endpoint_message(endpoint: &Endpoint, guid: u64, port: u8) -> pb::
         mtu_bytes: endpoint.mtu.bytes(),
         responder_depth: endpoint.responder_depth.into(),
         initiator_depth: endpoint.initiator_depth.into(),
-        device_guid: guid,
-        port: port.into(),
+        ..Default::default()
     }
 }
 
@@ -92,14 +102,14 @@ mod tests {
 
     #[test]
     fn endpoints_round_trip() {
-        let message = endpoint_message(&endpoint(), 1, 2);
+        let message = bare_message(&endpoint());
         let back = parse_endpoint(&message).unwrap();
-        assert_eq!(endpoint_message(&back, 1, 2), message);
+        assert_eq!(bare_message(&back), message);
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
-        let good = endpoint_message(&endpoint(), 1, 2);
+        let good = bare_message(&endpoint());
         let bad: [fn(&mut pb::RdmaEndpoint); 7] = [
             |m| m.qp_num = 1 << 24,
             |m| m.psn = u32::MAX,

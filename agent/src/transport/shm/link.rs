@@ -40,6 +40,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     // Memory has no round trip: a few copies ahead keep the threads busy.
     window_bytes: 64 << 20,
     distance: 0,
+    needs_checksum: false,
 };
 
 /// A link over mapped memory.

@@ -32,6 +32,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     max_bytes: 256 << 20,
     window_bytes: 32 << 20,
     distance: 1,
+    needs_checksum: false,
 };
 
 /// A reader's way into a [`SimNetwork`]: peers are found by name.

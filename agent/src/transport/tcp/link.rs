@@ -98,6 +98,7 @@ fn capabilities(hello: &ServerHello) -> Capabilities {
         max_bytes: MAX_READ_BYTES.min(hello.max_bytes),
         window_bytes: WINDOW_BYTES,
         distance: DISTANCE,
+        needs_checksum: false,
     }
 }
 

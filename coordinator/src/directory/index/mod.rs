@@ -20,13 +20,15 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::ops::ControlFlow;
+use std::{ops::ControlFlow, sync::Arc};
 
 use kvferry_proto::HashLen;
 
 pub(super) use shard::{Copies, Held};
 pub(super) use sharded::Sealing;
-use sharded::Sharded;
+use sharded::{Counts, Sharded};
+
+use super::totals::Totals;
 
 /// Where copies of a block are: a slot of a region. The region's handle tells node and incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,13 +60,25 @@ macro_rules! with_width {
 }
 
 impl Index {
+    #[cfg(test)]
     pub(super) fn new(hash_len: HashLen) -> Self {
+        Self::counted(hash_len, 1, &Arc::default())
+    }
+
+    /// Blocks of so many bytes, counted in `totals` beside those of other namespaces.
+    pub(super) fn counted(hash_len: HashLen, block_bytes: u64, totals: &Arc<Totals>) -> Self {
         let len = hash_len.get();
+        let counts = Counts::new(block_bytes, totals);
         match len {
-            0..=16 => Self::W16(Sharded::new(len)),
-            17..=32 => Self::W32(Sharded::new(len)),
-            _ => Self::W64(Sharded::new(len)),
+            0..=16 => Self::W16(Sharded::new(len, counts)),
+            17..=32 => Self::W32(Sharded::new(len, counts)),
+            _ => Self::W64(Sharded::new(len, counts)),
         }
+    }
+
+    /// Takes what is here out of the totals: the namespace is deleted, nothing is written any more.
+    pub(super) fn forget_counts(&self) {
+        with_width!(self, sharded => sharded.counts().forget());
     }
 
     /// Adds copies and says for each where its entry is; None where the index is full.

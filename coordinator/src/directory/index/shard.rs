@@ -24,6 +24,7 @@ pub(in super::super) struct Held {
 struct Entry<const N: usize> {
     /// Zero-padded: all hashes of a namespace have one length, so padding confuses none.
     hash: [u8; N],
+    /// Of several copies: how many there are.
     generation: u64,
     region: u32,
     slot: u32,
@@ -177,10 +178,11 @@ impl<const N: usize> Shard<N> {
         }
     }
 
-    /// Adds a copy; None where there is no position left. The caller has made room in the table.
-    pub(super) fn insert(&mut self, hash: u64, key: &[u8; N], held: Held) -> Option<u32> {
+    /// Adds a copy and says where, and how many there are now; None where there is no position left.
+    /// The caller has made room in the table.
+    pub(super) fn insert(&mut self, hash: u64, key: &[u8; N], held: Held) -> Option<(u32, u64)> {
         if let Some(at) = self.position(hash, key) {
-            return self.push_copy(at, held).then_some(at);
+            return Some((at, self.push_copy(at, held)?));
         }
         let entry = Entry {
             hash: *key,
@@ -191,30 +193,28 @@ impl<const N: usize> Shard<N> {
         let at = self.entries.insert(entry, MAX_ENTRIES - 1)?;
         self.set_checksum(at, held.checksum);
         self.table.insert(hash, at);
-        Some(at)
+        Some((at, 1))
     }
 
-    /// False where the side table is full.
-    fn push_copy(&mut self, at: u32, held: Held) -> bool {
-        let Some(entry) = self.entries.get(at) else {
-            return false;
-        };
-        let mut head = entry.slot;
+    /// How many there are now; None where the side table is full.
+    fn push_copy(&mut self, at: u32, held: Held) -> Option<u64> {
+        let entry = self.entries.get(at)?;
+        let (mut head, mut copies) = (entry.slot, entry.generation);
         if entry.region != SEVERAL {
             let first = self.copies(at, entry).first;
             let first = first.map(|held| Further { held, next: END });
-            let Some(first) = first.and_then(|first| self.further.insert(first, END)) else {
-                return false;
-            };
-            head = first;
+            head = first.and_then(|first| self.further.insert(first, END))?;
+            copies = 1;
         }
         let further = Further { held, next: head };
         let added = self.further.insert(further, END);
+        copies += u64::from(added.is_some());
         if let Some(entry) = self.entries.get_mut(at) {
             entry.region = SEVERAL;
             entry.slot = added.unwrap_or(head);
+            entry.generation = copies;
         }
-        added.is_some()
+        added.map(|_| copies)
     }
 
     /// Writes generation and checksum of a copy anew; false where the entry is of another hash.
@@ -238,29 +238,31 @@ impl<const N: usize> Shard<N> {
         false
     }
 
-    /// Takes a copy out; the entry goes with its last copy.
-    pub(super) fn remove(&mut self, at: u32, owner: Owner, hash_of: impl Fn(&[u8; N]) -> u64) {
-        let Some(entry) = self.entries.get(at).copied() else {
-            return;
-        };
+    /// Takes a copy out and says how many are left; the entry goes with its last copy.
+    pub(super) fn remove(
+        &mut self,
+        at: u32,
+        owner: Owner,
+        hash_of: impl Fn(&[u8; N]) -> u64,
+    ) -> Option<u64> {
+        let entry = self.entries.get(at).copied()?;
         if entry.region == SEVERAL {
-            self.remove_further(at, entry.slot, owner);
-            return;
+            return self.remove_further(at, entry.slot, owner);
         }
-        if (entry.region, entry.slot) == (owner.region, owner.slot) {
-            self.table.remove(hash_of(&entry.hash), at);
-            self.set_checksum(at, 0);
-            self.entries.remove(at);
+        if (entry.region, entry.slot) != (owner.region, owner.slot) {
+            return None;
         }
+        self.table.remove(hash_of(&entry.hash), at);
+        self.set_checksum(at, 0);
+        self.entries.remove(at);
+        Some(0)
     }
 
     /// Takes one copy out of a chain. The last one left moves back into the entry.
-    fn remove_further(&mut self, at: u32, head: u32, owner: Owner) {
+    fn remove_further(&mut self, at: u32, head: u32, owner: Owner) -> Option<u64> {
         let (mut before, mut next) = (None, head);
         let found = loop {
-            let Some(further) = self.further.get(next).copied() else {
-                return;
-            };
+            let further = self.further.get(next).copied()?;
             if further.held.owner == owner {
                 break further;
             }
@@ -277,22 +279,22 @@ impl<const N: usize> Shard<N> {
                 head
             }
         };
-        let Some(first) = self.further.get(head).copied() else {
-            return;
-        };
+        let first = self.further.get(head).copied()?;
         let last = first.next == END;
         if last {
             self.further.remove(head);
             self.set_checksum(at, first.held.checksum);
         }
-        if let Some(entry) = self.entries.get_mut(at) {
-            entry.slot = head;
-            if last {
-                entry.region = first.held.owner.region;
-                entry.slot = first.held.owner.slot;
-                entry.generation = first.held.generation;
-            }
+        let entry = self.entries.get_mut(at)?;
+        let left = entry.generation.saturating_sub(1);
+        entry.slot = head;
+        entry.generation = left;
+        if last {
+            entry.region = first.held.owner.region;
+            entry.slot = first.held.owner.slot;
+            entry.generation = first.held.generation;
         }
+        Some(left)
     }
 
     /// Moves some of a growth under way, after so many writes. What comes back is to be dropped where

@@ -3,7 +3,7 @@
 //! A look-up holds the locks of all shards it needs, taken in order of their numbers; whoever
 //! writes holds one at a time. So nobody waits in a circle.
 
-use std::{hint::black_box, ops::ControlFlow};
+use std::{hint::black_box, ops::ControlFlow, sync::Arc};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -14,6 +14,7 @@ use super::{
     shard::{Copies, MAX_ENTRIES, Shard},
     table::SMALL,
 };
+use crate::directory::totals::{Tally, Totals};
 
 /// Bits of a hash that choose the shard: what a position leaves of 32. With 64 shards a writer
 /// locks a sixty-fourth, and a set of shards is one machine word.
@@ -47,10 +48,38 @@ impl Sealing {
     }
 }
 
+/// Where blocks are counted: in all, and apart, so that a deleted namespace can be taken out again.
+#[derive(Debug)]
+pub(in super::super) struct Counts {
+    block_bytes: u64,
+    all: Arc<Totals>,
+    own: Totals,
+}
+
+impl Counts {
+    pub(super) fn new(block_bytes: u64, all: &Arc<Totals>) -> Self {
+        Self {
+            block_bytes,
+            all: Arc::clone(all),
+            own: Totals::default(),
+        }
+    }
+
+    fn count(&self, tally: &Tally) {
+        self.own.count(tally, self.block_bytes);
+        self.all.count(tally, self.block_bytes);
+    }
+
+    pub(super) fn forget(&self) {
+        self.all.forget(&self.own);
+    }
+}
+
 /// An index in parts.
 #[derive(Debug)]
 pub(in super::super) struct Sharded<const N: usize> {
     shards: Box<[RwLock<Shard<N>>]>,
+    counts: Counts,
     secret: Secret,
     hash_len: usize,
 }
@@ -79,12 +108,17 @@ impl Place {
 }
 
 impl<const N: usize> Sharded<N> {
-    pub(super) fn new(hash_len: usize) -> Self {
+    pub(super) fn new(hash_len: usize, counts: Counts) -> Self {
         Self {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            counts,
             secret: Secret::new(),
             hash_len,
         }
+    }
+
+    pub(super) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     pub(super) fn len(&self) -> usize {
@@ -126,12 +160,14 @@ impl<const N: usize> Sharded<N> {
                 .hash(&self.key_at(hashes, sealing.hash as usize));
         }
         batch.sort_unstable_by_key(|sealing| shard_of(sealing.bits));
+        let mut tally = Tally::default();
         for same in batch.chunk_by(|a, b| shard_of(a.bits) == shard_of(b.bits)) {
             let number = shard_of(same[0].bits);
             for some in same.chunks(WRITES) {
-                self.insert_some(number, hashes, some, &mut placed);
+                self.insert_some(number, hashes, some, &mut placed, &mut tally);
             }
         }
+        self.counts.count(&tally);
     }
 
     /// All of one shard, under one lock.
@@ -141,6 +177,7 @@ impl<const N: usize> Sharded<N> {
         hashes: &[u8],
         some: &[Sealing],
         placed: &mut impl FnMut(&Sealing, Option<Place>),
+        tally: &mut Tally,
     ) {
         let shard = &self.shards[number];
         // A large table is made and its memory touched while nobody waits.
@@ -160,8 +197,11 @@ impl<const N: usize> Sharded<N> {
         black_box(some.iter().fold(0, |n, s| n ^ shard.touch(s.bits)));
         for sealing in some {
             let key = self.key_at(hashes, sealing.hash as usize);
-            let at = shard.insert(sealing.bits, &key, sealing.held);
-            placed(sealing, at.map(|at| Place::new(number, at)));
+            let added = shard.insert(sealing.bits, &key, sealing.held);
+            placed(sealing, added.map(|(at, _)| Place::new(number, at)));
+            added
+                .into_iter()
+                .for_each(|(_, copies)| tally.added(copies));
         }
         retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);
@@ -174,22 +214,25 @@ impl<const N: usize> Sharded<N> {
 
     pub(super) fn remove(&self, batch: &mut [(Place, Owner)]) {
         batch.sort_unstable_by_key(|(place, _)| place.0);
+        let mut tally = Tally::default();
         for same in batch.chunk_by(|a, b| a.0.shard() == b.0.shard()) {
             let number = same[0].0.shard();
             for some in same.chunks(WRITES) {
-                self.remove_some(number, some);
+                self.remove_some(number, some, &mut tally);
             }
             self.shrink(number);
         }
+        self.counts.count(&tally);
     }
 
-    fn remove_some(&self, number: usize, some: &[(Place, Owner)]) {
+    fn remove_some(&self, number: usize, some: &[(Place, Owner)], tally: &mut Tally) {
         let mut retired = Vec::new();
         let mut shard = self.shards[number].write();
         let touched = some.iter().fold(0, |n, s| n ^ shard.touch_entry(s.0.at()));
         black_box(touched);
         for (place, owner) in some {
-            shard.remove(place.at(), *owner, self.hash_of());
+            let left = shard.remove(place.at(), *owner, self.hash_of());
+            left.into_iter().for_each(|left| tally.removed(left));
         }
         retired.extend(shard.step(some.len(), self.hash_of()));
         drop(shard);

@@ -107,7 +107,16 @@ impl Cluster {
     /// As above, with these in the agents' environment.
     pub(crate) fn start_with(transport: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let coordinator = Process::start(&["coordinator", "--listen", "127.0.0.1:0"], &[]);
+        let coordinator = Process::start(
+            &[
+                "coordinator",
+                "--listen",
+                "127.0.0.1:0",
+                "--listen-metrics",
+                "off",
+            ],
+            &[],
+        );
         let listen = coordinator.ready["listen"].as_str().expect("an address");
         let url = format!("http://{listen}");
         let agent = |node: &str| {
@@ -122,6 +131,8 @@ impl Cluster {
                 "127.0.0.1:0",
                 "--listen-data",
                 "127.0.0.1:0",
+                "--listen-metrics",
+                "off",
                 "--socket",
                 &socket.display().to_string(),
                 "--transport",

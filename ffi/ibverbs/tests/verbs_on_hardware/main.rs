@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests, which clippy does not take for tests
 
+mod crowded_wire;
 mod devices;
 mod events;
 mod faults;
@@ -12,5 +13,4 @@ mod limits;
 mod processes;
 mod reads;
 mod rig;
-mod speed;
 mod teardown;

@@ -1,6 +1,6 @@
 # A coordinator and agents, as people start them. Sourced by guest scripts.
 
-export KVFERRY_COORDINATOR=http://127.0.0.1:7400 KVFERRY_LOG=info,kvferry_agent=debug
+export KVFERRY_COORDINATOR=${KVFERRY_COORDINATOR:-http://127.0.0.1:7400} KVFERRY_LOG=info,kvferry_agent=debug
 work=/dev/shm/agents
 
 # until_true SECONDS COMMAND...
@@ -14,21 +14,23 @@ until_true() {
   done
 }
 
+# start_coordinator [FLAGS...]
 start_coordinator() {
   rm -rf $work && mkdir -p $work && chmod 777 $work
-  "$KVFERRY" coordinator > $work/coordinator.log 2>&1 &
+  "$KVFERRY" coordinator "$@" > $work/coordinator.log 2>&1 &
   pids=$!
 }
 
 # agent NAME NUMBER FLAGS...: in a mount namespace of its own it is, for shared memory, on a host of its own.
-# $around is put before the command, which then runs as $user.
+# $around is put before the command, which then runs as $user. It listens at $host.
 agent() {
   local name=$1 number=$2
   shift 2
   mkdir -p "$work/$name" && chown "${user:-0}" "$work/$name"
   # shellcheck disable=SC2086 # words
   unshare -m --propagation private ${around:-} "$KVFERRY" agent --node "$name" --socket "$work/$name/agent.sock" \
-    --listen-peer "127.0.0.1:74${number}1" --listen-data "127.0.0.1:74${number}2" --pool-bytes 64MiB "$@" \
+    --listen-peer "${host:-127.0.0.1}:74${number}1" --listen-data "${host:-127.0.0.1}:74${number}2" --listen-metrics off \
+    --pool-bytes 64MiB "$@" \
     > "$work/$name.log" 2>&1 &
   pids="$pids $!"
   eval "pid_$name=$!"
@@ -41,9 +43,11 @@ stop_all() {
   wait 2> /dev/null
 }
 
-# put_file NAME BYTES BLOCK: a file of noise, published by an agent.
+# put_file NAME BYTES BLOCK: a file of noise, published by an agent, with checksums: without, software devices are left alone.
 put_file() {
   head -c "$2" /dev/urandom > $work/file
+  "$KVFERRY" namespaces create test/rdma --dtype u8 --tokens-per-block 1 --planes 1 --plane-bytes "$3" \
+    --checksum "${checksum:-always}" > /dev/null || return
   "$KVFERRY" put $work/file --namespace test/rdma --block-bytes "$3" --socket "$work/$1/agent.sock" --wait-ms 10000
 }
 

@@ -62,3 +62,4 @@ machine_on_wire() {
   rdma link add rxe0 type rxe netdev eth0
   sleep 0.3
 }
+export -f veth_up

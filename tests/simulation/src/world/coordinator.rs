@@ -118,7 +118,7 @@ impl World {
             Up::Said(Message::Inventory(part)) => {
                 parse::inventory(part).map(|part| DirectoryEvent::Inventory { session, part })
             }
-            Up::Said(Message::Heartbeat(pb::Heartbeat { number })) => {
+            Up::Said(Message::Heartbeat(pb::Heartbeat { number, .. })) => {
                 Ok(DirectoryEvent::Heartbeat { session, number })
             }
             Up::Said(Message::Goodbye(_)) => Ok(DirectoryEvent::Goodbye { session }),

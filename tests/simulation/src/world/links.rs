@@ -16,6 +16,7 @@ impl World {
             max_bytes,
             window_bytes: 4 * max_bytes,
             distance: 1,
+            needs_checksum: false,
         }
     }
 

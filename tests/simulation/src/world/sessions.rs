@@ -99,7 +99,10 @@ impl World {
             },
             Command::SendInventory => self.send_inventory(process, session),
             Command::SendHeartbeat(number) => {
-                let heartbeat = Message::Heartbeat(pb::Heartbeat { number });
+                let heartbeat = Message::Heartbeat(pb::Heartbeat {
+                    number,
+                    stale_blocks: 0,
+                });
                 self.session_send(process, session, heartbeat);
             }
             Command::SendGoodbye => {

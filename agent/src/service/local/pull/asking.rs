@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kvferry_proto::{BlockHash, NamespaceSpec};
+use kvferry_proto::{BlockHash, ChecksumPolicy, NamespaceSpec};
 use tokio::time::Instant;
 
 use crate::{
@@ -62,13 +62,16 @@ impl Locate for Asking {
 /// The agent's links, as a pull sees them.
 pub(super) struct PeerLinks {
     links: Links,
+    /// Of the blocks to be read.
+    policy: ChecksumPolicy,
     host_id: String,
 }
 
 impl PeerLinks {
-    pub(super) fn new(api: &LocalApi) -> Self {
+    pub(super) fn new(api: &LocalApi, policy: ChecksumPolicy) -> Self {
         Self {
             links: api.links.clone(),
+            policy,
             host_id: api.identity.addresses.host_id.clone(),
         }
     }
@@ -79,11 +82,15 @@ impl Connect for PeerLinks {
         &'a self,
         peer: &'a PeerTarget,
     ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
-        Box::pin(self.links.link(peer))
+        Box::pin(self.links.link(peer, self.policy))
     }
 
     fn open_link(&self, peer: &PeerTarget) -> Option<Arc<dyn Link>> {
-        self.links.existing(&peer.node, peer.incarnation)
+        self.links.existing(peer, self.policy)
+    }
+
+    fn distrust(&self, peer: &PeerTarget, link: &Arc<dyn Link>) {
+        self.links.distrust(peer, link);
     }
 
     fn suspect(&self, peer: &PeerTarget) {

@@ -15,6 +15,7 @@ use kvferry_proto::{
 use tokio::{sync::mpsc, time::Instant};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Code, Status};
+use tracing::Instrument;
 
 use super::{
     BoxStream, LocalApi,
@@ -153,11 +154,7 @@ impl LocalApi {
         client: ClientId,
         pull: Pull,
     ) -> Result<mpsc::Receiver<pb::PullEvent>, Status> {
-        let under_way = self
-            .pulls
-            .begun
-            .get()
-            .saturating_sub(self.pulls.ended.get());
+        let under_way = self.pulls.in_flight();
         if under_way >= MAX_PULLS {
             return Err(refusal(
                 Code::ResourceExhausted,
@@ -181,12 +178,18 @@ impl LocalApi {
             pin,
             ttl,
             deadline,
-            report: Report::new(sender, pull.hashes.len()),
+            report: Report::new(
+                sender,
+                pull.hashes.len(),
+                Arc::clone(&self.pulls),
+                pull.spec.layout.block_bytes(),
+            ),
+            began: Instant::now(),
             landing,
             pull,
         };
-        running.api.pulls.begun.add(1);
-        tokio::spawn(running.run(local));
+        running.api.pulls.begun.inc();
+        tokio::spawn(running.run(local).in_current_span());
         Ok(receiver)
     }
 
@@ -231,6 +234,7 @@ struct Running {
     ttl: Option<Duration>,
     deadline: Instant,
     report: Report,
+    began: Instant,
     landing: Arc<Landing>,
     pull: Pull,
 }
@@ -260,8 +264,11 @@ impl Running {
                 .store
                 .pin_held(self.api.now(), self.client, Some(pin), &[], self.ttl);
         }
+        if self.report.timed_out() {
+            self.api.pulls.deadlines.inc();
+        }
         self.report.summary(last, &summary, self.pin).await;
-        self.api.pulls.ended.add(1);
+        self.api.pulls.took.observe(self.began.elapsed());
     }
 
     /// Brings blocks that are not here. Gives the outcomes that are still to be reported: those that
@@ -278,8 +285,9 @@ impl Running {
                 blocks.iter().map(|i| self.pull.hashes[*i]).collect(),
                 self.deadline,
             )),
-            connect: Arc::new(PeerLinks::new(&self.api)),
+            connect: Arc::new(PeerLinks::new(&self.api, self.pull.spec.checksum)),
             landing: Arc::new(self.landing.subset(Arc::clone(&indices))),
+            metrics: Arc::clone(&self.api.transfer),
         };
         let policy = self.pull.spec.checksum;
         let request = PullRequest {
@@ -306,10 +314,7 @@ impl Running {
             last
         };
         let (summary, last) = tokio::join!(engine, forward);
-        let summary = summary.unwrap_or_default();
-        self.api.pulls.blocks.add(summary.pulled);
-        self.api.pulls.bytes.add(summary.bytes);
-        (last, summary)
+        (last, summary.unwrap_or_default())
     }
 
     /// What the engine is told of them.
@@ -324,17 +329,9 @@ impl Running {
                 continue;
             };
             let outcome = report::outcome(index, outcome);
-            match outcome.kind() {
-                pb::OutcomeKind::Pulled => {}
-                other => {
-                    // Given back before the engine hears of it, so that it can use the slot at once.
-                    self.landing.give_back_unused(index);
-                    match other {
-                        pb::OutcomeKind::Missing | pb::OutcomeKind::Cancelled => {}
-                        pb::OutcomeKind::Stale => self.api.pulls.stale.add(1),
-                        _ => self.api.pulls.failed.add(1),
-                    }
-                }
+            if outcome.kind() != pb::OutcomeKind::Pulled {
+                // Given back before the engine hears of it, so that it can use the slot at once.
+                self.landing.give_back_unused(index);
             }
             outcomes.push(outcome);
         }

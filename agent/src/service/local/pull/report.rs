@@ -1,10 +1,16 @@
 //! What an engine hears of its pull.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use kvferry_proto::pb::{self, OutcomeKind};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::{
+    metrics::PullMetrics,
     region::{Held, PinId},
     transfer::{self, PullSummary},
 };
@@ -14,18 +20,41 @@ pub(super) struct Report {
     events: mpsc::Sender<pb::PullEvent>,
     /// Blocks that have their outcome.
     given: Mutex<Vec<bool>>,
+    metrics: Arc<PullMetrics>,
+    block_bytes: u64,
+    /// The deadline came before some block.
+    timed_out: AtomicBool,
 }
 
 impl Report {
-    pub(super) fn new(events: mpsc::Sender<pb::PullEvent>, blocks: usize) -> Self {
+    /// What becomes of the blocks, of `block_bytes` each, is counted in `metrics`.
+    pub(super) fn new(
+        events: mpsc::Sender<pb::PullEvent>,
+        blocks: usize,
+        metrics: Arc<PullMetrics>,
+        block_bytes: u64,
+    ) -> Self {
         Self {
             events,
             given: Mutex::new(vec![false; blocks]),
+            metrics,
+            block_bytes,
+            timed_out: AtomicBool::new(false),
         }
     }
 
-    /// These blocks have their outcome, or get it with the summary.
+    /// Did the deadline come before some block?
+    pub(super) fn timed_out(&self) -> bool {
+        self.timed_out.load(Ordering::Relaxed)
+    }
+
+    /// These blocks have their outcome, or get it with the summary. Said once of each.
     pub(super) fn note(&self, outcomes: &[pb::BlockOutcome]) {
+        self.metrics.count(outcomes, self.block_bytes);
+        let late = |outcome: &pb::BlockOutcome| outcome.kind() == OutcomeKind::TimedOut;
+        if outcomes.iter().any(late) {
+            self.timed_out.store(true, Ordering::Relaxed);
+        }
         let mut all = self.given.lock();
         for outcome in outcomes {
             if let Some(given) = all.get_mut(outcome.index as usize) {

@@ -17,6 +17,7 @@ use crate::{
             flight::{self, Settled, Words},
         },
         event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint},
+        metrics::Phase,
     },
     transport::{ConnectError, Link},
 };
@@ -38,9 +39,14 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             op,
             source,
             words,
+            since,
             result,
         } = settled;
         self.report.wire_ends(self.now());
+        self.observe(
+            words.as_ref().map_or(Phase::Wire, |_| Phase::Validate),
+            since,
+        );
         let event = match (&result, &words) {
             (Err(error), _) => {
                 let failure = flight::failure(error);
@@ -66,16 +72,21 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let Some(asked) = self.asked.remove(&id) else {
             return;
         };
+        match asked {
+            Asked::Locate(_, since) => self.observe(Phase::Locate, since),
+            Asked::Connect(_, since) => self.observe(Phase::Connect, since),
+            Asked::Verify(_) => {}
+        }
         match (asked, answer) {
-            (Asked::Locate(op), Some(Answer::Located(result))) => self.located(op, result),
-            (Asked::Locate(op), _) => self.tell(Event::LocateFailed {
+            (Asked::Locate(op, _), Some(Answer::Located(result))) => self.located(op, result),
+            (Asked::Locate(op, _), _) => self.tell(Event::LocateFailed {
                 op,
                 retryable: false,
             }),
-            (Asked::Connect(source), Some(Answer::Connected(Ok(link)))) => {
+            (Asked::Connect(source, _), Some(Answer::Connected(Ok(link)))) => {
                 self.connected(source, link);
             }
-            (Asked::Connect(source), Some(Answer::Connected(Err(error)))) => {
+            (Asked::Connect(source, _), Some(Answer::Connected(Err(error)))) => {
                 self.report.failed(source, &error);
                 let failure = match error {
                     ConnectError::Unreachable { .. } => ConnectFailure::Unreachable,
@@ -86,7 +97,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 };
                 self.tell(Event::ConnectFailed { source, failure });
             }
-            (Asked::Connect(source), _) => self.tell(Event::ConnectFailed {
+            (Asked::Connect(source, _), _) => self.tell(Event::ConnectFailed {
                 source,
                 failure: ConnectFailure::Refused,
             }),

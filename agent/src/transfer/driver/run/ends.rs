@@ -1,11 +1,14 @@
 //! The last steps of blocks whose bytes are here: compared with their checksums, and sealed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
+
+use kvferry_observe::traced;
 
 use super::{Answer, Asked, Run};
 use crate::transfer::{
     driver::{Connect, Landing, Locate},
     event::Event,
+    metrics::Phase,
     plan::Destination,
 };
 
@@ -30,11 +33,17 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             let inline = bytes <= self.config.verify_inline_bytes && blocks.iter().all(at_hand);
             let landing = Arc::clone(&self.parts.landing);
             let names = blocks.iter().map(|(block, ..)| *block).collect();
+            let span = traced!("checksum", blocks = job.len());
+            let metrics = Arc::clone(&self.parts.metrics);
             let work = move || {
+                let _checking = span.entered();
+                let began = Instant::now();
                 let verdicts = blocks.into_iter().map(|(block, checksum, destination)| {
                     (block, landing.verify(block, &destination, checksum))
                 });
-                verdicts.collect::<Vec<_>>()
+                let verdicts = verdicts.collect::<Vec<_>>();
+                metrics.phases.of(Phase::Checksum).observe(began.elapsed());
+                verdicts
             };
             if inline {
                 for (block, ok) in work() {

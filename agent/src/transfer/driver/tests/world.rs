@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::coordinators::{LocatedCandidate, OwnerRegion};
+use crate::transfer::TransferMetrics;
 use crate::transport::{CancelRead, Capabilities, Completion, PendingRead, ReadError, ReadRequest};
 
 /// Bytes of a block; at the owners in two planes, here in one.
@@ -84,6 +85,7 @@ impl Owner {
                 max_bytes: 1 << 20,
                 window_bytes: 1 << 20,
                 distance: 1,
+                needs_checksum: false,
             }),
             suspect: AtomicBool::new(false),
         }
@@ -182,6 +184,7 @@ pub(super) struct World {
     slot_shift: AtomicU32,
     memory: Arc<HostMemory>,
     states: Mutex<Vec<State>>,
+    pub(super) metrics: Arc<TransferMetrics>,
     /// For links, which outlive the borrow.
     this: std::sync::Weak<World>,
 }
@@ -195,6 +198,7 @@ impl World {
             slot_shift: AtomicU32::new(0),
             memory: Arc::new(HostMemory::anonymous(u64::from(blocks) * BLOCK).unwrap()),
             states: Mutex::new(vec![State::Free; blocks as usize]),
+            metrics: Arc::default(),
             this: this.clone(),
         })
     }
@@ -205,6 +209,7 @@ impl World {
             locate: Arc::clone(self),
             connect: Arc::clone(self),
             landing: Arc::clone(self),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 
@@ -295,6 +300,11 @@ impl Connect for World {
             let world = self.this.upgrade().unwrap();
             Ok(Arc::new(FakeLink(world, owner)) as Arc<dyn Link>)
         })
+    }
+
+    fn distrust(&self, peer: &PeerTarget, _: &Arc<dyn Link>) {
+        let owner = &self.owners[self.owner(peer)];
+        owner.bounds.lock().needs_checksum = false;
     }
 
     fn suspect(&self, peer: &PeerTarget) {

@@ -297,6 +297,88 @@ fn corrupt_bytes_are_tried_elsewhere_and_then_said_to_be_corrupt() {
     assert_eq!(bench.on([wrong]), []);
 }
 
+fn connected_unvouched(source: SourceKey) -> Event {
+    Event::Connected {
+        source,
+        capabilities: Capabilities {
+            needs_checksum: true,
+            ..link()
+        },
+    }
+}
+
+#[test]
+fn over_a_path_that_does_not_vouch_only_blocks_with_a_checksum_are_read() {
+    let mut bench = Bench::new(2);
+    bench.prepared(vec![vec![at(A, 0), at(B, 0)], vec![summed(A, 1)]]);
+    assert_eq!(
+        bench.on([connected_unvouched(A)]),
+        [Command::Connect { source: B }, read(1, A, &[1])]
+    );
+    assert_eq!(bench.on([connected(B)]), [read(2, B, &[0])]);
+}
+
+#[test]
+fn nobody_reads_a_block_without_a_checksum_over_a_path_that_does_not_vouch() {
+    let mut bench = Bench::new(1);
+    bench.engine.config.relocates = 0;
+    bench.prepared(vec![vec![at(A, 0)]]);
+    assert_eq!(
+        bench.on([connected_unvouched(A)]),
+        [
+            Command::Abandon { block: 0 },
+            finish(0, Outcome::Unreachable, Some(A))
+        ]
+    );
+}
+
+#[test]
+fn wrong_bytes_over_a_path_that_does_not_vouch_are_read_another_way_in_the_same_pull() {
+    let mut bench = Bench::new(1);
+    bench.prepared(vec![vec![summed(A, 0)]]);
+    bench.on([connected_unvouched(A)]);
+    bench.on([done(1)]);
+    bench.on([words(2, &[2])]);
+    let verified = |ok| Event::Verified { block: 0, ok };
+    assert_eq!(
+        bench.on([verified(false)]),
+        [Command::Distrust { source: A }]
+    );
+    bench.timeout(ms(20));
+    // The same owner, by another link.
+    assert_eq!(
+        bench.on([located(3, vec![vec![summed(A, 0)]])]),
+        [Command::Connect { source: A }]
+    );
+    assert_eq!(bench.on([connected(A)]), [read(4, A, &[0])]);
+    bench.on([done(4)]);
+    bench.on([words(5, &[2])]);
+    let checksum = summed(A, 0).checksum;
+    assert_eq!(
+        bench.on([verified(true)]),
+        [Command::Land { block: 0, checksum }]
+    );
+}
+
+#[test]
+fn wrong_bytes_over_a_path_that_vouches_are_the_owners() {
+    let mut bench = Bench::new(1);
+    bench.engine.config.relocates = 0;
+    bench.connected(vec![vec![summed(A, 0)]], &[A]);
+    bench.on([done(1)]);
+    bench.on([words(2, &[2])]);
+    assert_eq!(
+        bench.on([Event::Verified {
+            block: 0,
+            ok: false
+        }]),
+        [
+            Command::Abandon { block: 0 },
+            finish(0, Outcome::Corrupt, Some(A))
+        ]
+    );
+}
+
 #[test]
 fn a_destination_that_fails_is_given_back() {
     let mut bench = Bench::new(1);

@@ -28,6 +28,7 @@ pub(super) fn link() -> Capabilities {
         max_bytes: 64 << 20,
         window_bytes: 16 << 20,
         distance: 1,
+        needs_checksum: false,
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 
 /// Both answer every question alike.
 pub(super) fn compare(directory: &Directory, model: &Model) {
+    compare_totals(directory, model);
     for (index, name) in NAMESPACES.iter().enumerate() {
         compare_namespace(directory, model, index, &namespace(name));
     }
@@ -40,6 +41,25 @@ pub(super) fn compare(directory: &Directory, model: &Model) {
     }
     assert_eq!(directory.catalog.totals().1, slots);
     assert_eq!(directory.sessions.len(), model.sessions().count());
+}
+
+/// What was counted step by step is what there is.
+fn compare_totals(directory: &Directory, model: &Model) {
+    let totals = directory.totals();
+    let owners = model
+        .namespaces
+        .keys()
+        .flat_map(|&namespace| (0..HASHES).map(move |hash| model.owners(namespace, hash).len()));
+    assert_eq!(totals.told(), Totals::expected(owners, BLOCK_BYTES));
+    assert_eq!(
+        totals.added.get() - totals.removed.get(),
+        totals.copies.get()
+    );
+    let hidden = model.nodes.keys().filter(|node| model.hidden(**node));
+    assert_eq!(totals.hidden.get(), hidden.count() as u64);
+    let sizes = directory.sizes();
+    assert_eq!(sizes.nodes, model.nodes.len());
+    assert_eq!(sizes.namespaces, model.namespaces.len());
 }
 
 fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &NamespaceName) {

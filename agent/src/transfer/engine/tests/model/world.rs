@@ -132,6 +132,7 @@ impl World {
                 max_bytes: BLOCK * (1 + random.below(8)),
                 window_bytes: random.below(80),
                 distance: 1,
+                needs_checksum: random.percent(30),
             },
             engine: PullEngine::new(config.clone(), request, Time::ZERO),
             config,

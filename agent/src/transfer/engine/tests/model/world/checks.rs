@@ -34,7 +34,7 @@ impl World {
                     flight.hangs &= self.random.percent(20);
                 }
             }
-            Command::Suspect { .. } => {}
+            Command::Suspect { .. } | Command::Distrust { .. } => {}
             Command::Verify { block, .. } => {
                 self.assert_untouched(block);
                 self.local[block as usize].verifying = true;
@@ -80,6 +80,8 @@ impl World {
             self.assert_untouched(read.block);
         }
         let bytes = |count: usize| count as u64 * BLOCK;
+        // Here all blocks have checksums, or none has.
+        assert!(generations || self.corrupt || !self.link.needs_checksum);
         if generations {
             assert!(slots.len() <= self.config.generation_words);
         } else {

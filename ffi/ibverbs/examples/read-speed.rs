@@ -1,10 +1,18 @@
-//! How fast, to be put beside `ib_read_bw` in the same guest.
+//! How fast this layer is, to be put beside `ib_read_bw` in the same guest: `tests/rdma/run speed/`.
+//!
+//! read-speed [BYTES]: READs of 64 KiB, of 1 MiB, or of so many bytes only.
+
+#![allow(clippy::unwrap_used)] // a tool: what goes wrong ends it
+
+#[path = "../tests/verbs_on_hardware/rig.rs"]
+#[allow(dead_code, clippy::panic)] // tests use the rest of it
+mod rig;
 
 use std::time::{Duration, Instant};
 
 use kvferry_ibverbs::{ConnectOptions, PairOptions};
 
-use crate::rig::{self, Rig, at, contents, memory, pattern, patterned};
+use rig::{Rig, at, contents, memory, pattern, patterned};
 
 /// As perftest has it.
 const DEPTH: u32 = 128;
@@ -51,12 +59,10 @@ fn measure(rig: &Rig, bytes: u64, blocks: u64, event_driven: bool) {
     println!("figure {bytes} {:.1} {way}", mib / spent.as_secs_f64());
 }
 
-#[test]
-#[ignore = "a measurement; tests/rdma/run asks for it"]
-fn throughput() {
+fn main() {
     let Some(rig) = rig::rig() else { return };
     // One size at a time, so that a reference can be measured right beside it.
-    let only = std::env::var("KVFERRY_RDMA_SPEED_BYTES").ok();
+    let only = std::env::args().nth(1);
     for (bytes, blocks) in [(64 << 10, 384), (1 << 20, 24)] {
         if only.as_ref().is_some_and(|only| *only != bytes.to_string()) {
             continue;

@@ -1,0 +1,235 @@
+//! Names and texts. A text says what a number means and what to do about it.
+
+use std::fmt;
+
+use kvferry_observe::{Label, NotReady, Observed, Page};
+
+use crate::{region::StoreStats, service::LocalApi, transport::TransportKind};
+
+/// An agent, as its metrics port shows it.
+pub(crate) struct AgentObserved(pub(crate) LocalApi);
+
+impl Observed for AgentObserved {
+    fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
+        self.pulls(page)?;
+        self.ways(page)?;
+        memory(&self.0.store.stats(), page)?;
+        self.sessions(page)
+    }
+
+    fn ready(&self) -> Result<(), NotReady> {
+        let mut sessions = self.0.sessions.iter();
+        if !sessions.any(|session| session.borrow().connected) {
+            return Err(
+                "no session with a coordinator is established: nobody finds what is held here"
+                    .into(),
+            );
+        }
+        if self.0.store.stats().regions.is_empty() {
+            return Err("no memory is registered yet: an engine registers it, or its first pull makes a pool".into());
+        }
+        Ok(())
+    }
+}
+
+impl AgentObserved {
+    fn pulls(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (pulls, transfer) = (&self.0.pulls, &self.0.transfer);
+        page.counter(
+            "kvferry_agent_pulls_total",
+            "Pulls begun, those of Get included",
+            pulls.begun.get(),
+        )?;
+        page.gauge(
+            "kvferry_agent_pulls_in_flight",
+            "Pulls that have not ended",
+            pulls.in_flight(),
+        )?;
+        page.histogram(
+            "kvferry_agent_pull_duration_seconds",
+            "Whole pulls, from the call until the last outcome",
+            &pulls.took,
+        )?;
+        page.histograms(
+            "kvferry_agent_pull_phase_duration_seconds",
+            "Operations of pulls: one Locate, one link opened, one read of some blocks (wire), one read of their \
+             generation words (validate), one batch of checksums. They overlap and do not add up to the pull. Wire \
+             high: the path or its owner is slow; validate high and wire low: many small reads",
+            &transfer.phases,
+        )?;
+        page.counters(
+            "kvferry_agent_blocks_total",
+            "Blocks of pulls by what became of them. stale: every copy was overwritten before it was read, recompute; \
+             corrupt: bytes did not match their checksum, look at the owner's memory; locate_failed: no coordinator \
+             answered; no_space: the pool is full of pinned blocks",
+            &pulls.outcomes,
+        )?;
+        page.counter(
+            "kvferry_agent_pull_deadlines_total",
+            "Pulls whose deadline came before all their blocks",
+            pulls.deadlines.get(),
+        )?;
+        page.counters(
+            "kvferry_agent_failed_copies_total",
+            "Owners' copies that were tried and did not give their block; another copy may have. stale: overwritten \
+             since it was announced; its rate beside that of pulled blocks says how old hints are",
+            &transfer.failed_copies,
+        )?;
+        page.counters_of(
+            "kvferry_agent_pulled_blocks_total",
+            "Blocks that came from other nodes, by transport",
+            proven().map(|kind| (transport(kind), pulls.blocks.of(kind).get())),
+        )?;
+        page.counters_of(
+            "kvferry_agent_pulled_bytes_total",
+            "Their bytes. What was read and found stale is not part of it",
+            proven().map(|kind| (transport(kind), pulls.bytes.of(kind).get())),
+        )
+    }
+
+    /// How peers are reached, in both directions.
+    fn ways(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (links, served) = (self.0.links.counters(), &self.0.served);
+        page.counter(
+            "kvferry_agent_served_bytes_total",
+            "Bytes sent to other nodes over TCP. Reads through shared memory and RDMA do not involve their owner: \
+             nobody counts them here, their readers do",
+            served.bytes_sent(),
+        )?;
+        page.counter(
+            "kvferry_agent_served_requests_total",
+            "Reads answered over TCP",
+            served.requests(),
+        )?;
+        page.counter(
+            "kvferry_agent_links_opened_total",
+            "Links opened to peers",
+            links.connects(),
+        )?;
+        page.counter(
+            "kvferry_agent_link_failures_total",
+            "Tries to open a link that opened none, over any transport",
+            links.failures(),
+        )?;
+        let fallbacks = links.fallbacks_by_way();
+        page.counters_of(
+            "kvferry_agent_fallbacks_total",
+            "Links opened over another transport (to) than the best one that should reach the peer (from), and why \
+             that one failed. A slower path than intended: kvferry doctor --peer says more",
+            fallbacks.map(|(from, to, reason, count)| {
+                let labels = [("from", from), ("to", to), ("reason", reason)];
+                (labels, count)
+            }),
+        )?;
+        page.counter(
+            "kvferry_agent_recoveries_total",
+            "Peers that were reached by a worse transport for a while, and by a better one again",
+            links.recoveries(),
+        )?;
+        page.counter(
+            "kvferry_agent_distrusted_links_total",
+            "Links given up because bytes that came over them were not those that were sealed. More than zero: look at \
+             the device",
+            links.distrusted(),
+        )?;
+        page.gauge(
+            "kvferry_agent_peers_suspect",
+            "Peers that did not answer in time, and are tried last until they do",
+            self.0.links.suspects() as u64,
+        )
+    }
+
+    fn sessions(&self, page: &mut Page<'_>) -> fmt::Result {
+        let told = self.0.numbers().coordinators;
+        let of = |number: fn(&kvferry_proto::pb::CoordinatorLink) -> u64| {
+            let links = told.iter();
+            links.map(move |link| ([("coordinator", link.address.as_str())], number(link)))
+        };
+        page.gauges_of(
+            "kvferry_agent_session_up",
+            "1 while the session with this coordinator is established and not in the middle of an inventory. 0: it \
+             does not know what this agent holds",
+            of(|link| link.connected.into()),
+        )?;
+        page.gauges_of(
+            "kvferry_agent_session_unacknowledged_deltas",
+            "Changes this coordinator has not confirmed, in deltas. Growing: it is slow or away",
+            of(|link| link.unacknowledged_deltas),
+        )?;
+        page.counters_of(
+            "kvferry_agent_session_resyncs_total",
+            "Full inventories sent to this coordinator",
+            of(|link| link.resyncs),
+        )
+    }
+}
+
+/// What is registered, and what is in it.
+fn memory(stats: &StoreStats, page: &mut Page<'_>) -> fmt::Result {
+    const KINDS: [(&str, bool); 2] = [("pool", true), ("engine", false)];
+    const STATES: [&str; 4] = ["free", "reserved", "sealed", "quarantined"];
+    let (mut slots, mut bytes, mut pinned) = ([[0; 4]; 2], [[0; 4]; 2], 0);
+    for region in &stats.regions {
+        let kind = usize::from(!region.region.pool);
+        let block_bytes = region.region.namespace.layout.block_bytes();
+        let counts = [
+            region.free,
+            region.reserved,
+            region.sealed,
+            region.quarantined,
+        ];
+        for (state, count) in counts.into_iter().enumerate() {
+            slots[kind][state] += u64::from(count);
+            bytes[kind][state] += u64::from(count) * block_bytes;
+        }
+        pinned += u64::from(region.pinned);
+    }
+    let of = |table: [[u64; 4]; 2]| {
+        let kinds = KINDS.iter().zip(table);
+        kinds.flat_map(|((kind, _), row)| {
+            let states = STATES.iter().zip(row);
+            states.map(move |(state, count)| ([("kind", *kind), ("state", *state)], count))
+        })
+    };
+    page.gauge(
+        "kvferry_agent_regions",
+        "Regions that are registered",
+        stats.regions.len() as u64,
+    )?;
+    page.gauges_of(
+        "kvferry_agent_slots",
+        "Slots of all regions. quarantined: a transport may still write there, so that they are not reused; a few for \
+         a short time after a deadline, many for long are lost memory",
+        of(slots),
+    )?;
+    page.gauges_of(
+        "kvferry_agent_slots_bytes",
+        "The same in bytes. A pool is meant to be full: sealed by the sum of its states is its fill",
+        of(bytes),
+    )?;
+    page.gauge(
+        "kvferry_agent_slots_pinned",
+        "Sealed slots that are pinned, which are not evicted",
+        pinned,
+    )?;
+    page.gauge(
+        "kvferry_agent_pins",
+        "Pins that are neither released nor expired",
+        stats.pins,
+    )?;
+    page.counter(
+        "kvferry_agent_evictions_total",
+        "Blocks a pool gave up to make room. High beside pulled blocks: pools are too small",
+        stats.evictions,
+    )
+}
+
+/// All but the one for tests.
+fn proven() -> impl Iterator<Item = TransportKind> {
+    let kinds = TransportKind::ALL.iter().copied();
+    kinds.filter(|kind| *kind != TransportKind::Sim)
+}
+
+fn transport(kind: TransportKind) -> [(&'static str, &'static str); 1] {
+    [(TransportKind::NAME, Label::as_str(kind))]
+}

@@ -1,0 +1,138 @@
+//! Pulls, as engines asked for them.
+
+use kvferry_observe::{ByLabel, Counter, Histogram, label};
+use kvferry_proto::pb::{BlockOutcome, OutcomeKind};
+
+use crate::transport::TransportKind;
+
+label! {
+    /// What became of a block.
+    pub(crate) enum Outcome("outcome") {
+        Pulled = "pulled",
+        /// It was here already.
+        Local = "local",
+        Missing = "missing",
+        Stale = "stale",
+        Corrupt = "corrupt",
+        Unreachable = "unreachable",
+        TimedOut = "timed_out",
+        LocateFailed = "locate_failed",
+        NoSpace = "no_space",
+        Cancelled = "cancelled",
+    }
+}
+
+impl Outcome {
+    fn of(kind: OutcomeKind) -> Self {
+        match kind {
+            OutcomeKind::Pulled => Self::Pulled,
+            OutcomeKind::Local => Self::Local,
+            OutcomeKind::Missing => Self::Missing,
+            OutcomeKind::Stale => Self::Stale,
+            OutcomeKind::Corrupt => Self::Corrupt,
+            OutcomeKind::Unreachable => Self::Unreachable,
+            OutcomeKind::TimedOut => Self::TimedOut,
+            OutcomeKind::LocateFailed => Self::LocateFailed,
+            OutcomeKind::NoSpace => Self::NoSpace,
+            OutcomeKind::Cancelled | OutcomeKind::Unspecified => Self::Cancelled,
+        }
+    }
+}
+
+/// Of all pulls since the agent started.
+#[derive(Debug, Default)]
+pub(crate) struct PullMetrics {
+    /// Pulls begun.
+    pub(crate) begun: Counter,
+    /// Pulls ended, and how long they took; those between are in flight.
+    pub(crate) took: Histogram,
+    /// Blocks by what became of them.
+    pub(crate) outcomes: ByLabel<Outcome, Counter>,
+    /// Blocks that came from other nodes, by how.
+    pub(crate) blocks: ByLabel<TransportKind, Counter>,
+    /// Their bytes.
+    pub(crate) bytes: ByLabel<TransportKind, Counter>,
+    /// Pulls whose deadline came before all their blocks.
+    pub(crate) deadlines: Counter,
+}
+
+impl PullMetrics {
+    /// Pulls that have not ended.
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.begun.get().saturating_sub(self.took.count())
+    }
+
+    /// Some blocks of one pull have their outcome. Most have the same one: they are counted together.
+    pub(crate) fn count(&self, outcomes: &[BlockOutcome], block_bytes: u64) {
+        for same in outcomes.chunk_by(|a, b| (a.kind, &a.transport) == (b.kind, &b.transport)) {
+            let (Some(first), blocks) = (same.first(), same.len() as u64) else {
+                continue;
+            };
+            let outcome = Outcome::of(first.kind());
+            self.outcomes.of(outcome).add(blocks);
+            if outcome == Outcome::Pulled
+                && let Some(kind) = TransportKind::parse(&first.transport)
+            {
+                self.blocks.of(kind).add(blocks);
+                self.bytes.of(kind).add(blocks.saturating_mul(block_bytes));
+            }
+        }
+    }
+
+    /// Blocks and bytes that came from other nodes.
+    pub(crate) fn pulled(&self) -> (u64, u64) {
+        let all = |of: &ByLabel<TransportKind, Counter>| of.iter().map(|(_, n)| n.get()).sum();
+        (all(&self.blocks), all(&self.bytes))
+    }
+
+    /// Blocks whose last copy was overwritten.
+    pub(crate) fn stale(&self) -> u64 {
+        self.outcomes.of(Outcome::Stale).get()
+    }
+
+    /// Blocks that could not be had although somebody may have them, stale ones aside.
+    pub(crate) fn failed(&self) -> u64 {
+        use Outcome::{Cancelled, Local, Missing, Pulled, Stale};
+        let failed = self.outcomes.iter().filter(|(outcome, _)| {
+            !matches!(outcome, Pulled | Local | Missing | Stale | Cancelled)
+        });
+        failed.map(|(_, blocks)| blocks.get()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(kind: OutcomeKind, transport: &str) -> BlockOutcome {
+        BlockOutcome {
+            kind: kind.into(),
+            transport: transport.to_owned(),
+            ..BlockOutcome::default()
+        }
+    }
+
+    #[test]
+    fn every_outcome_is_counted_and_pulled_bytes_by_transport() {
+        let metrics = PullMetrics::default();
+        let outcomes = [
+            outcome(OutcomeKind::Pulled, "tcp"),
+            outcome(OutcomeKind::Pulled, "tcp"),
+            outcome(OutcomeKind::Pulled, "shm"),
+            outcome(OutcomeKind::Local, ""),
+            outcome(OutcomeKind::Stale, ""),
+            outcome(OutcomeKind::TimedOut, ""),
+            outcome(OutcomeKind::NoSpace, ""),
+            outcome(OutcomeKind::Missing, ""),
+            outcome(OutcomeKind::Cancelled, ""),
+            outcome(OutcomeKind::Pulled, "tcp"),
+        ];
+        metrics.count(&outcomes, 100);
+        assert_eq!(metrics.blocks.of(TransportKind::Tcp).get(), 3);
+        assert_eq!(metrics.bytes.of(TransportKind::Shm).get(), 100);
+        assert_eq!(metrics.pulled(), (4, 400));
+        assert_eq!((metrics.stale(), metrics.failed()), (1, 2));
+        let all: u64 = metrics.outcomes.iter().map(|(_, n)| n.get()).sum();
+        assert_eq!(all, outcomes.len() as u64);
+    }
+}

@@ -1,0 +1,36 @@
+# Agents' pulls beside ib_read_bw: an engine asks, the coordinator is asked, blocks are read, validated, compared with their
+# checksums, and sealed. Between the same two devices, in the same guest, in turn.
+# bound: 480
+# memory: 1536
+# processors: 2
+here=$(dirname "$0")
+for part in test net programs agents beside; do . "$here/lib/$part.sh"; done
+
+export KVFERRY_LOG=info
+in_guest && veth_pair
+
+compare() {
+  start_coordinator
+  agent a 1 --transport rdma --nics rxea && agent b 2 --transport rdma --nics rxeb || return
+  local round size number=0 code=0
+  for size in 65536 1048576; do
+    for round in 1 2 3 4 5; do
+      number=$((number + 1))
+      theirs "$size" $((64 * (1 << 20) / size)) rxea rxeb
+      "$KVFERRY" bench pulls --transport rdma --owner $work/a/agent.sock --reader $work/b/agent.sock --block-bytes "$size" --number $number > /dev/shm/ours.log 2>&1 || {
+        cat /dev/shm/ours.log >&2
+        code=1
+        break 2
+      }
+      sed -n 's/^figure /ours /p' /dev/shm/ours.log
+    done
+  done > /dev/shm/runs
+  cat /dev/shm/runs
+  [ $code = 0 ] || logs
+  stop_all
+  [ $code = 0 ] && figures "agents' pull of blocks" < /dev/shm/runs
+}
+export -f compare
+one_test pulls_beside_ib_read_bw 420 bash -c compare
+in_guest && note_figures
+exit 0
