@@ -122,14 +122,14 @@ impl AgentObserved {
             }),
         )?;
         page.counter(
-            "kvferry_agent_recoveries_total",
-            "Peers that were reached by a worse transport for a while, and by a better one again",
+            "kvferry_agent_link_recoveries_total",
+            "Peers reached by a better transport again, after a fallback",
             links.recoveries(),
         )?;
         page.counter(
-            "kvferry_agent_distrusted_links_total",
-            "Links given up because bytes that came over them were not those that were sealed. More than zero: look at \
-             the device",
+            "kvferry_agent_links_distrusted_total",
+            "Links given up because bytes that came over them were not those that were sealed. Any is one too many: \
+             look at that path's hardware",
             links.distrusted(),
         )?;
         page.gauge(

@@ -14,7 +14,7 @@ mod upkeep;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -23,7 +23,10 @@ use kvferry_proto::{ChecksumPolicy, Incarnation, NodeId};
 use parking_lot::Mutex;
 
 pub use self::counters::{FallbackReason, LinkCounters};
-use self::table::{Key, Peer, Peers};
+use self::{
+    counters::count,
+    table::{Key, Peer, Peers},
+};
 use super::{
     ConnectError, Link, PeerTarget, Transport, TransportKind, health::PeerHealth,
     random::SplitMix64,
@@ -60,10 +63,6 @@ impl Default for LinksConfig {
 /// The runtime's time, so that tests need not wait.
 fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Links to peers: connects at most once at a time to each, keeps what works, backs off from what does
@@ -291,17 +290,16 @@ impl Shared {
             };
             ways.sort_by_key(|way| cools(way.kind()));
         }
-        let mut last = None;
-        let mut reason = FallbackReason::Cooling;
+        let (mut last, mut why) = (None, FallbackReason::FailedRecently);
         for transport in ways {
             match transport.connect(peer).await {
                 Ok(link) => {
                     count(&self.counters.connects);
-                    let fallen = best.filter(|best| *best != link.kind());
-                    if let Some(best) = fallen {
-                        self.counters.fell_back(best, link.kind(), reason);
+                    let from = best.filter(|best| *best != link.kind());
+                    if let Some(from) = from {
+                        self.counters.fell_back(from, link.kind(), why);
                     }
-                    self.note_path(key, link.kind(), fallen.is_some(), last.as_ref());
+                    self.note_path(key, link.kind(), from.is_some(), last.as_ref());
                     return Ok(link);
                 }
                 Err(error) => {
@@ -314,7 +312,7 @@ impl Shared {
                         entry.cooling.failed(clock(), transport.kind());
                     }
                     if best == Some(transport.kind()) {
-                        reason = FallbackReason::from(&error);
+                        why = FallbackReason::from(&error);
                     }
                     last = Some(error);
                 }

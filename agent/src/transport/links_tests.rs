@@ -1,3 +1,5 @@
+use std::sync::atomic::AtomicU64;
+
 use kvferry_proto::NodeAddresses;
 
 use super::*;
@@ -197,6 +199,8 @@ async fn a_peer_falls_back_at_once_and_climbs_when_the_better_way_is_well() {
     let counters = ways.links.counters();
     assert_eq!(ways.kind(ChecksumPolicy::Off).await, TransportKind::Tcp);
     assert_eq!((counters.fallbacks(), counters.failures()), (1, 0));
+    let way = ("rdma", "tcp", "failed_recently", 1);
+    assert!(counters.fallbacks_by_way().any(|taken| taken == way));
     let over_tcp = ways.links.link(&ways.peer, ChecksumPolicy::Off).await;
     settle(20).await;
     assert!(counters.failures() > 0);

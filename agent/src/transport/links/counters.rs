@@ -1,24 +1,10 @@
-//! What has happened to links so far, for metrics.
+//! What has happened to links.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvferry_observe::{ByLabel, ByLabels, Counter, Label, label};
 
 use crate::transport::{ConnectError, TransportKind};
-
-/// What has happened so far, for metrics.
-#[derive(Debug, Default)]
-pub struct LinkCounters {
-    pub(super) connects: AtomicU64,
-    pub(super) failures: AtomicU64,
-    pub(super) backed_off: AtomicU64,
-    pub(super) recoveries: AtomicU64,
-    pub(super) distrusted: AtomicU64,
-    /// By the best transport that should have reached the peer, the one that did, and why.
-    fallbacks: ByLabel<TransportKind, ByLabels<TransportKind, FallbackReason, Counter>>,
-    pub(super) evictions: AtomicU64,
-    pub(super) probes: AtomicU64,
-}
 
 label! {
     /// Why the best transport did not lead to a peer.
@@ -29,10 +15,10 @@ label! {
         Refused = "refused",
         /// It has no way to that peer after all.
         NoPath = "no_path",
+        /// It failed, or its link was lost, a moment ago: it was not tried.
+        FailedRecently = "failed_recently",
         /// Another lifetime of the peer answered.
         Restarted = "restarted",
-        /// It failed towards this peer a moment ago, and has to wait.
-        Cooling = "cooling",
     }
 }
 
@@ -47,35 +33,18 @@ impl From<&ConnectError> for FallbackReason {
     }
 }
 
-impl LinkCounters {
-    /// Links opened over another transport than the best that should reach the peer.
-    #[must_use]
-    pub fn fallbacks(&self) -> u64 {
-        let rows = self.fallbacks.iter();
-        let counts = rows.flat_map(|(_, row)| row.iter().map(|(.., count)| count.get()));
-        counts.sum()
-    }
-
-    /// The same by best transport, taken transport and reason; without those that cannot be or, off
-    /// the usual order, never were.
-    pub fn fallbacks_by_way(
-        &self,
-    ) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
-        let rows = self.fallbacks.iter();
-        rows.flat_map(|(from, row)| {
-            row.iter().filter_map(move |(to, reason, count)| {
-                let usual =
-                    from < to && to != TransportKind::Sim && reason != FallbackReason::Restarted;
-                let count = count.get();
-                (usual || count > 0)
-                    .then(|| (from.as_str(), to.as_str(), Label::as_str(reason), count))
-            })
-        })
-    }
-
-    pub(super) fn fell_back(&self, from: TransportKind, to: TransportKind, reason: FallbackReason) {
-        self.fallbacks.of(from).of(to, reason).inc();
-    }
+/// What has happened so far, for metrics.
+#[derive(Debug, Default)]
+pub struct LinkCounters {
+    pub(super) connects: AtomicU64,
+    pub(super) failures: AtomicU64,
+    pub(super) backed_off: AtomicU64,
+    /// By the best transport that should have reached the peer, the one that did, and why.
+    fallbacks: ByLabel<TransportKind, ByLabels<TransportKind, FallbackReason, Counter>>,
+    pub(super) recoveries: AtomicU64,
+    pub(super) distrusted: AtomicU64,
+    pub(super) evictions: AtomicU64,
+    pub(super) probes: AtomicU64,
 }
 
 macro_rules! counters {
@@ -104,4 +73,39 @@ counters! {
     evictions,
     /// Probes of suspects.
     probes,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl LinkCounters {
+    /// Links opened over another transport than the best that should reach the peer.
+    #[must_use]
+    pub fn fallbacks(&self) -> u64 {
+        let rows = self.fallbacks.iter();
+        let counts = rows.flat_map(|(_, row)| row.iter().map(|(.., count)| count.get()));
+        counts.sum()
+    }
+
+    /// The same by best transport, taken transport and reason; without those that cannot be or, off
+    /// the usual order, never were.
+    pub fn fallbacks_by_way(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, &'static str, &'static str, u64)> {
+        let rows = self.fallbacks.iter();
+        rows.flat_map(|(from, row)| {
+            row.iter().filter_map(move |(to, reason, count)| {
+                let usual =
+                    from < to && to != TransportKind::Sim && reason != FallbackReason::Restarted;
+                let count = count.get();
+                (usual || count > 0)
+                    .then(|| (from.as_str(), to.as_str(), Label::as_str(reason), count))
+            })
+        })
+    }
+
+    pub(super) fn fell_back(&self, from: TransportKind, to: TransportKind, why: FallbackReason) {
+        self.fallbacks.of(from).of(to, why).inc();
+    }
 }

@@ -29,8 +29,7 @@ agent() {
   mkdir -p "$work/$name" && chown "${user:-0}" "$work/$name"
   # shellcheck disable=SC2086 # words
   unshare -m --propagation private ${around:-} "$KVFERRY" agent --node "$name" --socket "$work/$name/agent.sock" \
-    --listen-peer "${host:-127.0.0.1}:74${number}1" --listen-data "${host:-127.0.0.1}:74${number}2" --listen-metrics off \
-    --pool-bytes 64MiB "$@" \
+    --listen-peer "${host:-127.0.0.1}:74${number}1" --listen-data "${host:-127.0.0.1}:74${number}2" --listen-metrics off --pool-bytes 64MiB "$@" \
     > "$work/$name.log" 2>&1 &
   pids="$pids $!"
   eval "pid_$name=$!"
