@@ -2,7 +2,14 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 4] = ["types", "coordinator", "agent", "peer"];
+const FILES: [&str; 6] = [
+    "types",
+    "coordinator",
+    "agent",
+    "peer",
+    "sources",
+    "tensors",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 mod daemons;
+mod sources;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -14,6 +15,7 @@ use crate::{client::Reach, demo::DemoArgs};
 pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
 #[cfg(test)]
 pub(crate) use daemons::{AgentFlags, CoordinatorFlags};
+pub(crate) use sources::{ListSources, PublishArgs, PullArgs, SourcesAction, SourcesArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -82,6 +84,8 @@ Examples:
     Nodes(NodesArgs),
     /// List, describe, create and delete namespaces.
     Namespaces(NamespacesArgs),
+    /// Named sets of tensors (weights): list, describe, remove, publish and pull.
+    Sources(SourcesArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
     /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.

@@ -12,7 +12,10 @@ use hyper_util::rt::TokioIo;
 use kvferry_agent::config::{default_socket_path, host_name};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
-    pb::{agent_client::AgentClient, coordinator_client::CoordinatorClient},
+    pb::{
+        agent_client::AgentClient, coordinator_client::CoordinatorClient,
+        sources_client::SourcesClient, tensors_client::TensorsClient,
+    },
     reason_of,
 };
 use tokio::net::UnixStream;
@@ -29,6 +32,8 @@ const CONNECT_BOUND: Duration = Duration::from_secs(3);
 
 pub(crate) type Coordinator = CoordinatorClient<Channel>;
 pub(crate) type Agent = AgentClient<Channel>;
+pub(crate) type Sources = SourcesClient<Channel>;
+pub(crate) type Tensors = TensorsClient<Channel>;
 
 /// Whom a tool talks to, and how long it waits.
 #[derive(Debug, Clone, Args)]
@@ -230,6 +235,19 @@ impl Call {
 
 /// Connects to a coordinator.
 pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
+    Ok(CoordinatorClient::new(coordinator_channel(url).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to a coordinator's sources.
+pub(crate) async fn sources(url: &str) -> Result<Sources, ClientError> {
+    Ok(SourcesClient::new(coordinator_channel(url).await?)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+async fn coordinator_channel(url: &str) -> Result<Channel, ClientError> {
     let bad = || ClientError::BadUrl {
         url: url.to_owned(),
     };
@@ -238,20 +256,44 @@ pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
         return Err(bad());
     }
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
-    let channel = endpoint
+    endpoint
         .connect()
         .await
         .map_err(|source| ClientError::NoCoordinator {
             url: url.to_owned(),
             source,
-        })?;
-    Ok(CoordinatorClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
 }
 
 /// Connects to the agent behind a unix socket.
 pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
+    Ok(agent_client(agent_channel(socket).await?))
+}
+
+/// Connects to the tensors of the agent behind a unix socket.
+pub(crate) async fn tensors(socket: &Path) -> Result<Tensors, ClientError> {
+    Ok(tensors_client(agent_channel(socket).await?))
+}
+
+/// Both, over one connection.
+pub(crate) async fn agent_and_tensors(socket: &Path) -> Result<(Agent, Tensors), ClientError> {
+    let channel = agent_channel(socket).await?;
+    Ok((agent_client(channel.clone()), tensors_client(channel)))
+}
+
+fn agent_client(channel: Channel) -> Agent {
+    AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+fn tensors_client(channel: Channel) -> Tensors {
+    TensorsClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+async fn agent_channel(socket: &Path) -> Result<Channel, ClientError> {
     let path = socket.to_owned();
     // The address is for the HTTP headers only: the connector goes to the socket.
     let endpoint = Endpoint::from_static("http://agent.local").connect_timeout(CONNECT_BOUND);
@@ -259,16 +301,13 @@ pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel = endpoint
+    endpoint
         .connect_with_connector(connector)
         .await
         .map_err(|source| ClientError::NoAgent {
             socket: socket.to_owned(),
             source,
-        })?;
-    Ok(AgentClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
 }
 
 #[cfg(test)]

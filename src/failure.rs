@@ -4,7 +4,8 @@ use std::{io, process::ExitCode};
 
 use crate::{
     commands::{
-        bench::BenchError, get::GetError, locate::LocateError, put::PutError, tool::ToolError,
+        bench::BenchError, get::GetError, locate::LocateError, put::PutError,
+        sources::SourcesError, tool::ToolError,
     },
     demo::DemoError,
     logging::LoggingError,
@@ -55,6 +56,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Locate(#[from] LocateError),
     #[error(transparent)]
+    Sources(#[from] SourcesError),
+    #[error(transparent)]
     Tool(#[from] ToolError),
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -78,6 +81,7 @@ impl Failure {
             Self::AgentStart(kvferry_agent::StartError::Config(_)) => USAGE,
             Self::Put(PutError::Content(_) | PutError::Namespace(_) | PutError::Layout(_)) => USAGE,
             Self::Locate(LocateError::Hash(_)) | Self::Tool(ToolError::Usage(_)) => USAGE,
+            Self::Sources(SourcesError::Usage(_)) => USAGE,
             Self::Demo(error) if error.is_usage() => USAGE,
             _ => FAILED,
         })

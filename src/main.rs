@@ -17,6 +17,7 @@ mod otlp;
 mod output;
 mod progress;
 mod runtime;
+mod safetensors;
 mod settings;
 mod shutdown;
 mod size;
@@ -71,6 +72,7 @@ async fn obey(command: Command) -> Result<Done, Failure> {
         Command::Locate(args) => Ok(commands::locate::run(args).await?),
         Command::Nodes(args) => Ok(commands::nodes::run(args).await?),
         Command::Namespaces(args) => Ok(commands::namespaces::run(args).await?),
+        Command::Sources(args) => Ok(commands::sources::run(args).await?),
         Command::Stats(args) => Ok(commands::stats::run(args).await?),
         Command::Doctor(args) => Ok(commands::doctor::run(args).await?),
         Command::Completions { shell } => Ok(commands::completions(shell)?),

@@ -29,7 +29,7 @@ use crate::{
     gpu::Gpus,
     metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
-    service::{Clients, Defaults, LocalApi, PeerApi, Shared},
+    service::{Clients, Defaults, LocalApi, PeerApi, Registry, Shared, TensorsApi, keep_announced},
     session::{
         ChangeLog, Identity, InventorySource, SessionConfig, SessionStatus, SessionTask,
         inventory_messages,
@@ -207,6 +207,7 @@ impl Agent {
             gpus: Gpus::default(),
             pulls: Arc::default(),
             transfer,
+            tensors: Registry::new(config.coordinators.len()),
             holders: AtomicU64::new(1),
             start: Instant::now(),
             store,
@@ -273,6 +274,9 @@ impl Agent {
             tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
+        for coordinator in 0..self.api.sessions.len() {
+            tasks.spawn(keep_announced(self.api.clone(), coordinator, stop.clone()));
+        }
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
         tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
 
@@ -447,6 +451,7 @@ async fn serve_local(
     };
     let serving = Server::builder()
         .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
+        .add_service(TensorsApi::server(api.clone()))
         .add_service(api.server())
         .serve_with_incoming_shutdown(
             tokio_stream::wrappers::ReceiverStream::new(incoming),

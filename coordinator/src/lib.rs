@@ -12,6 +12,7 @@ pub mod sabotage;
 mod sabotage;
 mod server;
 mod service;
+pub mod sources;
 
 pub use config::{ConfigError, CoordinatorConfig};
 pub use kvferry_observe::{BindError as MetricsBindError, MetricsListen};

@@ -22,7 +22,7 @@ use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
     metrics::CoordinatorObserved,
-    service::{CoordinatorRouter, Hub, HubConfig},
+    service::{CoordinatorRouter, Hub, HubConfig, SourcesService},
 };
 
 /// The name health answers for.
@@ -177,6 +177,7 @@ impl Coordinator {
             AbortOnDrop(tokio::spawn(server.serve(observed, std::future::pending())))
         });
         self.hub.metrics().serve(true);
+        let sources = SourcesService::new(self.hub.clone());
         let (stop, stopped) = oneshot::channel::<()>();
         let mut server = pin!(
             Server::builder()
@@ -189,6 +190,7 @@ impl Coordinator {
                 .add_service(health_service)
                 .add_service(reflection)
                 .add_service(service)
+                .add_service(sources.clone().server())
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();
@@ -196,7 +198,7 @@ impl Coordinator {
         );
         tokio::select! {
             outcome = &mut server => return Ok(outcome?),
-            () = tick(&self.hub) => {}
+            () = tick(&self.hub, &sources) => {}
             () = self.hub.sweep() => {}
             () = shutdown => {}
         }
@@ -234,12 +236,13 @@ async fn announce(hub: &Hub, health: &HealthReporter) {
 }
 
 /// Never returns.
-async fn tick(hub: &Hub) {
+async fn tick(hub: &Hub, sources: &SourcesService) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         hub.tick();
+        sources.tick();
     }
 }
 

@@ -3,7 +3,7 @@
 use prost::Message;
 use tonic::{Code, Status};
 
-use crate::{GeometryError, HashError, IdError, LayoutError, pb};
+use crate::{GeometryError, HashError, IdError, LayoutError, SourceError, TensorError, pb};
 
 /// The machine-readable reason of a refused call.
 pub use pb::error_detail::Reason;
@@ -26,6 +26,12 @@ pub enum InvalidMessage {
     /// A bad geometry.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
+    /// A bad source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A bad set of tensors.
+    #[error(transparent)]
+    Tensors(#[from] TensorError),
     /// Not an address.
     #[error("{what}: {text:?} is no ip:port or is too long")]
     Address {

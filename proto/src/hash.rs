@@ -116,6 +116,15 @@ impl BlockHash {
         &self.bytes[..self.len.get()]
     }
 
+    /// Its first bytes; itself where it is no longer than that.
+    pub(crate) fn cut(mut self, len: HashLen) -> Self {
+        if len < self.len {
+            self.bytes[len.get()..].fill(0);
+            self.len = len;
+        }
+        self
+    }
+
     /// How many there are.
     #[must_use]
     pub fn hash_len(&self) -> HashLen {

@@ -12,7 +12,9 @@ mod ids;
 mod layout;
 mod namespace;
 mod node;
+mod source;
 mod span;
+mod tensors;
 
 /// The generated messages, clients and servers of `kvferry.v1`.
 #[allow(missing_docs, clippy::all, unused_qualifications, unreachable_pub)]
@@ -32,7 +34,12 @@ pub use ids::{Generation, IdError, Incarnation, Labels, NamespaceName, NodeId, R
 pub use layout::{Fingerprint, Layout, LayoutError, MAX_BLOCK_BYTES};
 pub use namespace::NamespaceSpec;
 pub use node::NodeAddresses;
+pub use source::{SourceError, SourceId, SourceIdentity, SourceName};
 pub use span::{Part, RemoteSpan};
+pub use tensors::{
+    ChunkRun, ChunkRuns, Chunks, MAX_RUNS, MAX_TENSORS, TableDigest, Tensor, TensorError,
+    TensorTable,
+};
 
 /// Most hashes one request may carry: 64 Ki hashes of 64 bytes are 4 MiB, one gRPC message.
 pub const MAX_HASHES_PER_REQUEST: usize = 65_536;

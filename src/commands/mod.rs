@@ -10,6 +10,7 @@ pub(crate) mod namespaces;
 pub(crate) mod nodes;
 mod place;
 pub(crate) mod put;
+pub(crate) mod sources;
 pub(crate) mod stats;
 #[cfg(test)]
 mod tests;

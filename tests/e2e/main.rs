@@ -16,6 +16,8 @@ mod gpu;
 mod metrics;
 mod publish_and_pull;
 mod shell;
+mod sources;
+mod sources_shell;
 #[cfg(feature = "otlp")]
 mod traces;
 mod two_hosts;

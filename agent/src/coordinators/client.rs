@@ -9,7 +9,9 @@ use std::{
 use kvferry_observe::trace;
 use kvferry_proto::{
     InvalidMessage, Labels, MAX_MESSAGE_BYTES, NamespaceName, NamespaceSpec, NodeId, PackedHashes,
-    Reason, pb, pb::coordinator_client::CoordinatorClient, reason_of,
+    Reason, pb,
+    pb::{coordinator_client::CoordinatorClient, sources_client::SourcesClient},
+    reason_of,
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{
@@ -78,6 +80,8 @@ pub struct BadAddress {
 #[derive(Debug)]
 pub struct Coordinators {
     clients: Vec<(String, CoordinatorClient<Channel>)>,
+    /// Over the same connections.
+    pub(super) sources: Vec<(String, SourcesClient<Channel>)>,
     /// The one that answered last; the next call starts there.
     preferred: AtomicUsize,
 }
@@ -88,18 +92,21 @@ impl Coordinators {
     /// # Errors
     /// [`BadAddress`].
     pub fn new(addresses: &[String]) -> Result<Self, BadAddress> {
-        let clients = addresses
-            .iter()
-            .map(|address| {
-                let channel = endpoint(address)?.connect_lazy();
-                let client = CoordinatorClient::new(channel)
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES);
-                Ok((address.clone(), client))
-            })
-            .collect::<Result<_, _>>()?;
+        let (mut clients, mut sources) = (Vec::new(), Vec::new());
+        for address in addresses {
+            let channel = endpoint(address)?.connect_lazy();
+            let client = SourcesClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            sources.push((address.clone(), client));
+            let client = CoordinatorClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            clients.push((address.clone(), client));
+        }
         Ok(Self {
             clients,
+            sources,
             preferred: AtomicUsize::new(0),
         })
     }
@@ -199,12 +206,23 @@ impl Coordinators {
         message: M,
         ask: impl AsyncFn(CoordinatorClient<Channel>, Request<M>) -> Result<Response<A>, Status>,
     ) -> Result<(&str, A), CoordinatorError> {
+        self.ask(&self.clients, deadline, message, ask).await
+    }
+
+    /// As `call`, of any of a coordinator's services.
+    pub(super) async fn ask<'a, C: Clone, M: Clone, A>(
+        &self,
+        clients: &'a [(String, C)],
+        deadline: Instant,
+        message: M,
+        ask: impl AsyncFn(C, Request<M>) -> Result<Response<A>, Status>,
+    ) -> Result<(&'a str, A), CoordinatorError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let count = self.clients.len();
+        let count = clients.len();
         let mut last = ("none", "none is configured".to_owned());
         for turn in 0..count {
             let index = (first + turn) % count;
-            let (address, client) = &self.clients[index];
+            let (address, client) = &clients[index];
             let left = deadline.saturating_duration_since(Instant::now());
             let share = if turn + 1 == count {
                 left

@@ -2,7 +2,9 @@
 
 mod client;
 mod located;
+mod sources;
 
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
 pub(crate) use client::{describe, endpoint};
 pub use located::{Located, LocatedCandidate, OwnerRegion};
+pub use sources::GotSource;

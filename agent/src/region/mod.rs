@@ -17,6 +17,7 @@
 
 mod catalog;
 mod change;
+mod chunks;
 mod error;
 mod evict;
 pub mod eviction;

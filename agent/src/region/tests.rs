@@ -1,5 +1,6 @@
 //! One test per rule of the store. The rules together are in [`super::model`].
 
+mod chunks;
 mod pins;
 mod reads;
 mod regions;

@@ -5,5 +5,5 @@ pub(crate) mod local;
 mod peer;
 
 pub(crate) use client::Clients;
-pub(crate) use local::{Defaults, LocalApi, Shared};
+pub(crate) use local::{Defaults, LocalApi, Registry, Shared, TensorsApi, keep_announced};
 pub use peer::PeerApi;

@@ -27,6 +27,7 @@ mod locate;
 mod message;
 mod namespace;
 mod node;
+mod presence;
 mod region;
 mod row;
 mod slab;
@@ -57,6 +58,7 @@ pub use locate::LocateError;
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+pub use presence::Presence;
 pub use totals::{Replicas, Totals};
 
 use catalog::Catalog;

@@ -7,6 +7,7 @@ mod outbound;
 pub mod parse;
 mod router;
 mod session;
+mod sources;
 mod status;
 mod told;
 mod wire;
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
 pub(crate) use router::CoordinatorRouter;
+pub(crate) use sources::SourcesService;
 
 /// `kvferry.v1.Coordinator` over one directory.
 #[derive(Debug, Clone)]

@@ -8,6 +8,7 @@ mod lifecycle;
 mod locate;
 mod metrics;
 mod sessions;
+mod sources;
 
 use std::{future::Future, net::SocketAddr, time::Duration};
 

@@ -121,6 +121,10 @@ impl From<Reason> for kvf_status {
             Reason::BlockMissing => KVF_BLOCK_MISSING,
             Reason::MemoryInUse => KVF_MEMORY_IN_USE,
             Reason::PoolExists => KVF_POOL_EXISTS,
+            // This library asks for no sources.
+            Reason::SourceUnknown | Reason::SourceNotReady | Reason::SourceExists => {
+                KVF_UNKNOWN_REASON
+            }
             Reason::GpuUnavailable => KVF_GPU_UNAVAILABLE,
             Reason::GpuHandle => KVF_GPU_HANDLE,
         }

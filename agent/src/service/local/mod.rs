@@ -9,6 +9,7 @@ mod regions;
 mod slots;
 mod stats;
 mod status;
+mod tensors;
 
 use std::{
     pin::Pin,
@@ -38,6 +39,7 @@ use crate::{
     transfer::{TransferConfig, TransferMetrics},
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
+pub(crate) use tensors::{Registry, TensorsApi, keep_announced};
 
 /// A control call to the coordinator that an engine waits for.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -73,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) gpus: Gpus,
     pub(crate) pulls: Arc<PullMetrics>,
     pub(crate) transfer: Arc<TransferMetrics>,
+    pub(crate) tensors: Registry,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,
     pub(crate) start: Instant,

@@ -121,7 +121,7 @@ impl LocalApi {
         self.store.add_pool(spec, options).or_status()
     }
 
-    fn import(
+    pub(super) fn import(
         &self,
         client: ClientId,
         spec: NamespaceSpec,
