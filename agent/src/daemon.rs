@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use crate::{
     config::{AgentConfig, ConfigError, EvictionChoice, TransportChoice},
     coordinators::{BadAddress, Coordinators, endpoint},
+    gpu::Gpus,
     metrics::AgentObserved,
     region::{ClientId, RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
     service::{
@@ -48,7 +49,7 @@ use crate::{
 
 /// Everything must have ended this long after the signal; what has not is dropped.
 const DRAIN_BOUND: Duration = Duration::from_secs(5);
-/// How often expired pins are looked for.
+/// How often expired pins are looked for, and GPUs that were lost.
 const TICK: Duration = Duration::from_secs(1);
 /// Candidates asked for per block: the first, and two to fail over to.
 const CANDIDATES: u32 = 3;
@@ -213,6 +214,7 @@ impl Agent {
             identity: identity.clone(),
             defaults: defaults(&config),
             imports: Default::default(),
+            gpus: Gpus::default(),
             pulls: Arc::default(),
             background: Arc::default(),
             reads: beside.reads,
@@ -415,8 +417,11 @@ fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>
         max_connections: config.tcp_connections_per_peer as usize,
         ..TcpConfig::default()
     }));
-    let mut transports: Vec<Arc<dyn Transport>> =
-        vec![Arc::new(ShmTransport::new(&identity.addresses.host_id))];
+    let mut shm = ShmTransport::new(&identity.addresses.host_id);
+    if forced.is_none() {
+        shm = shm.with_behind(Arc::clone(&tcp));
+    }
+    let mut transports: Vec<Arc<dyn Transport>> = vec![Arc::new(shm)];
     if let Some(devices) = devices {
         let behind = forced.is_none().then(|| Arc::clone(&tcp));
         let node = identity.node.as_str();
@@ -515,6 +520,7 @@ async fn housekeeping(
             },
             _ = tick.tick() => {
                 api.store.tick(api.now());
+                api.end_lost_gpus();
             }
         }
     }

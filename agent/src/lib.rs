@@ -6,6 +6,7 @@
 pub mod config;
 pub mod coordinators;
 mod daemon;
+pub mod gpu;
 mod metrics;
 pub mod region;
 #[cfg(feature = "sabotage")]

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub)] // one program of many files
 
 mod garbage;
+mod gpu;
 mod overwrite;
 mod proxy;
 mod rdma;
@@ -69,5 +70,6 @@ every_transport!(over_sim, crate::sim::SimWorld);
 every_transport!(over_tcp, crate::tcp::TcpWorld);
 every_transport!(over_shm, crate::shm::ShmWorld);
 every_transport!(over_rdma, crate::rdma::RdmaWorld);
+every_transport!(between_gpus, crate::gpu::GpuWorld);
 stalling_transport!(stalled_sim, crate::sim::SimWorld);
 stalling_transport!(stalled_tcp, crate::tcp::TcpWorld);

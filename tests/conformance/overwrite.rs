@@ -15,7 +15,7 @@ use kvferry_agent::{
     region::Region,
     transport::{Link, LocalSpans},
 };
-use kvferry_memory::{HostMemory, HugePages};
+use kvferry_memory::HostMemory;
 use kvferry_proto::{Part, RegionId, RemoteSpan};
 
 use crate::world::{PATIENCE, World, insert, local, read};
@@ -149,8 +149,7 @@ pub async fn torture(world: impl World) {
         .and_then(|text| text.parse().ok())
         .unwrap_or(DEFAULT_SECONDS);
     let bytes = u64::from(TORTURE_SLOTS) * BLOCK;
-    let memory = HostMemory::pool("torture", bytes, HugePages::Off).unwrap();
-    let region = insert(&world.catalog(), ID, memory, TORTURE_SLOTS);
+    let region = insert(&world.catalog(), ID, world.memory(bytes), TORTURE_SLOTS);
     for slot in 0..TORTURE_SLOTS {
         let generation = region.generations.begin_write(slot).unwrap() + 1;
         region

@@ -142,7 +142,8 @@ async fn engines_leave_and_fetch_descriptors() {
     let memory = HostMemory::import(writable.data).unwrap();
     memory.write_at(0, b"written by its engine").unwrap();
     let region = world.catalog.get(REGION).unwrap();
-    assert_eq!(contents(&region.memory, 0..21), b"written by its engine");
+    let own = region.memory.host().unwrap();
+    assert_eq!(contents(own, 0..21), b"written by its engine");
     // The generations are the agent's alone.
     assert!(HostMemory::import(writable.generations.try_clone().unwrap()).is_err());
     assert_eq!(

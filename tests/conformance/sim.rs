@@ -73,7 +73,7 @@ impl Stalls for SimWorld {
 async fn reads_tear_where_the_hook_overwrites() {
     let world = SimWorld::start().await;
     let region = world.catalog.get(crate::world::REGION).unwrap();
-    let before = contents(&region.memory, 0..REGION_PIECE);
+    let before = contents(region.memory.host().unwrap(), 0..REGION_PIECE);
     world.network.set_hook(Some(Arc::new(move |chunk| {
         if chunk.span.offset > 0 {
             region

@@ -14,7 +14,7 @@ use kvferry_memory::{AccessError, HostMemory};
 use kvferry_proto::{Incarnation, Part, RegionId, RemoteSpan};
 
 use crate::world::{
-    PATIENCE, REGION, REGION_BYTES, SLOTS, World, add_region, check_alive, contents, data,
+    PATIENCE, REGION, REGION_BYTES, SLOTS, World, add_memory, check_alive, contents, data,
     eventually, insert, local, pattern, read, whole, words,
 };
 
@@ -84,7 +84,7 @@ pub async fn differently_cut(world: impl World) {
 pub async fn large(world: impl World) {
     let bytes = 64 << 20;
     let id = RegionId(8);
-    add_region(&world.catalog(), id, bytes, 32);
+    add_memory(&world.catalog(), id, world.memory(bytes), 32);
     let link = world.link().await;
     let memory = local(bytes);
     let span = RemoteSpan {
@@ -155,7 +155,7 @@ pub async fn out_of_range(world: impl World) {
 pub async fn region_gone(world: impl World) {
     let link = world.link().await;
     let gone = RegionId(99);
-    add_region(&world.catalog(), gone, 4096, 1);
+    add_memory(&world.catalog(), gone, world.memory(4096), 1);
     world.catalog().remove(gone);
     for spans in [vec![(gone, 8)], vec![(REGION, 100), (gone, 8)]] {
         let bytes = spans.iter().map(|(_, len)| len).sum();
@@ -295,8 +295,7 @@ fn decode_word(word: u64) -> Option<u64> {
 
 /// A writer that stores the generation it will seal all over the slot, without pause.
 fn write_generations(world: &impl World, id: RegionId) -> Writer {
-    let memory = HostMemory::pool("words", WORD_BLOCK, kvferry_memory::HugePages::Off).unwrap();
-    let region = insert(&world.catalog(), id, memory, 1);
+    let region = insert(&world.catalog(), id, world.memory(WORD_BLOCK), 1);
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let thread = std::thread::spawn(move || {

@@ -3,7 +3,7 @@
 use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
 use kvferry_agent::{
-    region::{Region, RegionCatalog},
+    region::{Memory, Region, RegionCatalog},
     transport::{ConnectError, Link, LocalSpans, PeerTarget, ReadError, ReadRequest, Transport},
 };
 use kvferry_memory::{GenerationTable, HostMemory, HugePages};
@@ -29,6 +29,10 @@ pub trait World: Send + Sync + Sized + 'static {
     fn transport(&self) -> Arc<dyn Transport>;
     /// How to reach the owner.
     fn peer(&self) -> PeerTarget;
+    /// Memory as this world's owners have it.
+    fn memory(&self, bytes: u64) -> Memory {
+        host_memory(bytes)
+    }
     /// Ends the owner as a crash would: its sockets close.
     fn kill(&self);
 
@@ -72,18 +76,34 @@ pub fn catalog() -> Arc<RegionCatalog> {
     catalog
 }
 
+pub fn host_memory(bytes: u64) -> Memory {
+    HostMemory::pool("conformance", bytes, HugePages::Off)
+        .unwrap()
+        .into()
+}
+
 pub fn add_region(catalog: &RegionCatalog, id: RegionId, bytes: u64, slots: u32) -> Arc<Region> {
-    let memory = HostMemory::pool("conformance", bytes, HugePages::Off).unwrap();
-    fill(&memory);
+    add_memory(catalog, id, host_memory(bytes), slots)
+}
+
+/// A region of this memory, filled with the pattern.
+pub fn add_memory(
+    catalog: &RegionCatalog,
+    id: RegionId,
+    memory: Memory,
+    slots: u32,
+) -> Arc<Region> {
+    memory.write_at(0, &pattern(0..memory.len())).unwrap();
     insert(catalog, id, memory, slots)
 }
 
 pub fn insert(
     catalog: &RegionCatalog,
     id: RegionId,
-    memory: HostMemory,
+    memory: impl Into<Memory>,
     slots: u32,
 ) -> Arc<Region> {
+    let memory = memory.into();
     let block = memory.len() / u64::from(slots);
     let region = Arc::new(Region {
         id,
@@ -94,7 +114,7 @@ pub fn insert(
             checksum: ChecksumPolicy::default(),
         }),
         geometry: Geometry::contiguous(slots, block).unwrap(),
-        memory: Arc::new(memory),
+        memory,
         generations: Arc::new(GenerationTable::new(slots).unwrap()),
         pool: true,
     });
@@ -118,10 +138,6 @@ pub fn pattern(range: Range<u64>) -> Vec<u8> {
         at += len;
     }
     out
-}
-
-fn fill(memory: &HostMemory) {
-    memory.write_at(0, &pattern(0..memory.len())).unwrap();
 }
 
 pub fn data(range: Range<u64>) -> RemoteSpan {

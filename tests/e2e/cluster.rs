@@ -34,8 +34,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it and waits for its line of readiness.
     async fn start(args: &[String]) -> Self {
+        Self::start_with(args, &[]).await
+    }
+
+    /// As above, with these in its environment.
+    async fn start_with(args: &[String], environment: &[(String, String)]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kvferry"))
             .args(args)
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -143,6 +149,16 @@ impl Cluster {
 
     /// Starts an agent and connects an engine to it.
     pub(crate) async fn agent(&mut self, node: &str, more: &[&str]) -> Engine {
+        self.agent_with(node, more, &[]).await
+    }
+
+    /// As above, with these in its environment.
+    pub(crate) async fn agent_with(
+        &mut self,
+        node: &str,
+        more: &[&str],
+        environment: &[(String, String)],
+    ) -> Engine {
         let socket = self.socket(node);
         let coordinator = format!("http://{}", self.coordinator_address);
         let args = [
@@ -165,7 +181,7 @@ impl Cluster {
         .chain(more)
         .map(ToString::to_string)
         .collect::<Vec<_>>();
-        let process = Process::start(&args).await;
+        let process = Process::start_with(&args, environment).await;
         self.agents.insert(node.to_owned(), process);
         Engine::connect(&socket).await
     }

@@ -13,6 +13,7 @@ mod copies;
 mod engine;
 mod engine_death;
 mod faults;
+mod gpu;
 mod metrics;
 mod publish_and_pull;
 mod shell;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use dashmap::DashMap;
-use kvferry_memory::{GenerationTable, HostMemory};
+use kvferry_memory::GenerationTable;
 use kvferry_proto::{Geometry, Incarnation, NamespaceSpec, Part, RegionId, RemoteSpan};
 use tokio::sync::watch;
+
+use super::Memory;
 
 /// One registered region. Lives as long as anybody reads it, also after it was unregistered.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub struct Region {
     /// Where its slots lie in `memory`; checked to fit.
     pub geometry: Geometry,
     /// The blocks.
-    pub memory: Arc<HostMemory>,
+    pub memory: Memory,
     /// One word per slot, in host memory.
     pub generations: Arc<GenerationTable>,
     /// The agent's own pool, or a region whose slots the engine chooses.

@@ -1,9 +1,9 @@
 //! Why the store refused: one enum per operation, each variant another next move of the caller.
 
-use kvferry_memory::{AccessError, MemoryError};
+use kvferry_memory::MemoryError;
 use kvferry_proto::{Generation, GeometryError, NamespaceName, RegionId, Slot};
 
-use super::PinId;
+use super::{MemoryFault, PinId};
 
 /// A region was not registered. Nothing changed.
 #[derive(Debug, thiserror::Error)]
@@ -221,7 +221,7 @@ pub enum SealError {
         /// The slot.
         slot: Slot,
         /// What the memory said.
-        source: AccessError,
+        source: MemoryFault,
     },
 }
 

@@ -22,6 +22,7 @@ mod error;
 mod evict;
 pub mod eviction;
 mod limits;
+mod memory;
 mod namespace_table;
 mod pin;
 mod pins;
@@ -48,6 +49,7 @@ pub use error::{
 };
 pub use evict::{EvictWhat, Evicted};
 pub use limits::{DEFAULT_PIN_TTL, MAX_COPIES_PER_BLOCK, MAX_PIN_TTL, StoreLimits};
+pub use memory::{Memory, MemoryFault};
 pub use register::PoolOptions;
 pub use reserve::Released;
 pub use seal::{Chain, Checksums, Seal, SealOutcome};

@@ -6,7 +6,7 @@ use kvferry_memory::{GenerationTable, HostMemory, HugePages};
 use kvferry_proto::{Geometry, GeometryError, NamespaceSpec, RegionId};
 
 use super::{
-    Change, Region, RegisterError, Store, UnregisterError,
+    Change, Memory, Region, RegisterError, Store, UnregisterError,
     eviction::EvictionKind,
     namespace_table::NamespaceTable,
     slots::SlotTable,
@@ -49,10 +49,10 @@ impl Store {
         self.admit(&self.state.lock(), &spec, slots, true)?;
         let bytes = u64::from(slots) * block_bytes;
         let memory = HostMemory::pool("kvferry-pool", bytes, options.hugepages)?;
-        self.register(spec, geometry, memory, Some(options.eviction))
+        self.register(spec, geometry, memory.into(), Some(options.eviction))
     }
 
-    /// Takes in memory that an engine owns. The engine chooses its slots.
+    /// Takes in memory that an engine owns, of the host or of a GPU. The engine chooses its slots.
     ///
     /// # Errors
     /// [`RegisterError`]; nothing changed then.
@@ -60,8 +60,9 @@ impl Store {
         &self,
         spec: NamespaceSpec,
         geometry: Geometry,
-        memory: HostMemory,
+        memory: impl Into<Memory>,
     ) -> Result<Arc<Region>, RegisterError> {
+        let memory = memory.into();
         geometry.fits(&spec.layout, memory.len())?;
         self.register(spec, geometry, memory, None)
     }
@@ -70,7 +71,7 @@ impl Store {
         &self,
         spec: NamespaceSpec,
         geometry: Geometry,
-        memory: HostMemory,
+        memory: Memory,
         pool: Option<EvictionKind>,
     ) -> Result<Arc<Region>, RegisterError> {
         let slots = geometry.slots();
@@ -100,7 +101,7 @@ impl Store {
             id,
             namespace: Arc::clone(&namespace.spec),
             geometry,
-            memory: Arc::new(memory),
+            memory,
             generations,
             pool: pool.is_some(),
         });

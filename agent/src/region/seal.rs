@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use hashbrown::HashSet;
-use kvferry_memory::fold_ranges;
 use kvferry_proto::{BlockHash, Checksum, RegionId, Slot};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -264,10 +263,10 @@ fn checksums(region: &Region, seal: &Seal<'_>) -> Result<Vec<Option<Checksum>>, 
 
 fn checksum(region: &Region, slot: Slot) -> Result<Checksum, SealError> {
     let mut state = Xxh3Default::new();
-    fold_ranges(&region.memory, region.geometry.ranges(slot), |piece| {
+    let folded = region.memory.fold(region.geometry.ranges(slot), |piece| {
         state.update(piece);
-    })
-    .map_err(|source| SealError::Unreadable {
+    });
+    folded.map_err(|source| SealError::Unreadable {
         region: region.id,
         slot,
         source,

@@ -239,7 +239,7 @@ fn region(id: u32) -> Arc<Region> {
         id: RegionId(id),
         namespace: Arc::new(spec),
         geometry: Geometry::contiguous(4, 8).unwrap(),
-        memory: Arc::new(HostMemory::anonymous(32).unwrap()),
+        memory: HostMemory::anonymous(32).unwrap().into(),
         generations: Arc::new(GenerationTable::new(4).unwrap()),
         pool: true,
     })
@@ -314,6 +314,18 @@ fn a_region_that_came_and_went_is_not_spoken_of() {
     );
     log.record(Change::RegionRemoved(RegionId(9)));
     assert_eq!(read(&log, 1).regions_removed, [9]);
+}
+
+#[test]
+fn the_log_keeps_no_regions_memory() {
+    let log = ChangeLog::new();
+    let gone = region(1);
+    let memory = gone.memory.host().map(Arc::downgrade).unwrap();
+    log.record(Change::RegionAdded(gone));
+    assert_eq!(read(&log, 1).regions_added.len(), 1);
+    log.record(Change::RegionRemoved(RegionId(1)));
+    assert!(memory.upgrade().is_none());
+    assert_eq!(read(&log, 1).regions_added.len(), 1);
 }
 
 #[test]

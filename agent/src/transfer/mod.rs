@@ -58,7 +58,7 @@ pub use engine::{PullEngine, PullRequest};
 pub use event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint};
 pub use metrics::{CopyFailure, Phase, TransferMetrics};
 pub use outcome::{Failure, Outcome};
-pub use plan::Destination;
+pub use plan::{Destination, PlannedRead};
 
 /// A moment: since an origin that the driver chooses, on a clock that does not go back.
 pub type Time = std::time::Duration;

@@ -5,7 +5,10 @@ use std::{ops::Range, sync::Arc};
 use kvferry_memory::HostMemory;
 use kvferry_proto::{Geometry, Part, RegionId, RemoteSpan, Slot};
 
-use crate::transport::{Capabilities, LocalSpans, ReadRequest};
+use crate::{
+    region::Memory,
+    transport::{Capabilities, LocalSpans, ReadRequest},
+};
 
 /// Bytes of one generation word.
 pub const WORD_BYTES: u64 = 8;
@@ -14,9 +17,32 @@ pub const WORD_BYTES: u64 = 8;
 #[derive(Debug, Clone)]
 pub struct Destination {
     /// Kept alive by every read into it.
-    pub memory: Arc<HostMemory>,
+    pub memory: Memory,
     /// Byte ranges of it, in block order; as many bytes as the block has.
     pub ranges: Vec<Range<u64>>,
+}
+
+/// One read, into memory of any kind. See [`staged::read`](crate::transport::staged::read).
+#[derive(Debug, Clone)]
+pub struct PlannedRead {
+    /// What to fetch, in order.
+    pub remote: Vec<RemoteSpan>,
+    /// Where to put it, in order; as many bytes as `remote` has.
+    pub local: Destination,
+}
+
+impl PlannedRead {
+    /// As a link takes it; None where it is into a GPU.
+    #[must_use]
+    pub fn into_host(self) -> Option<ReadRequest> {
+        Some(ReadRequest {
+            remote: self.remote,
+            local: LocalSpans {
+                memory: Arc::clone(self.local.memory.host()?),
+                ranges: self.local.ranges,
+            },
+        })
+    }
 }
 
 /// One block to be read.
@@ -68,7 +94,7 @@ pub enum PlanError {
 pub fn data_reads(
     blocks: &[BlockRead<'_>],
     link: &Capabilities,
-) -> Result<Vec<ReadRequest>, PlanError> {
+) -> Result<Vec<PlannedRead>, PlanError> {
     let mut cutter = Cutter::new(link, 1)?;
     for block in blocks {
         let remote = || block.geometry.ranges(block.slot);
@@ -129,6 +155,7 @@ pub fn generation_reads(
     order.sort_by_key(|&place| slots[place]);
     let mut offsets = vec![0; slots.len()];
     let mut cutter = Cutter::new(link, WORD_BYTES)?;
+    let memory = Memory::from(Arc::clone(scratch));
     for (word, place) in order.into_iter().enumerate() {
         let (region, slot) = slots[place];
         offsets[place] = word as u64 * WORD_BYTES;
@@ -139,11 +166,12 @@ pub fn generation_reads(
                 offset: u64::from(slot.0) * WORD_BYTES,
                 len: WORD_BYTES,
             },
-            scratch,
+            &memory,
             offsets[place],
         );
     }
-    Ok((cutter.requests, offsets))
+    let reads = cutter.requests.into_iter();
+    Ok((reads.filter_map(PlannedRead::into_host).collect(), offsets))
 }
 
 fn total(ranges: impl Iterator<Item = Range<u64>>) -> u64 {
@@ -157,7 +185,7 @@ struct Cutter {
     max_bytes: u64,
     max_spans: usize,
     bytes: u64,
-    requests: Vec<ReadRequest>,
+    requests: Vec<PlannedRead>,
 }
 
 impl Cutter {
@@ -175,15 +203,15 @@ impl Cutter {
         })
     }
 
-    fn add(&mut self, mut span: RemoteSpan, memory: &Arc<HostMemory>, mut local: u64) {
+    fn add(&mut self, mut span: RemoteSpan, memory: &Memory, mut local: u64) {
         while span.len > 0 {
             let len = span.len.min(self.room(&span, memory));
             if len == 0 {
                 self.bytes = 0;
-                self.requests.push(ReadRequest {
+                self.requests.push(PlannedRead {
                     remote: Vec::new(),
-                    local: LocalSpans {
-                        memory: Arc::clone(memory),
+                    local: Destination {
+                        memory: memory.clone(),
                         ranges: Vec::new(),
                     },
                 });
@@ -200,10 +228,10 @@ impl Cutter {
     }
 
     /// Bytes of this span that the last request may still take.
-    fn room(&self, span: &RemoteSpan, memory: &Arc<HostMemory>) -> u64 {
+    fn room(&self, span: &RemoteSpan, memory: &Memory) -> u64 {
         match self.requests.last() {
             Some(request)
-                if Arc::ptr_eq(&request.local.memory, memory)
+                if request.local.memory.is_same(memory)
                     && (request.remote.len() < self.max_spans || continues(request, span)) =>
             {
                 self.max_bytes - self.bytes
@@ -213,13 +241,13 @@ impl Cutter {
     }
 }
 
-fn continues(request: &ReadRequest, span: &RemoteSpan) -> bool {
+fn continues(request: &PlannedRead, span: &RemoteSpan) -> bool {
     request.remote.last().is_some_and(|last| {
         (last.region, last.part, last.end()) == (span.region, span.part, Some(span.offset))
     })
 }
 
-fn append(request: &mut ReadRequest, span: RemoteSpan, local: u64) {
+fn append(request: &mut PlannedRead, span: RemoteSpan, local: u64) {
     let merges = continues(request, &span);
     match request.remote.last_mut() {
         Some(last) if merges => last.len += span.len,

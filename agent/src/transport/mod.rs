@@ -18,6 +18,7 @@
 //!
 //! A transport promises nothing else: not that bytes are the right ones. The pull engine validates.
 
+mod chained;
 mod health;
 mod links;
 mod operation;
@@ -27,10 +28,12 @@ pub mod rdma;
 pub mod shm;
 pub mod sim;
 mod spans;
+pub mod staged;
 pub mod tcp;
 
 use std::{future::Future, ops::Range, pin::Pin, sync::Arc};
 
+use kvferry_cuda::StagingError;
 use kvferry_memory::{AccessError, HostMemory};
 use kvferry_observe::Label;
 use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
@@ -204,6 +207,9 @@ pub enum ReadError {
     /// The local memory cannot be written to: its engine cut the file.
     #[error("the local memory fails: {0}")]
     Local(#[from] AccessError),
+    /// The local GPU takes no bytes: it failed, or its staging buffers are all in use.
+    #[error("the local GPU's memory cannot be written: {0}")]
+    LocalGpu(#[from] StagingError),
 }
 
 /// Why there is no link. Each variant is another next move for the caller.

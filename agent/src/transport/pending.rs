@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::ReadError;
 
@@ -15,6 +16,12 @@ use super::ReadError;
 pub trait CancelRead: Send + Sync {
     /// Makes the read settle soon. May be called at any time, any number of times.
     fn cancel(&self);
+}
+
+impl CancelRead for CancellationToken {
+    fn cancel(&self) {
+        Self::cancel(self);
+    }
 }
 
 /// A read under way. Resolves when it has settled. Dropping it cancels, but then nobody knows when the

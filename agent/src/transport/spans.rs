@@ -29,6 +29,8 @@ pub(super) enum SpanRefusal {
     TooManyBytes,
     /// The file behind the owner's memory was cut.
     MemoryCut,
+    /// The owner's GPU gives no bytes: it failed, or is too busy.
+    GpuFailed,
 }
 
 impl SpanRefusal {
@@ -39,6 +41,7 @@ impl SpanRefusal {
             Self::NotWholeWords => "generations are read as whole, aligned words",
             Self::TooManyBytes => "more bytes than the owner sends at once",
             Self::MemoryCut => "the file behind the owner's memory was cut",
+            Self::GpuFailed => "the owner's GPU gives no bytes; its log says why",
         }
     }
 }

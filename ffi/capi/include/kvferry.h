@@ -169,6 +169,14 @@ typedef enum kvf_status {
    */
   KVF_POOL_EXISTS = 23,
   /**
+   * The agent has no libcuda, not that GPU, or cannot use it: give it the GPU, or restart it.
+   */
+  KVF_GPU_UNAVAILABLE = 50,
+  /**
+   * The CUDA IPC handle does not open: send a new one of memory that can be shared.
+   */
+  KVF_GPU_HANDLE = 51,
+  /**
    * A defect in the library: report it with the message.
    */
   KVF_INTERNAL = 100,
@@ -412,6 +420,136 @@ typedef struct kvf_evicted {
 } kvf_evicted;
 
 /**
+ * What a namespace is. All who name the same one must agree on all of it.
+ */
+typedef struct kvf_namespace {
+  /**
+   * sizeof(kvf_namespace).
+   */
+  size_t size;
+  /**
+   * 1 to 256 bytes: tenant, model, and what else keeps blocks apart.
+   */
+  const char *name;
+  /**
+   * Free name of the element type ("bf16"), 1 to 32 bytes.
+   */
+  const char *dtype;
+  /**
+   * Tokens of a block.
+   */
+  uint32_t tokens_per_block;
+  /**
+   * Pieces a block falls into, e.g. layers x (K, V); at most 1024.
+   */
+  uint32_t plane_count;
+  /**
+   * Bytes of each; a block has plane_count x plane_bytes, at most 1 GiB.
+   */
+  uint64_t plane_bytes;
+  /**
+   * Bytes of a block's hash, 8 to 64.
+   */
+  uint32_t hash_len;
+  /**
+   * A kvf_checksum; 0 means KVF_CHECKSUM_OFF.
+   */
+  uint32_t checksum;
+} kvf_namespace;
+
+/**
+ * GPU memory of the caller's, as another process can open it.
+ */
+typedef struct kvf_cuda_ipc {
+  /**
+   * Of the GPU: what cuDeviceGetUuid_v2 gives (cudaDeviceProp.uuid).
+   */
+  uint8_t device_uuid[16];
+  /**
+   * Of the allocation: what cuIpcGetMemHandle (cudaIpcGetMemHandle) gives.
+   */
+  uint8_t handle[64];
+  /**
+   * Where the region's memory begins, in bytes from the beginning of the allocation.
+   */
+  uint64_t offset;
+  /**
+   * Bytes of it. The geometry counts from `offset`.
+   */
+  uint64_t length;
+} kvf_cuda_ipc;
+
+/**
+ * Slot i of a plane is [base + i*stride, +len) of the region's memory.
+ */
+typedef struct kvf_plane {
+  /**
+   * Bytes from the start of the memory.
+   */
+  uint64_t base;
+  /**
+   * Bytes from one slot to the next.
+   */
+  uint64_t stride;
+  /**
+   * Bytes of one slot's piece: the namespace's plane_bytes.
+   */
+  uint64_t len;
+} kvf_plane;
+
+/**
+ * Where the slots of a region lie.
+ */
+typedef struct kvf_geometry {
+  /**
+   * `plane_count` of them.
+   */
+  const struct kvf_plane *planes;
+  /**
+   * At most 1024.
+   */
+  size_t plane_count;
+  /**
+   * Slots of the region.
+   */
+  uint32_t slots;
+} kvf_geometry;
+
+/**
+ * A region as the agent has it.
+ */
+typedef struct kvf_region {
+  /**
+   * Its number, for other calls.
+   */
+  uint32_t region;
+  /**
+   * How many slots it has.
+   */
+  uint32_t slots;
+  /**
+   * True where the agent chooses slots and evicts (a pool); false where the engine does.
+   */
+  bool pool;
+  /**
+   * How many planes it has; a pool has one.
+   */
+  uint32_t plane_count;
+  /**
+   * The first plane: where the blocks of a pool lie.
+   */
+  struct kvf_plane first_plane;
+  /**
+   * The agent's lifetime.
+   */
+  uint64_t incarnation;
+  /**
+   * Of the namespace's layout; ends with a NUL.
+   */
+  char fingerprint[80];
+} kvf_region;
+
+/**
  * Descriptors of a region's memory: mmap() them. Both are the caller's, to be closed.
  */
 typedef struct kvf_region_map {
@@ -575,114 +713,6 @@ typedef struct kvf_pull_summary {
    */
   uint64_t pin;
 } kvf_pull_summary;
-
-/**
- * What a namespace is. All who name the same one must agree on all of it.
- */
-typedef struct kvf_namespace {
-  /**
-   * sizeof(kvf_namespace).
-   */
-  size_t size;
-  /**
-   * 1 to 256 bytes: tenant, model, and what else keeps blocks apart.
-   */
-  const char *name;
-  /**
-   * Free name of the element type ("bf16"), 1 to 32 bytes.
-   */
-  const char *dtype;
-  /**
-   * Tokens of a block.
-   */
-  uint32_t tokens_per_block;
-  /**
-   * Pieces a block falls into, e.g. layers x (K, V); at most 1024.
-   */
-  uint32_t plane_count;
-  /**
-   * Bytes of each; a block has plane_count x plane_bytes, at most 1 GiB.
-   */
-  uint64_t plane_bytes;
-  /**
-   * Bytes of a block's hash, 8 to 64.
-   */
-  uint32_t hash_len;
-  /**
-   * A kvf_checksum; 0 means KVF_CHECKSUM_OFF.
-   */
-  uint32_t checksum;
-} kvf_namespace;
-
-/**
- * Slot i of a plane is [base + i*stride, +len) of the region's memory.
- */
-typedef struct kvf_plane {
-  /**
-   * Bytes from the start of the memory.
-   */
-  uint64_t base;
-  /**
-   * Bytes from one slot to the next.
-   */
-  uint64_t stride;
-  /**
-   * Bytes of one slot's piece: the namespace's plane_bytes.
-   */
-  uint64_t len;
-} kvf_plane;
-
-/**
- * Where the slots of a region lie.
- */
-typedef struct kvf_geometry {
-  /**
-   * `plane_count` of them.
-   */
-  const struct kvf_plane *planes;
-  /**
-   * At most 1024.
-   */
-  size_t plane_count;
-  /**
-   * Slots of the region.
-   */
-  uint32_t slots;
-} kvf_geometry;
-
-/**
- * A region as the agent has it.
- */
-typedef struct kvf_region {
-  /**
-   * Its number, for other calls.
-   */
-  uint32_t region;
-  /**
-   * How many slots it has.
-   */
-  uint32_t slots;
-  /**
-   * True where the agent chooses slots and evicts (a pool); false where the engine does.
-   */
-  bool pool;
-  /**
-   * How many planes it has; a pool has one.
-   */
-  uint32_t plane_count;
-  /**
-   * The first plane: where the blocks of a pool lie.
-   */
-  struct kvf_plane first_plane;
-  /**
-   * The agent's lifetime.
-   */
-  uint64_t incarnation;
-  /**
-   * Of the namespace's layout; ends with a NUL.
-   */
-  char fingerprint[80];
-} kvf_region;
 
 /**
  * How to seal, and what came of it. All bits zero but `size` is a plain seal.
@@ -908,6 +938,21 @@ enum kvf_status kvf_evict(const struct kvf_agent *agent,
                           const struct kvf_hashes *hashes_of,
                           struct kvf_evicted *evicted,
                           struct kvf_error *error);
+
+/**
+ * As kvf_register_path, for memory on a GPU, from cuMemAlloc or cudaMalloc. Reserve slots before the kernel that overwrites
+ * them is launched; seal them after its stream was synchronised. Keep the memory allocated until kvf_unregister
+ * has said KVF_OK: only then has the agent closed it. KVF_GPU_UNAVAILABLE: the agent does not have that GPU;
+ * KVF_GPU_HANDLE: the handle does not open; the message says what to do. There are no flags: a region of GPU memory
+ * always ends with the connection. Within 120 seconds: a GPU may have to be opened.
+ */
+enum kvf_status kvf_register_cuda_ipc(const struct kvf_agent *agent,
+                                      const struct kvf_namespace *namespace_of,
+                                      const struct kvf_cuda_ipc *memory,
+                                      const struct kvf_geometry *geometry_of,
+                                      uint32_t flags_given,
+                                      struct kvf_region *region,
+                                      struct kvf_error *error);
 
 /**
  * Opens a region's memory: to read blocks in a pool that are pinned, or, with `writable` not 0, to write to

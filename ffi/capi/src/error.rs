@@ -86,7 +86,7 @@ impl Failure {
                 kvf_status::KVF_BOUND_REACHED
             }
             DescriptorError::RegionGone { .. } => kvf_status::KVF_REGION_UNKNOWN,
-            DescriptorError::Failed => kvf_status::KVF_MEMORY,
+            DescriptorError::Failed | DescriptorError::NotMappable { .. } => kvf_status::KVF_MEMORY,
             DescriptorError::Malformed(_) => kvf_status::KVF_UNKNOWN_REASON,
         };
         Self::new(

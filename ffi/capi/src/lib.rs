@@ -12,6 +12,7 @@ mod blocks;
 mod boundary;
 mod connection;
 mod error;
+mod gpu;
 mod map;
 mod pull;
 mod regions;
@@ -25,6 +26,7 @@ mod words;
 pub use agent::{KVF_MAX_TIMEOUT_MS, kvf_agent, kvf_close, kvf_open, kvf_options};
 pub use blocks::{kvf_evict, kvf_evicted, kvf_lookup, kvf_pin, kvf_pinned, kvf_place, kvf_release};
 pub use error::{KVF_MESSAGE_BYTES, kvf_error};
+pub use gpu::{kvf_cuda_ipc, kvf_register_cuda_ipc};
 pub use map::{kvf_region_map, kvf_region_open};
 pub use pull::{
     KVF_MAX_PULLS, kvf_outcome, kvf_outcome_kind, kvf_pull, kvf_pull_callback, kvf_pull_cancel,

@@ -63,7 +63,7 @@ fn to_c(info: &pb::RegionInfo) -> kvf_region {
     }
 }
 
-fn register(
+pub(crate) fn register(
     connection: &Connection,
     request: pb::RegisterRegionRequest,
 ) -> Result<kvf_region, Failure> {

@@ -57,6 +57,10 @@ pub enum kvf_status {
     KVF_MEMORY_IN_USE = 22,
     /// The namespace has a pool: use it.
     KVF_POOL_EXISTS = 23,
+    /// The agent has no libcuda, not that GPU, or cannot use it: give it the GPU, or restart it.
+    KVF_GPU_UNAVAILABLE = 50,
+    /// The CUDA IPC handle does not open: send a new one of memory that can be shared.
+    KVF_GPU_HANDLE = 51,
 
     /// A defect in the library: report it with the message.
     KVF_INTERNAL = 100,
@@ -81,12 +85,13 @@ pub enum kvf_status {
 
 use kvf_status::{
     KVF_AGENT_LOST, KVF_AGENT_UNREACHABLE, KVF_BLOCK_MISSING, KVF_BOUND_REACHED, KVF_CANCELLED,
-    KVF_COORDINATOR_UNREACHABLE, KVF_DEADLINE, KVF_FENCED, KVF_HASH_LENGTH, KVF_INTERNAL,
-    KVF_INVALID_ARGUMENT, KVF_MEMORY, KVF_MEMORY_IN_USE, KVF_NAMESPACE_IN_USE,
-    KVF_NAMESPACE_MISMATCH, KVF_NAMESPACE_UNKNOWN, KVF_NODE_UNKNOWN, KVF_NOT_ALLOWED, KVF_NOT_DONE,
-    KVF_OK, KVF_PIN_UNKNOWN, KVF_POOL_EXISTS, KVF_POOL_FULL, KVF_REGION_UNKNOWN, KVF_SHUTTING_DOWN,
-    KVF_SLOT_ALREADY_SEALED, KVF_SLOT_BUSY, KVF_SLOT_NOT_RESERVED, KVF_SLOT_OUT_OF_REGION,
-    KVF_SPAN_OUT_OF_REGION, KVF_SYSTEM, KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
+    KVF_COORDINATOR_UNREACHABLE, KVF_DEADLINE, KVF_FENCED, KVF_GPU_HANDLE, KVF_GPU_UNAVAILABLE,
+    KVF_HASH_LENGTH, KVF_INTERNAL, KVF_INVALID_ARGUMENT, KVF_MEMORY, KVF_MEMORY_IN_USE,
+    KVF_NAMESPACE_IN_USE, KVF_NAMESPACE_MISMATCH, KVF_NAMESPACE_UNKNOWN, KVF_NODE_UNKNOWN,
+    KVF_NOT_ALLOWED, KVF_NOT_DONE, KVF_OK, KVF_PIN_UNKNOWN, KVF_POOL_EXISTS, KVF_POOL_FULL,
+    KVF_REGION_UNKNOWN, KVF_SHUTTING_DOWN, KVF_SLOT_ALREADY_SEALED, KVF_SLOT_BUSY,
+    KVF_SLOT_NOT_RESERVED, KVF_SLOT_OUT_OF_REGION, KVF_SPAN_OUT_OF_REGION, KVF_SYSTEM,
+    KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
 };
 
 impl From<Reason> for kvf_status {
@@ -123,12 +128,14 @@ impl From<Reason> for kvf_status {
             | Reason::SourceUnknown
             | Reason::SourceNotReady
             | Reason::SourceExists => KVF_UNKNOWN_REASON,
+            Reason::GpuUnavailable => KVF_GPU_UNAVAILABLE,
+            Reason::GpuHandle => KVF_GPU_HANDLE,
         }
     }
 }
 
 /// Every status with its name.
-const NAMES: [(kvf_status, &CStr); 33] = [
+const NAMES: [(kvf_status, &CStr); 35] = [
     (KVF_OK, c"KVF_OK"),
     (KVF_INVALID_ARGUMENT, c"KVF_INVALID_ARGUMENT"),
     (KVF_NAMESPACE_UNKNOWN, c"KVF_NAMESPACE_UNKNOWN"),
@@ -153,6 +160,8 @@ const NAMES: [(kvf_status, &CStr); 33] = [
     (KVF_BLOCK_MISSING, c"KVF_BLOCK_MISSING"),
     (KVF_MEMORY_IN_USE, c"KVF_MEMORY_IN_USE"),
     (KVF_POOL_EXISTS, c"KVF_POOL_EXISTS"),
+    (KVF_GPU_UNAVAILABLE, c"KVF_GPU_UNAVAILABLE"),
+    (KVF_GPU_HANDLE, c"KVF_GPU_HANDLE"),
     (KVF_INTERNAL, c"KVF_INTERNAL"),
     (KVF_AGENT_UNREACHABLE, c"KVF_AGENT_UNREACHABLE"),
     (KVF_AGENT_LOST, c"KVF_AGENT_LOST"),
@@ -184,7 +193,16 @@ mod tests {
             let Ok(reason) = Reason::try_from(number) else {
                 continue;
             };
-            assert_eq!(kvf_status::from(reason) as i32, number, "{reason:?}");
+            let status = kvf_status::from(reason);
+            // Of calls that this library does not make.
+            let not_ours = matches!(
+                reason,
+                Reason::SourceUnknown | Reason::SourceNotReady | Reason::SourceExists
+            );
+            match not_ours {
+                true => assert_eq!(status, KVF_UNKNOWN_REASON, "{reason:?}"),
+                false => assert_eq!(status as i32, number, "{reason:?}"),
+            }
         }
     }
 

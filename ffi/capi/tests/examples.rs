@@ -9,6 +9,7 @@ use std::process::Command;
 use harness::{Cluster, Installed, Link, run};
 
 const C: &str = "examples/publish_and_pull.c";
+const GPU: &str = "examples/gpu_blocks.c";
 const CPP: &str = "examples/pool_cache.cpp";
 
 fn sockets(cluster: &Cluster) -> [String; 2] {
@@ -38,6 +39,23 @@ fn in_cpp() {
     let said = run(Command::new(program).args(sockets(&cluster)));
     assert!(
         said.contains("32 blocks, every byte as put; b pulled 32; 32 evicted"),
+        "{said}"
+    );
+}
+
+#[test]
+fn from_gpu_to_gpu() {
+    let cuda = kvferry_cuda_fake::FakeCuda::new();
+    let dir = cuda.dir().display().to_string();
+    let installed = Installed::new();
+    let cluster = Cluster::start_with("tcp", &[("LD_LIBRARY_PATH", &dir)]);
+    let more = [format!("-L{dir}"), "-l:libcuda.so.1".to_owned()];
+    let program = installed.compile_with(GPU, "gpu_blocks", Link::Shared, &more);
+    let said = run(Command::new(program)
+        .args(sockets(&cluster))
+        .env("LD_LIBRARY_PATH", &dir));
+    assert!(
+        said.contains("32 blocks from GPU memory to GPU memory, every byte as published"),
         "{said}"
     );
 }

@@ -4,10 +4,7 @@ use std::{
     fmt,
     marker::PhantomData,
     ptr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
 };
 
 use crate::{
@@ -48,7 +45,7 @@ pub enum ContextError {
 pub struct Context {
     raw: CUcontext,
     device: Device,
-    lost: AtomicBool,
+    lost: OnceLock<CallError>,
 }
 
 // SAFETY: a context may be made current on any thread, and on several at once; the pointer is only handed to the driver.
@@ -76,7 +73,7 @@ impl Context {
         Ok(Arc::new(Self {
             raw,
             device: device.clone(),
-            lost: AtomicBool::new(false),
+            lost: OnceLock::new(),
         }))
     }
 
@@ -89,7 +86,13 @@ impl Context {
     /// Did the GPU fail? Then nothing works any more on this device in this process, and only a new process helps.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+        self.lost_by().is_some()
+    }
+
+    /// The first failure of the GPU, where there was one.
+    #[must_use]
+    pub fn lost_by(&self) -> Option<&CallError> {
+        self.lost.get()
     }
 
     /// Makes it current on this thread until the guard is dropped.
@@ -110,7 +113,7 @@ impl Context {
             .check(call, result)
             .inspect_err(|error| {
                 if error.status.is_sticky() {
-                    self.lost.store(true, Ordering::Relaxed);
+                    let _ = self.lost.set(error.clone()); // the first one stays
                 }
             })
     }

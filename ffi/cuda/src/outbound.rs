@@ -1,6 +1,6 @@
 //! Out of a GPU.
 
-use std::{collections::VecDeque, fmt, ops::Range, sync::Arc, time::Instant};
+use std::{collections::VecDeque, fmt, ops::Range, sync::Arc, task::Poll, time::Instant};
 
 use kvferry_memory::HostMemory;
 
@@ -68,6 +68,20 @@ impl Outbound {
         result
     }
 
+    /// As [`Outbound::next`], without waiting: `Pending` where the copy is not done, or no buffer is free. Nobody is
+    /// woken then; ask again.
+    ///
+    /// # Errors
+    /// As [`Outbound::next`], but never [`StagingError::NoBuffer`].
+    pub fn poll_next(&mut self) -> Result<Poll<Option<Chunk>>, StagingError> {
+        if self.failed {
+            return Err(StagingError::Ended);
+        }
+        let result = self.poll_advance();
+        self.failed = result.is_err();
+        result
+    }
+
     /// Bytes that [`Outbound::next`] has still to give.
     #[must_use]
     pub fn left(&self) -> u64 {
@@ -80,6 +94,35 @@ impl Outbound {
             let buffer = self.staging.wait_for_buffer(deadline, || Ok(()))?;
             self.start(buffer)?;
         }
+        self.run_ahead()?;
+        let Some((oldest, len)) = self.under_way.pop_front() else {
+            return Ok(None);
+        };
+        let buffer = oldest.wait(deadline)?;
+        Ok(Some(Chunk { buffer, len }))
+    }
+
+    fn poll_advance(&mut self) -> Result<Poll<Option<Chunk>>, StagingError> {
+        self.run_ahead()?;
+        let Some((oldest, _)) = self.under_way.front() else {
+            return Ok(match self.cutter.left() {
+                0 => Poll::Ready(None),
+                _ => Poll::Pending,
+            });
+        };
+        if !oldest.is_done()? {
+            return Ok(Poll::Pending);
+        }
+        let Some((oldest, len)) = self.under_way.pop_front() else {
+            return Ok(Poll::Pending);
+        };
+        // It is done, so this does not wait.
+        let buffer = oldest.wait(Instant::now())?;
+        Ok(Poll::Ready(Some(Chunk { buffer, len })))
+    }
+
+    /// Starts as many copies as may be ahead of the consumer and have a buffer.
+    fn run_ahead(&mut self) -> Result<(), StagingError> {
         while self.cutter.left() > 0 && self.under_way.len() < self.staging.options().ahead as usize
         {
             let Some(buffer) = self.staging.take() else {
@@ -87,11 +130,7 @@ impl Outbound {
             };
             self.start(buffer)?;
         }
-        let Some((oldest, len)) = self.under_way.pop_front() else {
-            return Ok(None);
-        };
-        let buffer = oldest.wait(deadline)?;
-        Ok(Some(Chunk { buffer, len }))
+        Ok(())
     }
 
     fn start(&mut self, buffer: PinnedRange) -> Result<(), StagingError> {

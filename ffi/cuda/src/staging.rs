@@ -174,7 +174,7 @@ impl Staging {
     /// Copies ranges of GPU memory out, in order, without gaps between them.
     ///
     /// # Errors
-    /// [`StagingError::Ranges`].
+    /// [`StagingError::Ranges`], or [`StagingError::Copy`] where the GPU was lost before.
     pub fn read(
         self: &Arc<Self>,
         gpu: &Arc<GpuMemory>,
@@ -186,7 +186,7 @@ impl Staging {
     /// Copies into ranges of GPU memory, in order, what comes without gaps.
     ///
     /// # Errors
-    /// [`StagingError::Ranges`].
+    /// As [`Staging::read`].
     pub fn write(
         self: &Arc<Self>,
         gpu: &Arc<GpuMemory>,
@@ -200,6 +200,9 @@ impl Staging {
             return Err(
                 CopyError::Invalid("the memory is of another context than the staging").into(),
             );
+        }
+        if let Some(error) = self.context.lost_by() {
+            return Err(CopyError::GpuLost(error.clone()).into());
         }
         let count = ranges.len();
         Cutter::new(ranges, gpu.len()).ok_or(StagingError::Ranges {
@@ -243,7 +246,8 @@ impl Staging {
         }
     }
 
-    fn sweep(&self) {
+    /// Lets go of what dropped copies hold that are done by now: nothing else does before the next copy.
+    pub fn sweep(&self) {
         self.from_device.sweep();
         self.to_device.sweep();
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use kvferry_memory::fold_ranges;
 use kvferry_proto::{Checksum, ChecksumPolicy};
 
 use super::super::fixture::{ALICE, BLOCK_BYTES, BOB, Rig, as_replayed, hash, name};
@@ -56,14 +55,12 @@ fn validated_reads_are_right_while_slots_are_overwritten() {
                 continue;
             };
             let mut seen = Vec::new();
-            fold_ranges(
-                &rig.pool.memory,
-                rig.pool.geometry.ranges(held.slot),
-                |piece| {
+            rig.pool
+                .memory
+                .fold(rig.pool.geometry.ranges(held.slot), |piece| {
                     seen.extend_from_slice(piece);
-                },
-            )
-            .unwrap();
+                })
+                .unwrap();
             if rig.generation(&rig.pool, held.slot) == held.generation {
                 assert_eq!(seen, [number as u8; BLOCK_BYTES as usize]);
                 assert_eq!(held.checksum, Some(Checksum::of_bytes(&seen)));

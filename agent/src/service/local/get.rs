@@ -20,7 +20,7 @@ use super::{
     status::OrStatus,
 };
 use crate::{
-    region::{Chain, ClientId, PinId, Region},
+    region::{Chain, ClientId, Memory, MemoryFault, PinId, Region},
     service::client::ClientHandle,
 };
 
@@ -138,7 +138,7 @@ impl Getting {
     async fn deliver(&self, outcome: BlockOutcome) -> Result<(), Status> {
         let here = matches!(outcome.kind(), OutcomeKind::Pulled | OutcomeKind::Local);
         let (outcome, bytes) = if here {
-            self.read(outcome)?
+            self.read(outcome).await?
         } else {
             (outcome, Bytes::new())
         };
@@ -161,8 +161,7 @@ impl Getting {
     }
 
     /// A validated read of this agent's own memory.
-    #[allow(clippy::result_large_err)] // tonic's signature
-    fn read(&self, outcome: BlockOutcome) -> Result<(BlockOutcome, Bytes), Status> {
+    async fn read(&self, outcome: BlockOutcome) -> Result<(BlockOutcome, Bytes), Status> {
         let stale = |outcome: BlockOutcome| {
             let outcome = BlockOutcome {
                 kind: OutcomeKind::Stale.into(),
@@ -175,20 +174,31 @@ impl Getting {
             return stale(outcome);
         };
         let slot = Slot(outcome.slot);
-        let mut bytes = vec![0; region.geometry.block_bytes() as usize];
-        let mut done = 0;
-        for range in region.geometry.ranges(slot) {
-            let len = (range.end - range.start) as usize;
-            region
-                .memory
-                .read_at(range.start, &mut bytes[done..done + len])
-                .map_err(|error| Status::internal(error.to_string()))?;
-            done += len;
-        }
+        let copied = match region.memory {
+            Memory::Host(_) => block(&region, slot),
+            // A GPU is waited for.
+            Memory::Gpu(_) => {
+                let region = Arc::clone(&region);
+                tokio::task::spawn_blocking(move || block(&region, slot))
+                    .await
+                    .map_err(|_| Status::internal("reading the block failed"))?
+            }
+        };
+        let bytes = copied.map_err(|error| Status::internal(error.to_string()))?;
         let word = region.generations.load(slot.0).map(Generation);
         if word != Some(Generation(outcome.generation)) {
             return stale(outcome);
         }
         Ok((outcome, bytes.into()))
     }
+}
+
+/// The bytes in a slot as they are now.
+fn block(region: &Region, slot: Slot) -> Result<Vec<u8>, MemoryFault> {
+    let mut bytes = Vec::with_capacity(region.geometry.block_bytes() as usize);
+    let ranges = region.geometry.ranges(slot);
+    region
+        .memory
+        .fold(ranges, |piece| bytes.extend_from_slice(piece))?;
+    Ok(bytes)
 }

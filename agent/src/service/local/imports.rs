@@ -1,4 +1,4 @@
-//! Engines' memory: which connection a region ends with, which file it lies in, and which pulls may
+//! Engines' memory: which connection a region ends with, where it lies, and which pulls may
 //! still write to it.
 //!
 //! One region at a time covers a byte: two generation tables over the same memory would each believe
@@ -11,12 +11,16 @@ use std::{
     time::Duration,
 };
 
+use kvferry_memory::MemoryError;
 use kvferry_proto::{Geometry, RegionId};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::region::{ClientId, Region};
+use crate::{
+    gpu::Gpu,
+    region::{ClientId, Memory, Region},
+};
 
 /// Longest wait for pulls into a region that ends. Reads are cancelled first, which every transport
 /// settles soon; what takes longer is a device that does not answer.
@@ -32,12 +36,51 @@ pub(crate) struct Imports(Mutex<HashMap<RegionId, Import>>);
 struct Import {
     /// None: it stays when its engine goes.
     client: Option<ClientId>,
-    file: Option<(u64, u64)>,
+    place: Place,
     geometry: Geometry,
+    /// A GPU's memory, which its engine may not free before it is closed: registrations and copies under way hold it
+    /// too.
+    on_gpu: Weak<kvferry_cuda::GpuMemory>,
+    /// Whose it is.
+    gpu: Weak<Gpu>,
     /// Cancelled when the region ends.
     ended: CancellationToken,
     /// Held by every pull into the region, until all its reads have settled.
     written: Weak<()>,
+}
+
+/// Where an engine's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a file: device and inode.
+    File(Option<(u64, u64)>),
+    /// On a GPU. An allocation has one address in this process, however often it was opened.
+    Gpu {
+        /// Of the region's first byte.
+        address: u64,
+    },
+}
+
+impl Place {
+    /// # Errors
+    /// [`MemoryError::Descriptor`].
+    pub(super) fn of(memory: &Memory) -> Result<Self, MemoryError> {
+        Ok(match memory {
+            Memory::Host(memory) => Self::File(memory.file_identity()?),
+            Memory::Gpu(memory) => Self::Gpu {
+                address: memory.device_memory().device_address(),
+            },
+        })
+    }
+
+    /// Where two places lie towards each other; None where they are apart.
+    fn beside(self, other: Self) -> Option<(u64, u64)> {
+        match (self, other) {
+            (Self::File(one), Self::File(two)) => (one == two).then_some((0, 0)),
+            (Self::Gpu { address: one }, Self::Gpu { address: two }) => Some((one, two)),
+            _ => None,
+        }
+    }
 }
 
 /// Another region has the same bytes, or had them and is still written to.
@@ -52,7 +95,7 @@ pub(crate) struct Covered {
 /// Pulls into a region that ended have not settled.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "reads into region {region} have not settled yet: its memory must not be used for anything else; unregister it again to wait on"
+    "reads into region {region}, or out of it on a GPU, have not settled yet: its memory must not be freed or used for anything else; unregister it again to wait on"
 )]
 pub(crate) struct StillWritten {
     region: RegionId,
@@ -73,28 +116,41 @@ impl Writer {
 }
 
 impl Imports {
-    /// Enters the region that `register` makes, unless the memory is taken. `client`: whose connection
+    /// Enters the region that `register` makes of the memory, unless it is taken. `client`: whose connection
     /// it ends with.
     pub(super) fn admit<E: From<Covered>>(
         &self,
         client: Option<ClientId>,
-        file: Option<(u64, u64)>,
+        memory: Memory,
+        place: Place,
         geometry: &Geometry,
-        register: impl FnOnce() -> Result<Arc<Region>, E>,
+        register: impl FnOnce(Memory) -> Result<Arc<Region>, E>,
     ) -> Result<Arc<Region>, E> {
+        let (on_gpu, gpu) = match memory.gpu() {
+            Some(memory) => (
+                Arc::downgrade(memory.device_memory()),
+                Arc::downgrade(memory.gpu()),
+            ),
+            None => Default::default(),
+        };
         // Held until the region is entered, so that of two calls for one file one sees the other.
         let mut imports = self.0.lock();
         imports.retain(|_, import| !import.is_over());
         let taken = imports
             .iter()
-            .find(|(_, other)| other.file == file && overlap(&other.geometry, geometry));
+            .find(|(_, other)| match other.place.beside(place) {
+                Some((there, here)) => overlap((there, &other.geometry), (here, geometry)),
+                None => false,
+            });
         if let Some((&region, _)) = taken {
             return Err(Covered { region }.into());
         }
-        let region = register()?;
+        let region = register(memory)?;
         let import = Import {
             client,
-            file,
+            place,
+            on_gpu,
+            gpu,
             geometry: geometry.clone(),
             ended: CancellationToken::new(),
             written: Weak::new(),
@@ -141,10 +197,10 @@ impl Imports {
         import.is_some()
     }
 
-    /// Waits until nothing writes to a region that has ended.
+    /// Waits until nothing writes to a region that has ended, and a GPU's memory is closed.
     pub(super) async fn settled(&self, region: RegionId) -> Result<(), StillWritten> {
         let settled = async {
-            while self.is_written(region) {
+            while self.is_used(region) {
                 sleep(SETTLE_POLL).await;
             }
         };
@@ -155,22 +211,30 @@ impl Imports {
         Ok(())
     }
 
-    fn is_written(&self, region: RegionId) -> bool {
+    fn is_used(&self, region: RegionId) -> bool {
         let imports = self.0.lock();
-        imports
-            .get(&region)
-            .is_some_and(|import| import.written.strong_count() > 0)
+        imports.get(&region).is_some_and(Import::is_used)
     }
 }
 
 impl Import {
     fn is_over(&self) -> bool {
-        self.ended.is_cancelled() && self.written.strong_count() == 0
+        self.ended.is_cancelled() && !self.is_used()
+    }
+
+    fn is_used(&self) -> bool {
+        // Copies that nobody waits for hold the memory until somebody looks.
+        if let Some(gpu) = self.gpu.upgrade() {
+            gpu.sweep();
+        }
+        self.written.strong_count() > 0 || self.on_gpu.strong_count() > 0
     }
 }
 
-/// Could a byte belong to both? Judged by extents: interleaved regions count as overlapping.
-fn overlap(a: &Geometry, b: &Geometry) -> bool {
+/// Could a byte belong to both? Judged by extents: interleaved regions count as overlapping. Each counts from a place
+/// of its own.
+fn overlap((at_a, a): (u64, &Geometry), (at_b, b): (u64, &Geometry)) -> bool {
     let start = |g: &Geometry| g.planes().iter().map(|plane| plane.base).min().unwrap_or(0);
-    start(a) < b.end() && start(b) < a.end()
+    let end = |at: u64, g: &Geometry| at.saturating_add(g.end());
+    at_a.saturating_add(start(a)) < end(at_b, b) && at_b.saturating_add(start(b)) < end(at_a, a)
 }

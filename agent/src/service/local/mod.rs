@@ -33,6 +33,7 @@ use tracing::{Instrument, Span};
 use super::client::ClientHandle;
 use crate::{
     coordinators::Coordinators,
+    gpu::Gpus,
     metrics::PullMetrics,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
     session::{ChangeLog, Identity, Reads, SessionStatus},
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
+    pub(crate) gpus: Gpus,
     pub(crate) pulls: Arc<PullMetrics>,
     /// Pulls under way that no engine asked for.
     pub(crate) background: Arc<AtomicU64>,

@@ -2,18 +2,21 @@
 
 use std::{path::Path, sync::Arc};
 
+use kvferry_cuda::{InvalidUuid, IpcHandle};
 use kvferry_memory::{HostMemory, HugePages};
 use kvferry_proto::{Geometry, InvalidMessage, NamespaceSpec, Reason, RegionId, pb, refusal};
 use tonic::{Code, Status};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     LocalApi,
+    imports::Place,
     status::{IntoStatus, OrStatus},
 };
 use crate::{
     coordinators::CoordinatorError,
-    region::{ClientId, PoolOptions, Region, RegisterError},
+    gpu::IpcSource,
+    region::{ClientId, Memory, PoolOptions, Region, RegisterError},
 };
 
 use pb::register_region_request::Source;
@@ -40,11 +43,7 @@ impl LocalApi {
             Source::Pool(pool) => api.add_pool(spec, &pool),
             Source::Path(path) => {
                 if !Path::new(&path.path).is_absolute() {
-                    return Err(refusal(
-                        Code::InvalidArgument,
-                        Reason::InvalidArgument,
-                        format!("{:?} is no absolute path", path.path),
-                    ));
+                    return Err(invalid(format!("{:?} is no absolute path", path.path)));
                 }
                 let memory = HostMemory::import_path(Path::new(&path.path)).or_status()?;
                 api.import(client, spec, geometry, memory, keep)
@@ -61,6 +60,17 @@ impl LocalApi {
                 let memory = HostMemory::import(descriptor).or_status()?;
                 api.import(client, spec, geometry, memory, keep)
             }
+            Source::CudaIpc(source) => {
+                if keep {
+                    return Err(invalid(
+                        "keep_on_disconnect is not to be had for GPU memory: it is undefined what a \
+                         CUDA IPC handle opens when its process has ended; register the memory \
+                         anew after a restart",
+                    ));
+                }
+                let memory = api.gpus.import(&ipc_source(&source)?).or_status()?;
+                api.import(client, spec, geometry, memory, false)
+            }
         })
         .await
         .map_err(|_| Status::internal("registering the region failed"))??;
@@ -70,6 +80,7 @@ impl LocalApi {
             slots = region.geometry.slots(),
             bytes = region.memory.len(),
             pool = region.pool,
+            gpu = device_of(&region.memory),
             "region registered"
         );
         Ok(self.describe_region(&region))
@@ -115,21 +126,23 @@ impl LocalApi {
         client: ClientId,
         spec: NamespaceSpec,
         geometry: Option<Geometry>,
-        memory: HostMemory,
+        memory: impl Into<Memory>,
         keep: bool,
     ) -> Result<Arc<Region>, Status> {
+        let memory = memory.into();
         let geometry = geometry.ok_or(InvalidMessage::Missing("geometry"))?;
         geometry
             .fits(&spec.layout, memory.len())
             .map_err(RegisterError::from)
             .or_status()?;
-        let file = memory.file_identity().or_status()?;
+        let place = Place::of(&memory).or_status()?;
         let owner = (!keep).then_some(client);
-        self.imports.admit(owner, file, &geometry, || {
-            self.store
-                .import(spec, geometry.clone(), memory)
-                .map_err(IntoStatus::into_status)
-        })
+        self.imports
+            .admit(owner, memory, place, &geometry, |memory| {
+                self.store
+                    .import(spec, geometry.clone(), memory)
+                    .map_err(IntoStatus::into_status)
+            })
     }
 
     /// Ends a region. When this returns, nothing writes to its memory any more.
@@ -161,6 +174,25 @@ impl LocalApi {
             .release_holder(crate::region::Holder::Client(client));
     }
 
+    /// Regions on GPUs that are lost: nobody can say what their memory holds, so nobody may read it, and the
+    /// directory is told. Their engines hear of it with their next call.
+    pub(crate) fn end_lost_gpus(&self) {
+        for region in self.store.catalog().all() {
+            let Some(memory) = region.memory.gpu() else {
+                continue;
+            };
+            let context = memory.gpu().context();
+            let Some(why) = context.lost_by() else {
+                continue;
+            };
+            self.gpus.lose(context.device().uuid());
+            self.imports.end(region.id);
+            if let Ok(blocks) = self.store.unregister(region.id) {
+                error!(region = %region.id, blocks, "region ended: its GPU is lost to this agent: {why}");
+            }
+        }
+    }
+
     pub(super) fn describe_region(&self, region: &Region) -> pb::RegionInfo {
         pb::RegionInfo {
             region: region.id.0,
@@ -170,6 +202,28 @@ impl LocalApi {
             pool: region.pool,
             descriptor_socket: self.identity.addresses.shm.clone().unwrap_or_default(),
             incarnation: self.identity.incarnation.get(),
+            device_uuid: device_of(&region.memory),
         }
     }
+}
+
+fn device_of(memory: &Memory) -> String {
+    let device = memory.gpu().map(|memory| memory.gpu().context().device());
+    device.map_or_else(String::new, |device| device.uuid().to_string())
+}
+
+#[allow(clippy::result_large_err)] // tonic's signature
+fn ipc_source(source: &pb::CudaIpcSource) -> Result<IpcSource, Status> {
+    let device = source.device_uuid.parse();
+    let handle = IpcHandle::try_from(&source.handle[..]);
+    Ok(IpcSource {
+        device: device.map_err(|error: InvalidUuid| invalid(error.to_string()))?,
+        handle: handle.map_err(|error| invalid(error.to_string()))?,
+        offset: source.offset,
+        len: source.length,
+    })
+}
+
+fn invalid(message: impl Into<String>) -> Status {
+    refusal(Code::InvalidArgument, Reason::InvalidArgument, message)
 }

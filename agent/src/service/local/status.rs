@@ -8,6 +8,7 @@ use tonic::{Code, Status};
 use super::imports::{Covered, StillWritten};
 use crate::{
     coordinators::CoordinatorError,
+    gpu::GpuError,
     region::{
         AbortError, EvictError, PinError, RegisterError, ReleaseError, ReservePoolError,
         ReserveSlotsError, SealError, UnregisterError,
@@ -45,6 +46,20 @@ impl IntoStatus for RegisterError {
 impl IntoStatus for MemoryError {
     fn into_status(self) -> Status {
         say(Code::FailedPrecondition, Reason::Memory, &self)
+    }
+}
+
+impl IntoStatus for GpuError {
+    fn into_status(self) -> Status {
+        let (code, reason) = match &self {
+            Self::NoLibrary(_) | Self::NoDevice(_) | Self::Context(_) | Self::Lost { .. } => {
+                (Code::FailedPrecondition, Reason::GpuUnavailable)
+            }
+            Self::HandleRefused(_) => (Code::FailedPrecondition, Reason::GpuHandle),
+            Self::OutOfRange(_) => (Code::InvalidArgument, Reason::SpanOutOfRegion),
+            Self::Staging(_) | Self::Thread(_) => (Code::ResourceExhausted, Reason::Memory),
+        };
+        say(code, reason, &self)
     }
 }
 

@@ -130,6 +130,6 @@ pub(super) fn failure(error: &ReadError) -> ReadFailure {
         ReadError::LinkLost { .. } => ReadFailure::LinkLost,
         ReadError::RegionGone { .. } => ReadFailure::RegionGone,
         ReadError::SpanRefused { .. } => ReadFailure::SpanRefused,
-        ReadError::Invalid(_) | ReadError::Local(_) => ReadFailure::Local,
+        ReadError::Invalid(_) | ReadError::Local(_) | ReadError::LocalGpu(_) => ReadFailure::Local,
     }
 }

@@ -34,7 +34,7 @@ use crate::{
         metrics::Phase,
         plan::{self, BlockRead, Destination, PlanError, WORD_BYTES},
     },
-    transport::{ConnectError, Link, PeerTarget},
+    transport::{ConnectError, Link, PeerTarget, PendingRead, staged},
 };
 
 /// What a task was started for.
@@ -335,9 +335,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         span: Span,
         plan: impl FnOnce(
             &mut Self,
-            &dyn Link,
-        )
-            -> Result<(Vec<crate::transport::ReadRequest>, Option<Words>), PlanError>,
+            &Arc<dyn Link>,
+        ) -> Result<(Vec<PendingRead>, Option<Words>), PlanError>,
     ) {
         let Some(link) = self.links.get(&source).map(Arc::clone) else {
             return self.tell(Event::ReadFailed {
@@ -345,19 +344,16 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 failure: ReadFailure::LinkLost,
             });
         };
-        match plan(self, &*link) {
-            Ok((requests, words)) => {
-                let reads = requests.into_iter().map(|request| link.read(request));
-                self.flights.add(Flight {
-                    op,
-                    source,
-                    words,
-                    since: self.origin.elapsed(),
-                    _span: span,
-                    reads: reads.collect(),
-                    error: None,
-                });
-            }
+        match plan(self, &link) {
+            Ok((reads, words)) => self.flights.add(Flight {
+                op,
+                source,
+                words,
+                since: self.origin.elapsed(),
+                _span: span,
+                reads,
+                error: None,
+            }),
             Err(error) => {
                 self.report.failed(source, &error);
                 let failure = match error {
@@ -374,10 +370,10 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
 
     fn read(
         &mut self,
-        link: &dyn Link,
+        link: &Arc<dyn Link>,
         source: SourceKey,
         slots: &[SlotRead],
-    ) -> Result<(Vec<crate::transport::ReadRequest>, Option<Words>), PlanError> {
+    ) -> Result<(Vec<PendingRead>, Option<Words>), PlanError> {
         let blocks: Vec<_> = slots
             .iter()
             .map(|read| {
@@ -390,14 +386,16 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 })
             })
             .collect::<Result<_, PlanError>>()?;
-        Ok((plan::data_reads(&blocks, &link.capabilities())?, None))
+        let reads = plan::data_reads(&blocks, &link.capabilities())?;
+        let begun = reads.into_iter().map(|read| staged::read(link, read));
+        Ok((begun.collect(), None))
     }
 
     fn read_words(
         &mut self,
-        link: &dyn Link,
+        link: &Arc<dyn Link>,
         slots: &[SlotRead],
-    ) -> Result<(Vec<crate::transport::ReadRequest>, Option<Words>), PlanError> {
+    ) -> Result<(Vec<PendingRead>, Option<Words>), PlanError> {
         let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
         let scratch = match self.scratch.pop() {
             Some(scratch) => scratch,
@@ -405,7 +403,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         };
         let slots: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
         let (requests, offsets) = plan::generation_reads(&slots, &scratch, &link.capabilities())?;
-        Ok((requests, Some(Words { scratch, offsets })))
+        let begun = requests.into_iter().map(|request| link.read(request));
+        Ok((begun.collect(), Some(Words { scratch, offsets })))
     }
 }
 

@@ -39,7 +39,7 @@ fn neighbouring_blocks_are_one_span() {
     let memory = memory();
     let places: Vec<_> = (0..3u64)
         .map(|n| Destination {
-            memory: Arc::clone(&memory),
+            memory: Arc::clone(&memory).into(),
             ranges: std::iter::once(n * 16..n * 16 + 16).collect(),
         })
         .collect();
@@ -71,7 +71,7 @@ fn neighbouring_blocks_are_one_span() {
 fn what_does_not_fit_is_refused() {
     let geometry = Geometry::contiguous(2, 16).unwrap();
     let destination = Destination {
-        memory: memory(),
+        memory: memory().into(),
         ranges: std::iter::once(0..15).collect(),
     };
     let block = |slot| BlockRead {
@@ -136,13 +136,17 @@ proptest! {
                 at += len + gap;
                 left -= len;
             }
-            Destination { memory: Arc::clone(&memory), ranges }
+            Destination { memory: Arc::clone(&memory).into(), ranges }
         }).collect();
         let blocks: Vec<_> = picked.iter().zip(&places).map(|(&slot, destination)| BlockRead {
             region: RegionId(1), geometry: &geometry, slot: Slot(slot), destination,
         }).collect();
         let bounds = link(max_spans, max_bytes);
-        let requests = data_reads(&blocks, &bounds).unwrap();
+        let requests: Vec<_> = data_reads(&blocks, &bounds)
+            .unwrap()
+            .into_iter()
+            .filter_map(PlannedRead::into_host)
+            .collect();
         let model: Vec<_> = blocks.iter().flat_map(|block| {
             let remote = geometry.ranges(block.slot).flatten();
             remote.zip(block.destination.ranges.iter().cloned().flatten()).collect::<Vec<_>>()

@@ -22,6 +22,7 @@ mod device;
 mod devices;
 mod events;
 mod fault;
+mod gpu;
 mod keeper;
 mod lane;
 mod lanes;

@@ -12,8 +12,14 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use super::{config::MAX_DESCRIBED, device::Device, devices::Devices, wire::memory_message};
-use crate::region::{Region, RegionCatalog};
+use super::{
+    config::MAX_DESCRIBED,
+    device::Device,
+    devices::Devices,
+    gpu::{self, GpuRegisterError},
+    wire::memory_message,
+};
+use crate::region::{Memory, Region, RegionCatalog};
 
 /// Why regions are not described.
 #[derive(Debug, thiserror::Error)]
@@ -108,7 +114,10 @@ impl Published {
         };
         for registered in gone {
             for device in &self.devices.list {
-                device.cache.forget(&registered.region.memory);
+                match &registered.region.memory {
+                    Memory::Host(memory) => device.cache.forget(memory),
+                    Memory::Gpu(memory) => device.cache.forget(memory.device_memory()),
+                }
                 device.cache.forget(registered.region.generations.memory());
             }
         }
@@ -163,10 +172,16 @@ impl Published {
         let registered: Vec<_> = devices
             .iter()
             .map(|device| {
-                let data = device.cache.readable(memory, 0..memory.len());
+                let data = match memory {
+                    Memory::Host(memory) => device
+                        .cache
+                        .readable(memory, 0..memory.len())
+                        .map_err(Into::into),
+                    Memory::Gpu(memory) => gpu::readable(device, memory),
+                };
                 let both =
                     data.and_then(|data| Ok((data, device.cache.readable(words, 0..words.len())?)));
-                both.map_err(|error| error!(region = %region.id, "{error}"))
+                both.map_err(|error: GpuRegisterError| error!(region = %region.id, "{error}"))
                     .ok()
             })
             .collect();

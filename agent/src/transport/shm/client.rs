@@ -57,6 +57,12 @@ pub enum DescriptorError {
     /// The agent could not make a descriptor; its log says why.
     #[error("the agent has no descriptor to give; its log says why")]
     Failed,
+    /// The region's memory is a GPU's: copy to and from it there.
+    #[error("region {region} is GPU memory, which cannot be mapped")]
+    NotMappable {
+        /// Which.
+        region: RegionId,
+    },
     /// The agent says what this client does not understand.
     #[error("the agent sent what is no answer: {0}")]
     Malformed(#[from] ShmFrameError),
@@ -224,6 +230,7 @@ fn refusal(reply: Reply, region: RegionId) -> DescriptorError {
         Reply::NotAllowed => DescriptorError::NotAllowed,
         Reply::TooManyDeposits => DescriptorError::TooManyDeposits,
         Reply::Failed => DescriptorError::Failed,
+        Reply::NotMappable => DescriptorError::NotMappable { region },
         Reply::Opened { .. } | Reply::Deposited { .. } => ShmFrameError::Reserved.into(),
     }
 }

@@ -167,6 +167,8 @@ pub(super) enum Reply {
     TooManyDeposits,
     /// The owner has no descriptor to give.
     Failed,
+    /// The region is no memory of this host: a GPU's.
+    NotMappable,
 }
 
 impl Reply {
@@ -179,6 +181,7 @@ impl Reply {
             Self::NotAllowed => (4, 0, 0),
             Self::TooManyDeposits => (5, 0, 0),
             Self::Failed => (6, 0, 0),
+            Self::NotMappable => (7, 0, 0),
         };
         let mut out = [0; REPLY_BYTES];
         out[0] = status;
@@ -206,6 +209,7 @@ impl Reply {
             4 => Self::NotAllowed,
             5 => Self::TooManyDeposits,
             6 => Self::Failed,
+            7 => Self::NotMappable,
             found => return Err(ShmFrameError::Status { found: *found }),
         })
     }
@@ -238,6 +242,7 @@ mod tests {
                 Reply::NotAllowed,
                 Reply::TooManyDeposits,
                 Reply::Failed,
+                Reply::NotMappable,
             ] {
                 prop_assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
             }

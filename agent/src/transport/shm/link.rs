@@ -14,12 +14,14 @@ use tokio::{
 };
 
 use super::{
+    behind::Behind,
     client::{DescriptorClient, DescriptorError},
     copier::{Copier, Copy},
     mapped::{MapError, MappedRegion},
 };
 use crate::transport::{
-    Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, TransportKind,
+    Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, TransportKind,
+    chained::chained,
     operation::{Operation, check_request},
     spans::coalesce_remote,
 };
@@ -42,11 +44,13 @@ const CAPABILITIES: Capabilities = Capabilities {
 };
 
 /// A link over mapped memory.
+#[derive(Clone)]
 pub struct ShmLink {
     shared: Arc<Shared>,
     requests: mpsc::Sender<MapRequest>,
     copier: Copier,
     runtime: Handle,
+    behind: Arc<Behind>,
 }
 
 struct Shared {
@@ -58,12 +62,30 @@ struct Shared {
 
 struct MapRequest {
     region: RegionId,
-    answer: oneshot::Sender<Result<Arc<MappedRegion>, ReadError>>,
+    answer: oneshot::Sender<Result<(), NotMapped>>,
+}
+
+/// Why a region is not mapped.
+enum NotMapped {
+    /// It is to be read another way.
+    NotMappable,
+    Failed(ReadError),
+}
+
+impl From<ReadError> for NotMapped {
+    fn from(error: ReadError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl ShmLink {
     /// Takes over a connection that has said hello. Must be called on a tokio runtime.
-    pub(super) fn new(peer: &PeerTarget, client: DescriptorClient, copier: Copier) -> Self {
+    pub(super) fn new(
+        peer: &PeerTarget,
+        client: DescriptorClient,
+        copier: Copier,
+        behind: Option<Arc<dyn Transport>>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             peer: peer.clone(),
             regions: DashMap::new(),
@@ -77,7 +99,27 @@ impl ShmLink {
             requests,
             copier,
             runtime: Handle::current(),
+            behind: Behind::new(peer, behind),
         }
+    }
+
+    /// Asks for the regions that are missing, then reads.
+    async fn read_later(self, request: ReadRequest) -> Result<PendingRead, ReadError> {
+        for span in &request.remote {
+            if self.shared.regions.contains_key(&span.region) {
+                continue;
+            }
+            match self.shared.ask_for(&self.requests, span.region).await {
+                Ok(()) => {}
+                // One of them is enough: the whole is read that way.
+                Err(NotMapped::NotMappable) => {
+                    self.behind.learn(span.region);
+                    break;
+                }
+                Err(NotMapped::Failed(error)) => return Err(error),
+            }
+        }
+        Ok(self.read(request))
     }
 }
 
@@ -98,34 +140,28 @@ impl Link for ShmLink {
         if self.is_lost() {
             return PendingRead::settled(Err(self.shared.link_lost("its socket is closed")));
         }
+        if self.behind.takes(&request.remote) {
+            return self.behind.read(request, &self.runtime);
+        }
         let remote = coalesce_remote(&request.remote);
-        let (operation, pending) = Operation::new(request.local, bytes);
         match self.shared.mapped(&remote) {
             Some(Ok(parts)) => {
+                let (operation, pending) = Operation::new(request.local, bytes);
                 let copy = self.shared.copy(operation, parts);
                 start(&self.copier, copy, &self.runtime);
+                pending
             }
-            Some(Err(error)) => operation.settle(Err(error)),
-            None => {
-                let (shared, requests) = (Arc::clone(&self.shared), self.requests.clone());
-                let (copier, runtime) = (self.copier.clone(), self.runtime.clone());
-                self.runtime.spawn(async move {
-                    match shared.map_all(&requests, &remote).await {
-                        Ok(parts) => start(&copier, shared.copy(operation, parts), &runtime),
-                        Err(error) => operation.settle(Err(error)),
-                    }
-                });
-            }
+            Some(Err(error)) => PendingRead::settled(Err(error)),
+            None => chained(&self.runtime, self.clone().read_later(request)),
         }
-        pending
     }
 
     fn received_bytes(&self) -> u64 {
-        self.shared.received.load(Ordering::Relaxed)
+        self.shared.received.load(Ordering::Relaxed) + self.behind.received_bytes()
     }
 
     fn is_lost(&self) -> bool {
-        self.shared.lost.load(Ordering::Acquire)
+        self.shared.lost.load(Ordering::Acquire) || self.behind.is_lost()
     }
 }
 
@@ -182,47 +218,38 @@ impl Shared {
         Some(Ok(parts))
     }
 
-    /// As above, after asking for those that are missing.
-    async fn map_all(
+    /// Has a region mapped.
+    async fn ask_for(
         &self,
         requests: &mpsc::Sender<MapRequest>,
-        remote: &[RemoteSpan],
-    ) -> Result<Vec<(Arc<MappedRegion>, RemoteSpan)>, ReadError> {
-        for span in remote {
-            if self.regions.contains_key(&span.region) {
-                continue;
-            }
-            let (answer, answered) = oneshot::channel();
-            let request = MapRequest {
-                region: span.region,
-                answer,
-            };
-            // Both ends fail only when the task that keeps the connection has ended.
-            let sent = requests.send(request).await;
-            let closed = || self.link_lost("its socket closed while a region was mapped");
-            sent.map_err(|_| closed())?;
-            answered.await.map_err(|_| closed())??;
-        }
-        let gone = || self.link_lost("a region was forgotten while it was mapped");
-        self.mapped(remote).ok_or_else(gone)?
+        region: RegionId,
+    ) -> Result<(), NotMapped> {
+        let (answer, answered) = oneshot::channel();
+        let request = MapRequest { region, answer };
+        // Both ends fail only when the task that keeps the connection has ended.
+        let sent = requests.send(request).await;
+        let closed = || self.link_lost("its socket closed while a region was mapped");
+        sent.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
     }
 
-    async fn map(
-        &self,
-        client: &DescriptorClient,
-        id: RegionId,
-    ) -> Result<Arc<MappedRegion>, ReadError> {
-        if let Some(region) = self.regions.get(&id) {
-            return Ok(Arc::clone(&region));
+    async fn map(&self, client: &DescriptorClient, id: RegionId) -> Result<(), NotMapped> {
+        if self.regions.contains_key(&id) {
+            return Ok(());
         }
         if self.regions.len() >= MAX_MAPPED {
-            return Err(self.link_lost("it has mapped as many regions as it may"));
+            return Err(self
+                .link_lost("it has mapped as many regions as it may")
+                .into());
         }
         let refused = |detail| ReadError::SpanRefused {
             node: self.peer.node.clone(),
             detail,
         };
         let opened = client.open_region(id, self.peer.incarnation, false).await;
+        if matches!(opened, Err(DescriptorError::NotMappable { .. })) {
+            return Err(NotMapped::NotMappable);
+        }
         let descriptors = opened.map_err(|error| match error {
             DescriptorError::RegionGone { region } => ReadError::RegionGone {
                 node: self.peer.node.clone(),
@@ -245,9 +272,8 @@ impl Shared {
                 }
             }
         })?;
-        let region = Arc::new(region);
-        self.regions.insert(id, Arc::clone(&region));
-        Ok(region)
+        self.regions.insert(id, Arc::new(region));
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 //! of allowed users. A reader has a [`ShmTransport`]. Engines use the same socket through a
 //! [`DescriptorClient`]: to hand the agent memory of their own, and to map the agent's.
 
+mod behind;
 mod channel;
 mod client;
 mod copier;

@@ -200,11 +200,14 @@ fn open(shared: &Shared, id: RegionId, writable: bool) -> (Reply, Vec<OwnedFd>) 
     let Some(region) = shared.catalog.get(id) else {
         return (Reply::RegionGone, Vec::new());
     };
+    let Some(memory) = region.memory.host() else {
+        return (Reply::NotMappable, Vec::new());
+    };
     let descriptors = || -> Result<Vec<OwnedFd>, MemoryError> {
         let data = if writable {
-            region.memory.descriptor()?
+            memory.descriptor()?
         } else {
-            region.memory.read_only_descriptor()?
+            memory.read_only_descriptor()?
         };
         Ok(vec![data, region.generations.descriptor()?])
     };
@@ -212,7 +215,7 @@ fn open(shared: &Shared, id: RegionId, writable: bool) -> (Reply, Vec<OwnedFd>) 
         Ok(descriptors) => {
             shared.handed_out.fetch_add(1, Ordering::Relaxed);
             let reply = Reply::Opened {
-                data_bytes: region.memory.len(),
+                data_bytes: memory.len(),
                 slots: region.generations.slots(),
             };
             (reply, descriptors)

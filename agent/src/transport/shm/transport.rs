@@ -15,6 +15,7 @@ use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, Tra
 pub struct ShmTransport {
     host_id: Arc<str>,
     copier: Copier,
+    behind: Option<Arc<dyn Transport>>,
 }
 
 impl Default for ShmTransport {
@@ -30,6 +31,16 @@ impl ShmTransport {
         Self {
             host_id: host_id.into(),
             copier: Copier::new(),
+            behind: None,
+        }
+    }
+
+    /// `behind` takes over, within a link, what cannot be mapped: regions of GPU memory.
+    #[must_use]
+    pub fn with_behind(self, behind: Arc<dyn Transport>) -> Self {
+        Self {
+            behind: Some(behind),
+            ..self
         }
     }
 
@@ -46,7 +57,7 @@ impl ShmTransport {
         };
         match DescriptorClient::connect(Path::new(path), Some(peer.incarnation)).await {
             Ok(client) => {
-                let link = ShmLink::new(peer, client, self.copier.clone());
+                let link = ShmLink::new(peer, client, self.copier.clone(), self.behind.clone());
                 Ok(Arc::new(link) as Arc<dyn Link>)
             }
             Err(DescriptorError::WrongIncarnation { found }) => {

@@ -302,8 +302,11 @@ impl SimRead {
 }
 
 fn copy(region: &Region, chunk: &RemoteSpan, target: &mut Target) -> Result<(), ReadError> {
+    let Some(memory) = region.memory.host() else {
+        return Err(ReadError::Invalid("the simulated owner has no GPU"));
+    };
     match chunk.part {
-        Part::Data => target.fill(&region.memory, chunk.offset..chunk.offset + chunk.len)?,
+        Part::Data => target.fill(memory, chunk.offset..chunk.offset + chunk.len)?,
         Part::Generations => {
             for at in (chunk.offset..chunk.offset + chunk.len).step_by(WORD_BYTES as usize) {
                 let word = u32::try_from(at / WORD_BYTES)

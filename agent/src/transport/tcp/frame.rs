@@ -437,6 +437,7 @@ fn refusal_code(refusal: SpanRefusal) -> u8 {
         SpanRefusal::NotWholeWords => 2,
         SpanRefusal::TooManyBytes => 3,
         SpanRefusal::MemoryCut => 4,
+        SpanRefusal::GpuFailed => 5,
     }
 }
 
@@ -446,6 +447,7 @@ fn refusal(code: u8) -> Result<SpanRefusal, FrameError> {
         2 => Ok(SpanRefusal::NotWholeWords),
         3 => Ok(SpanRefusal::TooManyBytes),
         4 => Ok(SpanRefusal::MemoryCut),
+        5 => Ok(SpanRefusal::GpuFailed),
         found => Err(FrameError::Reason { found }),
     }
 }

@@ -5,6 +5,7 @@
 
 mod connection;
 mod frame;
+mod gpu;
 mod link;
 mod reader;
 mod response;

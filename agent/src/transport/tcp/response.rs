@@ -2,10 +2,11 @@
 
 use std::{io, sync::Arc};
 
+use kvferry_cuda::StagingError;
 use kvferry_memory::{MAX_PIECES, Piece};
 use kvferry_proto::{Part, RegionId, RemoteSpan};
 
-use super::frame::ResponseHead;
+use super::{frame::ResponseHead, gpu::GpuRun};
 use crate::{region::Region, transport::spans::WORD_BYTES};
 
 /// Generation words loaded at a time; fits the first level cache.
@@ -14,8 +15,8 @@ const STAGED_BYTES: usize = 8 << 10;
 /// shorter than it could be, and not so much that pieces are listed in vain.
 const OFFERED_BYTES: u64 = 8 << 20;
 
-/// The head, then spans in order. Data is sent from the region's memory; generation words are loaded one
-/// by one, so that none is torn, only when everything before them was handed to the kernel.
+/// The head, then spans in order. Data is sent from the region's memory, a GPU's by way of pinned memory; generation
+/// words are loaded one by one, so that none is torn, only when everything before them was handed to the kernel.
 pub(super) struct Response<'a> {
     /// The head, later generation words.
     staged: Vec<u8>,
@@ -25,16 +26,27 @@ pub(super) struct Response<'a> {
     next: usize,
     /// Bytes of it that are.
     within: u64,
+    /// The spans from `next` on, where they are of a GPU and were begun.
+    gpu: Option<GpuRun>,
+    /// The span behind them.
+    gpu_end: usize,
 }
 
 impl<'a> Response<'a> {
-    pub(super) fn new(head: ResponseHead, spans: &'a [(Arc<Region>, RemoteSpan)]) -> Self {
+    /// `gpu`: of the first spans, where they are of a GPU.
+    pub(super) fn new(
+        head: ResponseHead,
+        spans: &'a [(Arc<Region>, RemoteSpan)],
+        gpu: Option<GpuRun>,
+    ) -> Self {
         Self {
             staged: head.encode().to_vec(),
             staged_sent: 0,
             spans,
             next: 0,
             within: 0,
+            gpu_end: gpu.as_ref().map_or(0, GpuRun::spans),
+            gpu,
         }
     }
 
@@ -64,6 +76,21 @@ impl<'a> Response<'a> {
         Ok(())
     }
 
+    /// Waits for bytes out of a GPU, if they come next. Only when what comes before them is on its way.
+    pub(super) async fn fetch(&mut self) -> Result<(), StagingError> {
+        if self.staged_sent < self.staged.len() {
+            return Ok(());
+        }
+        if self.gpu.is_none() {
+            self.gpu = GpuRun::begin(&self.spans[self.next..]).transpose()?;
+            self.gpu_end = self.next + self.gpu.as_ref().map_or(0, GpuRun::spans);
+        }
+        if let Some(gpu) = &mut self.gpu {
+            gpu.ready().await?;
+        }
+        Ok(())
+    }
+
     /// What to send now, and whether something is left for another call.
     pub(super) fn pieces(&self) -> io::Result<(Vec<Piece<'_>>, bool)> {
         let rest = &self.spans[self.next..];
@@ -71,13 +98,25 @@ impl<'a> Response<'a> {
         if self.staged_sent < self.staged.len() {
             pieces.push(Piece::of_bytes(&self.staged[self.staged_sent..]));
         }
+        if let Some(gpu) = &self.gpu {
+            // Said only where it is so: the kernel waits for what is said to follow.
+            let more = gpu.goes_on() || self.gpu_end < self.spans.len();
+            if let Some(piece) = gpu.piece() {
+                pieces.push(piece.map_err(|_| io::ErrorKind::InvalidInput)?);
+            }
+            return Ok((pieces, more));
+        }
         let (mut taken, mut offered, mut within) = (0, 0, self.within);
         for (region, span) in rest {
             if span.part != Part::Data || pieces.len() == MAX_PIECES || offered >= OFFERED_BYTES {
                 break;
             }
+            // What is a GPU's comes later.
+            let Some(memory) = region.memory.host() else {
+                break;
+            };
             let len = span.len - within;
-            let piece = Piece::new(&region.memory, span.offset + within, len)
+            let piece = Piece::new(memory, span.offset + within, len)
                 .map_err(|_| io::ErrorKind::InvalidInput)?;
             pieces.push(piece);
             offered += len;
@@ -93,6 +132,9 @@ impl<'a> Response<'a> {
         let of_staged = bytes.min(staged);
         self.staged_sent += of_staged as usize;
         let mut rest = bytes - of_staged;
+        if let Some(gpu) = &mut self.gpu {
+            gpu.advance(rest);
+        }
         while rest > 0
             && let Some((_, span)) = self.spans.get(self.next)
         {
@@ -100,6 +142,11 @@ impl<'a> Response<'a> {
             self.skip(step);
             rest -= step;
         }
+    }
+
+    /// It holds staging memory of a GPU.
+    pub(super) fn holds_gpu_buffers(&self) -> bool {
+        self.gpu.is_some()
     }
 
     /// Whose memory comes next.
@@ -113,6 +160,8 @@ impl<'a> Response<'a> {
             && self.within >= span.len
         {
             (self.next, self.within) = (self.next + 1, 0);
+            let run_is_over = |run: &mut GpuRun| run.is_over();
+            drop(self.gpu.take_if(run_is_over));
         }
     }
 }

@@ -248,7 +248,9 @@ fn log_end(peer: SocketAddr, end: &SessionEnd) {
         | SessionEnd::Malformed(_) => {
             tracing::info!(%peer, "data connection closed: {end}");
         }
-        SessionEnd::MemoryCut { .. } => tracing::error!(%peer, "data connection closed: {end}"),
+        SessionEnd::MemoryCut { .. } | SessionEnd::Gpu(_) => {
+            tracing::error!(%peer, "data connection closed: {end}");
+        }
     }
 }
 

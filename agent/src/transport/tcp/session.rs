@@ -1,8 +1,9 @@
 //! One connection at the owner: hello, then request after request, answered in order.
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
 
 use bytes::{Buf, BytesMut};
+use kvferry_cuda::StagingError;
 use kvferry_memory::send;
 use kvferry_proto::{RegionId, RemoteSpan};
 use tokio::{
@@ -16,6 +17,7 @@ use super::{
         ClientHello, FrameError, MAX_CLIENT_HELLO_BYTES, RefusalReason, ResponseHead, ServerHello,
         Welcome, decode_request, holds_request, request_bytes,
     },
+    gpu::GpuRun,
     response::Response,
     server::{Counted, ServeCounters, TcpLimits},
 };
@@ -26,6 +28,8 @@ use crate::{
 
 /// What is read ahead at a time: many small requests in one system call.
 const READ_AHEAD_BYTES: usize = 16 << 10;
+/// How long a peer may take no byte of a response out of a GPU: it holds staging buffers that other readers need.
+const GPU_WRITE_STALL: Duration = Duration::from_secs(5);
 /// What the kernel answers where the file behind the memory was cut.
 const EFAULT: i32 = rustix::io::Errno::FAULT.raw_os_error();
 
@@ -50,6 +54,8 @@ pub(super) enum SessionEnd {
         "the file behind region {region} was cut while it was registered: unregister a region first"
     )]
     MemoryCut { region: RegionId },
+    #[error("the GPU gave no more bytes in the middle of a response: {0}")]
+    Gpu(StagingError),
     #[error(transparent)]
     Io(#[from] io::Error),
 }
@@ -162,10 +168,18 @@ impl Session {
             let id = self.next_request(&mut spans).await?;
             self.counters.count_request();
             let found = self.find(&spans);
+            // A GPU that fails is found out before the reader is promised bytes, in all but the worst case.
+            let (found, gpu) = match found {
+                Ok(found) => match first_out_of_gpu(&found.parts).await {
+                    Ok(gpu) => (Ok(found), gpu),
+                    Err(fault) => (Err(fault), None),
+                },
+                Err(fault) => (Err(fault), None),
+            };
             let outcome = found.as_ref().map(|found| found.bytes).map_err(|f| *f);
             let head = ResponseHead { id, outcome };
             let parts = found.map(|found| found.parts).unwrap_or_default();
-            self.answer(Response::new(head, &parts)).await?;
+            self.answer(Response::new(head, &parts, gpu)).await?;
         }
     }
 
@@ -226,12 +240,13 @@ impl Session {
         Ok(Found { parts, bytes })
     }
 
-    /// Sends a response straight from the regions' memory.
+    /// Sends a response straight from the regions' memory, or from where a GPU's is copied to.
     async fn answer(&self, mut response: Response<'_>) -> Result<(), SessionEnd> {
         // Small responses may share a packet, but none waits for a request that is not here.
         let more = holds_request(&self.inbox);
         while !response.is_done() {
             response.stage()?;
+            response.fetch().await.map_err(SessionEnd::Gpu)?;
             let sent = self.stream.try_io(Interest::WRITABLE, || {
                 let (pieces, rest) = response.pieces()?;
                 send(self.stream.as_fd(), &pieces, rest || more)
@@ -243,7 +258,11 @@ impl Session {
                     tokio::task::consume_budget().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    timeout(self.limits.write_stall, self.stream.writable())
+                    let bound = match response.holds_gpu_buffers() {
+                        true => self.limits.write_stall.min(GPU_WRITE_STALL),
+                        false => self.limits.write_stall,
+                    };
+                    timeout(bound, self.stream.writable())
                         .await
                         .map_err(|_| SessionEnd::WriteStall)??;
                 }
@@ -259,6 +278,24 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// The first bytes out of a GPU, where a response begins with such.
+async fn first_out_of_gpu(
+    parts: &[(Arc<Region>, RemoteSpan)],
+) -> Result<Option<GpuRun>, SpanFault> {
+    let Some(run) = GpuRun::begin(parts) else {
+        return Ok(None);
+    };
+    let begun = async {
+        let mut run = run?;
+        run.ready().await?;
+        Ok::<_, StagingError>(run)
+    };
+    begun.await.map(Some).map_err(|error| {
+        tracing::error!("cannot serve out of GPU memory: {error}");
+        SpanFault::Refused(SpanRefusal::GpuFailed)
+    })
 }
 
 /// What a request names.

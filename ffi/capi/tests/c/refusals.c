@@ -25,6 +25,7 @@ static void null_and_nonsense(kvf_agent *agent) {
     EXPECT(KVF_INVALID_ARGUMENT, kvf_stats_get(agent, NULL, &error));
     EXPECT(KVF_INVALID_ARGUMENT, kvf_register_pool(agent, NULL, 0, 0, &region, &error));
     EXPECT(KVF_INVALID_ARGUMENT, kvf_register_pool(agent, NULL, 0, 0, NULL, &error));
+    EXPECT(KVF_INVALID_ARGUMENT, kvf_register_cuda_ipc(agent, NULL, NULL, NULL, 0, &region, &error));
     EXPECT(KVF_INVALID_ARGUMENT, kvf_reserve(agent, 1, NULL, 3, &error));
     EXPECT(KVF_BOUND_REACHED, kvf_reserve(agent, 1, (uint32_t *)&options, KVF_MAX_HASHES + 1, &error));
     EXPECT(KVF_INVALID_ARGUMENT, kvf_pull_start(agent, NULL, &pull, &error));
@@ -111,6 +112,18 @@ static void slots(kvf_agent *agent, kvf_agent *other, const kvf_namespace *space
     munmap(memory, SLOTS * BLOCK);
 }
 
+static void gpu(kvf_agent *agent) {
+    kvf_error error;
+    kvf_namespace space = space_of("a-gpu");
+    kvf_plane plane = {.base = 0, .stride = BLOCK, .len = BLOCK};
+    kvf_geometry geometry = {.planes = &plane, .plane_count = 1, .slots = SLOTS};
+    kvf_region region;
+    kvf_cuda_ipc nowhere = {.length = SLOTS * BLOCK}; /* nobody's device */
+    EXPECT(KVF_GPU_UNAVAILABLE, kvf_register_cuda_ipc(agent, &space, &nowhere, &geometry, 0, &region, &error));
+    EXPECT(KVF_INVALID_ARGUMENT,
+           kvf_register_cuda_ipc(agent, &space, &nowhere, &geometry, KVF_KEEP_ON_DISCONNECT, &region, &error));
+}
+
 static void pool(kvf_agent *agent) {
     kvf_error error;
     kvf_namespace space = space_of("a-pool");
@@ -157,6 +170,7 @@ int main(int argc, char **argv) {
     kvf_agent *other_engine = connect_with(argv[1], 0);
     slots(a, other_engine, &space);
     EXPECT(KVF_OK, kvf_close(other_engine, &error));
+    gpu(a);
     pool(a);
     /* Another layout under a name that is in use. */
     kvf_namespace other = space;

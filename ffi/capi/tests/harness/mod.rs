@@ -56,9 +56,10 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    fn start(args: &[&str]) -> Self {
+    fn start(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(binary())
             .args(args)
+            .envs(environment.iter().copied())
             .args(["--announce", "--until-stdin-closes", "--log", "warn"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -100,19 +101,27 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// With this for both agents: "tcp" and "shm" use nothing else.
     pub(crate) fn start(transport: &str) -> Self {
+        Self::start_with(transport, &[])
+    }
+
+    /// As above, with these in the agents' environment.
+    pub(crate) fn start_with(transport: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let coordinator = Process::start(&[
-            "coordinator",
-            "--listen",
-            "127.0.0.1:0",
-            "--listen-metrics",
-            "off",
-        ]);
+        let coordinator = Process::start(
+            &[
+                "coordinator",
+                "--listen",
+                "127.0.0.1:0",
+                "--listen-metrics",
+                "off",
+            ],
+            &[],
+        );
         let listen = coordinator.ready["listen"].as_str().expect("an address");
         let url = format!("http://{listen}");
         let agent = |node: &str| {
             let socket = dir.path().join(format!("{node}.sock"));
-            Process::start(&[
+            let args = [
                 "agent",
                 "--node",
                 node,
@@ -128,7 +137,8 @@ impl Cluster {
                 &socket.display().to_string(),
                 "--transport",
                 transport,
-            ])
+            ];
+            Process::start(&args, environment)
         };
         let (a, b) = (agent("a"), agent("b"));
         Self {
@@ -174,6 +184,17 @@ impl Installed {
 
     /// Compiles a program with every warning an error, linked as `link` says.
     pub(crate) fn compile(&self, source: &str, name: &str, link: Link) -> PathBuf {
+        self.compile_with(source, name, link, &[])
+    }
+
+    /// As above, with more for the compiler.
+    pub(crate) fn compile_with(
+        &self,
+        source: &str,
+        name: &str,
+        link: Link,
+        more: &[String],
+    ) -> PathBuf {
         let program = self.dir.path().join(name);
         let (compiler, standard) = match source.ends_with(".cpp") {
             true => ("c++", "-std=c++17"),
@@ -213,7 +234,11 @@ impl Installed {
         }
         succeeded(
             source,
-            &command.arg("-pthread").output().expect("a compiler"),
+            &command
+                .arg("-pthread")
+                .args(more)
+                .output()
+                .expect("a compiler"),
         );
         program
     }

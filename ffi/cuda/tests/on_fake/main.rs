@@ -1,4 +1,4 @@
-//! The layer on a fake libcuda (`tests/fake/fake_cuda.c`), which does what no GPU does on demand.
+//! The layer on a fake libcuda (`../fake/fake_cuda.c`), which does what no GPU does on demand.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests, which clippy does not take for tests
 #![allow(clippy::single_range_in_vec_init)] // a transfer of one range is meant

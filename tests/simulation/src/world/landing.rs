@@ -32,7 +32,7 @@ impl World {
         let region = Arc::clone(pull.region());
         process.writers.insert((region.id, slot), pull.holder);
         let destination = Destination {
-            memory: Arc::clone(&region.memory),
+            memory: region.memory.clone(),
             ranges: region.geometry.ranges(slot).collect(),
         };
         pull.destinations.insert(block, (slot, destination));

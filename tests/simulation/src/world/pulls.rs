@@ -6,7 +6,6 @@ use kvferry_agent::{
     region::Holder,
     transfer::{Command, ConnectFailure, Event as PullEvent, PullEngine, PullRequest},
 };
-use kvferry_memory::fold_ranges;
 use kvferry_proto::{Checksum, Slot};
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -294,8 +293,8 @@ impl World {
                 let ok = pull.destinations.get(&block).is_some_and(|(_, to)| {
                     let mut state = Xxh3Default::new();
                     let ranges = to.ranges.iter().cloned();
-                    fold_ranges(&to.memory, ranges, |piece| state.update(piece)).is_ok()
-                        && Checksum::of(&state) == checksum
+                    let folded = to.memory.fold(ranges, |piece| state.update(piece));
+                    folded.is_ok() && Checksum::of(&state) == checksum
                 });
                 pull.engine.handle(now, PullEvent::Verified { block, ok });
             }

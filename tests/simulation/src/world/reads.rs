@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use kvferry_agent::{
-    transfer::{Event as PullEvent, OpId, ReadFailure, SlotRead, SourceKey, plan},
+    transfer::{Event as PullEvent, OpId, PlannedRead, ReadFailure, SlotRead, SourceKey, plan},
     transport::ReadRequest,
 };
 use kvferry_memory::HostMemory;
@@ -106,7 +106,8 @@ impl World {
             })
         });
         let blocks: Option<Vec<_>> = blocks.collect();
-        plan::data_reads(&blocks?, &self.capabilities()).ok()
+        let reads = plan::data_reads(&blocks?, &self.capabilities()).ok()?;
+        reads.into_iter().map(PlannedRead::into_host).collect()
     }
 
     #[allow(clippy::type_complexity)] // the reads, and where each word arrives

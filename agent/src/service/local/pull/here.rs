@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use kvferry_memory::copy_ranges;
 use kvferry_proto::{Generation, pb};
 use tokio::time::Instant;
+use tracing::error;
 
 use super::{Landing, PullInto, Running, report};
-use crate::{region::Held, service::local::LocalApi};
+use crate::{
+    region::{Held, MemoryFault},
+    service::local::LocalApi,
+};
 
 /// Blocks copied between two reports: their outcomes should not wait for the last of thousands.
 const COPIES_PER_REPORT: usize = 64;
@@ -68,7 +71,7 @@ impl Running {
 /// A validated read within one process: the bytes first, then the word.
 fn copy(
     api: &LocalApi,
-    landing: &Landing,
+    landing: &Arc<Landing>,
     index: usize,
     from: &Held,
     deadline: Instant,
@@ -82,13 +85,19 @@ fn copy(
         return report::overwritten(index);
     };
     let target = landing.region();
-    let copied = copy_ranges(
-        &source.memory,
+    let copied = source.memory.copy(
         source.geometry.ranges(from.slot),
         &target.memory,
         target.geometry.ranges(slot),
     );
     let word = source.generations.load(from.slot.0).map(Generation);
+    if let Err(MemoryFault::NotSettled(error)) = &copied {
+        error!(
+            "a copy into GPU memory never settles, and only a new agent gives its slot back: {error}"
+        );
+        landing.never();
+        return report::not_settled(index, &error.to_string());
+    }
     let failed = match copied {
         Err(error) => Some(report::no_space(index, &error.to_string())),
         Ok(()) if word != Some(from.generation) => Some(report::overwritten(index)),

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use kvferry_memory::fold_ranges;
 use kvferry_proto::{BlockHash, Checksum, Slot};
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::Pull;
 use crate::{
+    gpu::keep_for_ever,
     region::{Chain, Checksums, Held, Holder, PinId, Region, Seal},
     service::local::{LocalApi, imports::Writer},
     transfer::{self, BlockIndex, Destination, LandError, NoSpace},
@@ -215,6 +215,11 @@ impl Landing {
         }
     }
 
+    /// Something may write to a slot for ever: it stays reserved, and its region is never said to have settled.
+    pub(super) fn never(self: &Arc<Self>) {
+        keep_for_ever(Arc::clone(self));
+    }
+
     fn abort(&self, index: usize, slot: Slot) {
         self.set(index, Place::Done);
         // An unregistered region has taken its reservations with it.
@@ -268,20 +273,16 @@ impl transfer::Landing for Subset {
         let slot = self.landing.take(self.index(block))?;
         let region = self.landing.region();
         Ok(Destination {
-            memory: Arc::clone(&region.memory),
+            memory: region.memory.clone(),
             ranges: region.geometry.ranges(slot).collect(),
         })
     }
 
     fn verify(&self, _block: BlockIndex, destination: &Destination, checksum: Checksum) -> bool {
         let mut state = Xxh3Default::new();
-        fold_ranges(
-            &destination.memory,
-            destination.ranges.iter().cloned(),
-            |piece| state.update(piece),
-        )
-        .is_ok()
-            && Checksum::of(&state) == checksum
+        let ranges = destination.ranges.iter().cloned();
+        let folded = destination.memory.fold(ranges, |piece| state.update(piece));
+        folded.is_ok() && Checksum::of(&state) == checksum
     }
 
     fn land(&self, block: BlockIndex, checksum: Option<Checksum>) -> Result<Held, LandError> {

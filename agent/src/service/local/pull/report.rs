@@ -183,6 +183,14 @@ pub(super) fn no_space(index: usize, detail: &str) -> pb::BlockOutcome {
     settled(index, OutcomeKind::NoSpace, detail)
 }
 
+/// As [`no_space`], and its place may be written to for ever.
+pub(super) fn not_settled(index: usize, detail: &str) -> pb::BlockOutcome {
+    pb::BlockOutcome {
+        settled: false,
+        ..no_space(index, detail)
+    }
+}
+
 fn settled(index: usize, kind: OutcomeKind, detail: &str) -> pb::BlockOutcome {
     pb::BlockOutcome {
         index: index as u32, // hashes of one request are few

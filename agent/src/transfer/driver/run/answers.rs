@@ -49,8 +49,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         );
         let event = match (&result, &words) {
             (Err(error), _) => {
-                self.report.failed(source, error);
                 let failure = flight::failure(error);
+                match failure {
+                    ReadFailure::Local => self.report.failed_here(error),
+                    _ => self.report.failed(source, error),
+                }
                 Event::ReadFailed { op, failure }
             }
             (Ok(()), None) => Event::ReadDone { op },

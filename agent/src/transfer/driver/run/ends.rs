@@ -9,6 +9,7 @@ use crate::transfer::{
     driver::{Connect, Landing, Locate},
     event::Event,
     metrics::Phase,
+    plan::Destination,
 };
 
 /// Blocks whose checksums are computed in one go on a blocking thread: some milliseconds' worth.
@@ -27,6 +28,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                     Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
                 })
                 .collect();
+            // A GPU is waited for.
+            let at_hand = |(.., to): &(_, _, Arc<Destination>)| to.memory.host().is_some();
+            let inline = bytes <= self.config.verify_inline_bytes && blocks.iter().all(at_hand);
             let landing = Arc::clone(&self.parts.landing);
             let names = blocks.iter().map(|(block, ..)| *block).collect();
             let span = traced!("checksum", blocks = job.len());
@@ -41,7 +45,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 metrics.phases.of(Phase::Checksum).observe(began.elapsed());
                 verdicts
             };
-            if bytes <= self.config.verify_inline_bytes {
+            if inline {
                 for (block, ok) in work() {
                     self.tell(Event::Verified { block, ok });
                 }

@@ -25,6 +25,8 @@ pub(super) struct Report<L> {
     /// The last one of each source.
     errors: HashMap<SourceKey, String>,
     not_landed: HashMap<BlockIndex, LandError>,
+    /// The last one of this agent's own memory.
+    own_error: Option<String>,
 }
 
 impl<L> Report<L> {
@@ -38,6 +40,7 @@ impl<L> Report<L> {
             locate_error: None,
             errors: HashMap::new(),
             not_landed: HashMap::new(),
+            own_error: None,
         }
     }
 
@@ -94,7 +97,10 @@ impl<L> Report<L> {
             Outcome::NoSpace => NoSpace.to_string(),
             Outcome::DestinationFailed => match self.not_landed.get(&finished.block) {
                 Some(error) => error.to_string(),
-                None => otherwise("the destination's memory fails"),
+                None => self
+                    .own_error
+                    .clone()
+                    .unwrap_or_else(|| otherwise("the destination's memory fails")),
             },
             Outcome::Cancelled { .. } => "the caller gave up".to_owned(),
         };
@@ -102,6 +108,10 @@ impl<L> Report<L> {
 
     pub(super) fn failed(&mut self, source: SourceKey, error: &dyn Display) {
         self.errors.insert(source, error.to_string());
+    }
+
+    pub(super) fn failed_here(&mut self, error: &dyn Display) {
+        self.own_error = Some(error.to_string());
     }
 
     pub(super) fn stood_still(&mut self, source: SourceKey, node: &NodeId) {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use kvferry_memory::{GenerationTable, HostMemory, copy_ranges, fold_ranges};
+use kvferry_memory::{GenerationTable, HostMemory, copy_ranges};
 use kvferry_proto::{
     Generation, Geometry, Incarnation, NodeAddresses, Part, Plane, RegionId, Slot,
 };
@@ -333,17 +333,19 @@ impl Landing for World {
         self.turn(block, State::Free, State::Prepared);
         let start = u64::from(block) * BLOCK;
         Ok(Destination {
-            memory: Arc::clone(&self.memory),
+            memory: Arc::clone(&self.memory).into(),
             ranges: std::iter::once(start..start + BLOCK).collect(),
         })
     }
 
     fn verify(&self, _: BlockIndex, destination: &Destination, checksum: Checksum) -> bool {
         let mut bytes = Vec::new();
-        fold_ranges(&destination.memory, destination.ranges.clone(), |piece| {
-            bytes.extend_from_slice(piece);
-        })
-        .unwrap();
+        destination
+            .memory
+            .fold(destination.ranges.clone(), |piece| {
+                bytes.extend_from_slice(piece);
+            })
+            .unwrap();
         Checksum::of_bytes(&bytes) == checksum
     }
 

@@ -7,6 +7,9 @@
  * - IPC handles work between processes, and not within one; an opened handle is reference-counted as the driver does it.
  * - Every call is counted (fake_calls) and can be made to fail (fake_fail).
  *
+ * In the environment, FAKE_CUDA_FAIL=name:code:after does what fake_fail does, for ever: for processes that a test
+ * cannot reach into.
+ *
  * WITHOUT_OPTIONAL leaves out what older drivers lack, EMPTY everything.
  */
 #define _GNU_SOURCE
@@ -86,6 +89,13 @@ void fake_fail(const char *name, int code, long after, long times) {
     functions[i].after = after;
     functions[i].times = times;
     pthread_mutex_unlock(&lock);
+}
+__attribute__((constructor)) static void fail_from_environment(void) {
+    char name[64];
+    int code;
+    long after;
+    const char *said = getenv("FAKE_CUDA_FAIL");
+    if (said && sscanf(said, "%63[^:]:%d:%ld", name, &code, &after) == 3) fake_fail(name, code, after, 1L << 40);
 }
 long fake_calls(const char *name) {
     pthread_mutex_lock(&lock);
@@ -368,6 +378,19 @@ CUresult cuStreamCreate(void **stream, unsigned flags) {
     return OK;
 }
 CUresult cuStreamDestroy_v2(void *stream) { IN_CONTEXT(); free(stream); __atomic_sub_fetch(&streams, 1, __ATOMIC_SEQ_CST); return OK; }
+CUresult cuStreamSynchronize(void *stream) {
+    IN_CONTEXT();
+    if (!stream) return INVALID_HANDLE;
+    struct event *mark = calloc(1, sizeof *mark); /* as with events: never freed */
+    enqueue((struct op){ .event = mark });
+    for (int pending = 1; pending;) {
+        usleep(50);
+        pthread_mutex_lock(&lock);
+        pending = mark->pending;
+        pthread_mutex_unlock(&lock);
+    }
+    return OK;
+}
 CUresult cuEventCreate(void **event, unsigned flags) {
     IN_CONTEXT();
     (void)flags;

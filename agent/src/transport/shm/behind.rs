@@ -1,0 +1,89 @@
+//! What cannot be mapped: memory of a GPU has no descriptor, so it is read over another transport, within the same
+//! link.
+
+use std::{collections::HashSet, sync::Arc};
+
+use kvferry_proto::{RegionId, RemoteSpan};
+use parking_lot::RwLock;
+use tokio::{runtime::Handle, sync::OnceCell};
+
+use crate::transport::{
+    Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, chained::chained,
+};
+
+/// The way behind a link over mapped memory.
+pub(super) struct Behind {
+    peer: PeerTarget,
+    transport: Option<Arc<dyn Transport>>,
+    link: OnceCell<Arc<dyn Link>>,
+    /// Regions that the owner does not hand out; as few as it has.
+    regions: RwLock<HashSet<RegionId>>,
+}
+
+impl Behind {
+    pub(super) fn new(peer: &PeerTarget, transport: Option<Arc<dyn Transport>>) -> Arc<Self> {
+        Arc::new(Self {
+            peer: peer.clone(),
+            transport,
+            link: OnceCell::new(),
+            regions: RwLock::default(),
+        })
+    }
+
+    /// The owner does not hand this one out.
+    pub(super) fn learn(&self, region: RegionId) {
+        self.regions.write().insert(region);
+    }
+
+    /// Must some of it be read this way? Then all of it is.
+    pub(super) fn takes(&self, remote: &[RemoteSpan]) -> bool {
+        let regions = self.regions.read();
+        !regions.is_empty() && remote.iter().any(|span| regions.contains(&span.region))
+    }
+
+    /// It does not come back by itself; the next link gets a new one.
+    pub(super) fn is_lost(&self) -> bool {
+        self.link.get().is_some_and(|link| link.is_lost())
+    }
+
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.link.get().map_or(0, |link| link.received_bytes())
+    }
+
+    pub(super) fn read(self: &Arc<Self>, request: ReadRequest, runtime: &Handle) -> PendingRead {
+        if let Some(link) = self.link.get() {
+            return link.read(request);
+        }
+        let behind = Arc::clone(self);
+        chained(
+            runtime,
+            async move { Ok(behind.connect().await?.read(request)) },
+        )
+    }
+
+    async fn connect(&self) -> Result<Arc<dyn Link>, ReadError> {
+        let Some(transport) = &self.transport else {
+            return Err(ReadError::SpanRefused {
+                node: self.peer.node.clone(),
+                detail: "the region is GPU memory, which cannot be mapped, and nothing but shared \
+                         memory may be used",
+            });
+        };
+        let open = || async {
+            let link = transport.connect(&self.peer).await?;
+            let kind = link.kind().as_str();
+            tracing::info!(node = %self.peer.node, transport = kind, "GPU memory of a peer on this host is read over sockets");
+            Ok::<_, crate::transport::ConnectError>(link)
+        };
+        let link = self.link.get_or_try_init(open).await;
+        link.cloned()
+            .map_err(|error| self.link_lost(&error.to_string()))
+    }
+
+    fn link_lost(&self, detail: &str) -> ReadError {
+        ReadError::LinkLost {
+            node: self.peer.node.clone(),
+            detail: detail.to_owned(),
+        }
+    }
+}
