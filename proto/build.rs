@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 4] = ["types", "coordinator", "agent", "peer"];
+const FILES: [&str; 5] = ["types", "coordinator", "agent", "peer", "claims"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

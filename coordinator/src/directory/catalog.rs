@@ -82,6 +82,16 @@ impl Catalog {
         self.namespaces.get(*self.names.get(name)?)
     }
 
+    /// A namespace and its handle.
+    pub(super) fn find(&self, name: &NamespaceName) -> Option<(u32, &Namespace)> {
+        let handle = *self.names.get(name)?;
+        Some((handle, self.namespaces.get(handle)?))
+    }
+
+    pub(super) fn spec_at(&self, handle: u32) -> Option<&NamespaceSpec> {
+        Some(&self.namespaces.get(handle)?.spec)
+    }
+
     /// In order of their names.
     pub(super) fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.names

@@ -150,6 +150,9 @@ impl Directory {
     /// Would a tick do anything? Asked first, because it needs the directory only to read.
     #[must_use]
     pub fn tick_is_due(&self, now: Duration) -> bool {
+        if self.leases.lock().expiry_is_due(now) {
+            return true;
+        }
         self.names
             .values()
             .filter_map(|handle| self.nodes.get(*handle))
@@ -161,6 +164,7 @@ impl Directory {
     }
 
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
+        self.leases.get_mut().expire(now);
         let mut effects = Vec::new();
         let mut purge = Vec::new();
         for handle in self.names.values() {
@@ -207,6 +211,7 @@ impl Directory {
     fn remove_node(&mut self, handle: u32, cause: RemovalCause) -> Option<Effect> {
         let node = self.nodes.remove(handle)?;
         self.names.remove(&node.name);
+        self.leases.get_mut().end_node(handle);
         if let Some(session) = node.session
             && !sabotage::is(Bug::FencedSessionKept)
         {

@@ -240,7 +240,8 @@ impl Directory {
                 if let Some(receiving) = &mut receiving {
                     receiving.name(region, &added.slots[range.clone()]);
                 }
-                self.catalog.seal(*handle, added, range);
+                self.catalog.seal(*handle, added, range.clone());
+                self.fulfil(rest.node, *handle, added, range);
             }
             let all_removed = rest
                 .message

@@ -10,17 +10,20 @@
 //! | `catalog` | namespaces and regions |
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
+//! | `claims`, `leases` | who may produce a block, and until when |
 //! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
 mod answer;
 mod bounds;
 mod catalog;
 mod changes;
+mod claims;
 mod effect;
 mod event;
 mod held;
 mod index;
 mod inventory;
+mod leases;
 mod liveness;
 mod locate;
 mod message;
@@ -40,12 +43,17 @@ use std::{
 };
 
 use kvferry_proto::{NamespaceName, NamespaceSpec, NodeId};
+use parking_lot::Mutex;
 
 pub use answer::{Answer, LocateMode, LocateQuery, Located, LocatedOwner, OwnerRow};
 pub use bounds::{
-    BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
+    BoundReached, Bounds, DEFAULT_CANDIDATES, DEFAULT_CLAIM_TTL, MAX_CANDIDATES,
+    MAX_CANDIDATES_PER_ANSWER, MAX_CLAIM_TTL, MAX_HASHES_PER_CLAIM,
 };
 pub use catalog::Garbage;
+pub use claims::{
+    ClaimError, ClaimHolder, ClaimLease, ClaimList, ClaimOutcome, ClaimQuery, Claimed,
+};
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
@@ -56,6 +64,7 @@ pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, N
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
 
 use catalog::Catalog;
+use leases::Leases;
 use node::{Node, Standing};
 use slab::Slab;
 
@@ -88,6 +97,8 @@ pub struct Directory {
     names: BTreeMap<NodeId, u32>,
     /// Open sessions that said hello.
     sessions: HashMap<SessionId, u32>,
+    /// Its lock is taken after that of a slot table, and before those of an index.
+    leases: Mutex<Leases>,
 }
 
 impl Directory {
@@ -100,6 +111,7 @@ impl Directory {
             nodes: Slab::new(),
             names: BTreeMap::new(),
             sessions: HashMap::new(),
+            leases: Mutex::new(Leases::new(config.epoch, &config.bounds)),
         }
     }
 
@@ -123,14 +135,15 @@ impl Directory {
 
     /// Sweeps out some of what went: at most about this many slots. False when nothing is left.
     pub fn sweep(&self, slots: u32) -> bool {
-        self.catalog.sweep(slots);
+        let swept = self.catalog.sweep(slots);
+        self.leases.lock().forget((slots - swept) as usize);
         self.sweep_is_due()
     }
 
     /// Is there something to sweep out?
     #[must_use]
     pub fn sweep_is_due(&self) -> bool {
-        self.catalog.sweeps.pending()
+        self.catalog.sweeps.pending() || self.leases.lock().forgetting_is_due()
     }
 
     /// Is there something to [`reap`](Self::reap)?
@@ -189,6 +202,9 @@ impl Directory {
             });
         }
         let mut effects = Vec::new();
+        if let Some((handle, _)) = self.catalog.find(name) {
+            self.leases.get_mut().end_namespace(handle);
+        }
         for (node, region) in self.catalog.delete(name) {
             let Some(node) = self.nodes.get_mut(node) else {
                 continue;

@@ -1,6 +1,7 @@
 //! The gRPC shell: parses messages into events and queries, carries effects out.
 
 mod admin;
+mod claims;
 mod hub;
 pub(crate) mod locate;
 mod outbound;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use kvferry_proto::pb::{self, coordinator_server::Coordinator};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use claims::ClaimsService;
 pub(crate) use hub::{Hub, HubConfig};
 use outbound::Outbound;
 pub(crate) use router::CoordinatorRouter;

@@ -4,7 +4,7 @@ use kvferry_proto::{HashError, InvalidMessage, Reason, refusal};
 use tonic::{Code, Status};
 
 use crate::directory::{
-    BoundReached, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
+    BoundReached, ClaimError, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
     NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal,
 };
 
@@ -52,6 +52,17 @@ pub(super) fn locate(error: &LocateError) -> Status {
         LocateError::TooManyCandidates { .. } | LocateError::TooManyOwners => {
             refusal(Code::ResourceExhausted, Reason::BoundReached, text)
         }
+    }
+}
+
+pub(super) fn claim(error: &ClaimError) -> Status {
+    let text = error.to_string();
+    match error {
+        ClaimError::NamespaceUnknown(error) => namespace_unknown(error),
+        ClaimError::HashLength(_) => refusal(Code::InvalidArgument, Reason::HashLength, text),
+        ClaimError::NodeUnknown(error) => node_unknown(error),
+        ClaimError::Fenced { .. } => refusal(Code::FailedPrecondition, Reason::Fenced, text),
+        ClaimError::Bound(error) => bound(error),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the directory as a machine: events in, exact effects out.
 
 mod changes;
+mod claims;
 mod inventories;
 mod liveness;
 mod locates;
@@ -258,5 +259,6 @@ fn assert_empty(directory: &Directory) {
         assert_eq!((info.blocks, info.owners, info.regions), (0, 0, 0));
     }
     assert!(directory.sessions.is_empty());
+    assert!(directory.leases.lock().is_empty());
     assert_eq!(directory.nodes.len(), 0);
 }

@@ -40,6 +40,7 @@ pub(super) fn compare(directory: &Directory, model: &Model) {
     }
     assert_eq!(directory.catalog.totals().1, slots);
     assert_eq!(directory.sessions.len(), model.sessions().count());
+    claims::compare(directory, model);
 }
 
 fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &NamespaceName) {

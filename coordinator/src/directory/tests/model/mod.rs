@@ -1,6 +1,7 @@
 //! The directory against a model that is plain maps and no cleverness: after every operation both
 //! answer every question alike.
 
+mod claims;
 mod compare;
 mod simple;
 mod tame;
@@ -22,6 +23,7 @@ const LIMITS: Bounds = Bounds {
     nodes: 2,
     regions_per_node: 2,
     slots: 5 * SLOTS as u64,
+    claims: 5,
 };
 
 /// Slots sealed as (slot, hash, generation).
@@ -97,6 +99,7 @@ enum Operation {
         node: usize,
         draining: bool,
     },
+    Claim(claims::Operation),
 }
 
 fn declare() -> impl Strategy<Value = Declare> {
@@ -191,6 +194,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0..2usize, variant).prop_map(|(namespace, variant)| Operation::Create { namespace, variant }),
         1 => (0..2usize, any::<bool>()).prop_map(|(namespace, force)| Operation::Delete { namespace, force }),
         1 => (0..NODES.len(), any::<bool>()).prop_map(|(node, draining)| Operation::Drain { node, draining }),
+        12 => claims::operation().prop_map(Operation::Claim),
     ]
 }
 
@@ -313,7 +317,12 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
             assert_eq!(outcome.is_ok(), model.drain(*n, *draining));
             Vec::new()
         }
+        Operation::Claim(operation) => {
+            claims::run(directory, model, operation);
+            Vec::new()
+        }
     };
+    model.end_claims();
     let closed: BTreeSet<u64> = effects
         .iter()
         .filter_map(|effect| match effect {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Added, Change, Declare, HIDE, LIMITS, NodeState, PURGE, SLOTS, Said};
+use super::{Added, Change, Declare, HIDE, LIMITS, NodeState, PURGE, SLOTS, Said, claims::Lease};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
@@ -17,6 +17,8 @@ pub(super) struct Model {
     pub(super) namespaces: BTreeMap<usize, u32>,
     /// Sessions the last operation closed.
     pub(super) closed: BTreeSet<u64>,
+    /// By their tokens, as the directory gave them out.
+    pub(super) leases: BTreeMap<u64, Lease>,
 }
 
 #[derive(Debug, Clone)]
@@ -319,6 +321,7 @@ impl Model {
             let node = self.node(index);
             node.clear(change.region, &change.removed)?;
             node.seal(change.region, &change.added, &fresh)?;
+            self.fulfil(index, change.region, &change.added);
         }
         self.node(index).applied = seq;
         Ok(())
@@ -384,6 +387,7 @@ impl Model {
         }
         for (region, added) in sealed {
             self.node(index).seal(*region, added, &fresh)?;
+            self.fulfil(index, *region, added);
         }
         let node = self.node(index);
         let SyncState::Receiving { seq, named } = &mut node.sync else {
