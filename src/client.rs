@@ -12,7 +12,10 @@ use hyper_util::rt::TokioIo;
 use kvferry_agent::config::{default_socket_path, host_name};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
-    pb::{agent_client::AgentClient, coordinator_client::CoordinatorClient},
+    pb::{
+        agent_client::AgentClient, claims_client::ClaimsClient,
+        coordinator_client::CoordinatorClient, local_claims_client::LocalClaimsClient,
+    },
     reason_of,
 };
 use tokio::net::UnixStream;
@@ -230,6 +233,18 @@ impl Call {
 
 /// Connects to a coordinator.
 pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
+    let channel = coordinator_channel(url).await?;
+    Ok(CoordinatorClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// The same, for its claims.
+pub(crate) async fn claims(url: &str) -> Result<ClaimsClient<Channel>, ClientError> {
+    Ok(ClaimsClient::new(coordinator_channel(url).await?))
+}
+
+async fn coordinator_channel(url: &str) -> Result<Channel, ClientError> {
     let bad = || ClientError::BadUrl {
         url: url.to_owned(),
     };
@@ -238,20 +253,29 @@ pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
         return Err(bad());
     }
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
-    let channel = endpoint
+    endpoint
         .connect()
         .await
         .map_err(|source| ClientError::NoCoordinator {
             url: url.to_owned(),
             source,
-        })?;
-    Ok(CoordinatorClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
 }
 
 /// Connects to the agent behind a unix socket.
 pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
+    let channel = agent_channel(socket).await?;
+    Ok(AgentClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// The same, for its claims.
+pub(crate) async fn local_claims(socket: &Path) -> Result<LocalClaimsClient<Channel>, ClientError> {
+    Ok(LocalClaimsClient::new(agent_channel(socket).await?))
+}
+
+async fn agent_channel(socket: &Path) -> Result<Channel, ClientError> {
     let path = socket.to_owned();
     // The address is for the HTTP headers only: the connector goes to the socket.
     let endpoint = Endpoint::from_static("http://agent.local").connect_timeout(CONNECT_BOUND);
@@ -259,16 +283,13 @@ pub(crate) async fn agent(socket: &Path) -> Result<Agent, ClientError> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel = endpoint
+    endpoint
         .connect_with_connector(connector)
         .await
         .map_err(|source| ClientError::NoAgent {
             socket: socket.to_owned(),
             source,
-        })?;
-    Ok(AgentClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-        .max_encoding_message_size(MAX_MESSAGE_BYTES))
+        })
 }
 
 #[cfg(test)]

@@ -57,6 +57,7 @@ async fn run(cli: Cli) -> Result<Done, Failure> {
         Command::Locate(args) => Ok(commands::locate::run(args).await?),
         Command::Nodes(args) => Ok(commands::nodes::run(args).await?),
         Command::Namespaces(args) => Ok(commands::namespaces::run(args).await?),
+        Command::Claims(args) => Ok(commands::claims::run(args).await?),
         Command::Stats(args) => Ok(commands::stats::run(args).await?),
         Command::Doctor(args) => Ok(commands::doctor::run(args).await?),
         Command::Completions { shell } => Ok(commands::completions(shell)?),

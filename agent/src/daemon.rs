@@ -193,6 +193,7 @@ impl Agent {
             identity: identity.clone(),
             defaults: defaults(&config),
             imports: Default::default(),
+            leases: Default::default(),
             pulls: PullCounters::default(),
             holders: AtomicU64::new(1),
             start: Instant::now(),
@@ -420,6 +421,7 @@ async fn serve_local(
     };
     let serving = Server::builder()
         .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
+        .add_service(api.clone().claims_server())
         .add_service(api.server())
         .serve_with_incoming_shutdown(
             tokio_stream::wrappers::ReceiverStream::new(incoming),
@@ -465,6 +467,7 @@ async fn housekeeping(
             },
             _ = tick.tick() => {
                 api.store.tick(api.now());
+                api.leases.expire(api.now());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod bench;
+pub(crate) mod claims;
 pub(crate) mod coordinator;
 pub(crate) mod doctor;
 pub(crate) mod get;

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod chaos;
+mod claims;
 mod cluster;
 mod coordinator_restart;
 mod engine;

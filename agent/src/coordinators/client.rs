@@ -8,7 +8,9 @@ use std::{
 
 use kvferry_proto::{
     InvalidMessage, Labels, MAX_MESSAGE_BYTES, NamespaceName, NamespaceSpec, NodeId, PackedHashes,
-    Reason, pb, pb::coordinator_client::CoordinatorClient, reason_of,
+    Reason, pb,
+    pb::{claims_client::ClaimsClient, coordinator_client::CoordinatorClient},
+    reason_of,
 };
 use tokio::time::{Instant, timeout_at};
 use tonic::{
@@ -77,6 +79,8 @@ pub struct BadAddress {
 #[derive(Debug)]
 pub struct Coordinators {
     clients: Vec<(String, CoordinatorClient<Channel>)>,
+    /// Over the same connections, in the same order.
+    pub(super) claims: Vec<(String, ClaimsClient<Channel>)>,
     /// The one that answered last; the next call starts there.
     preferred: AtomicUsize,
 }
@@ -87,18 +91,18 @@ impl Coordinators {
     /// # Errors
     /// [`BadAddress`].
     pub fn new(addresses: &[String]) -> Result<Self, BadAddress> {
-        let clients = addresses
-            .iter()
-            .map(|address| {
-                let channel = endpoint(address)?.connect_lazy();
-                let client = CoordinatorClient::new(channel)
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                    .max_encoding_message_size(MAX_MESSAGE_BYTES);
-                Ok((address.clone(), client))
-            })
-            .collect::<Result<_, _>>()?;
+        let (mut clients, mut claims) = (Vec::new(), Vec::new());
+        for address in addresses {
+            let channel = endpoint(address)?.connect_lazy();
+            let client = CoordinatorClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            clients.push((address.clone(), client));
+            claims.push((address.clone(), ClaimsClient::new(channel)));
+        }
         Ok(Self {
             clients,
+            claims,
             preferred: AtomicUsize::new(0),
         })
     }
@@ -199,43 +203,54 @@ impl Coordinators {
         ask: impl AsyncFn(CoordinatorClient<Channel>, Request<M>) -> Result<Response<A>, Status>,
     ) -> Result<(&str, A), CoordinatorError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let count = self.clients.len();
-        let mut last = ("none", "none is configured".to_owned());
-        for turn in 0..count {
-            let index = (first + turn) % count;
-            let (address, client) = &self.clients[index];
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = if turn + 1 == count {
-                left
-            } else {
-                left / SHARE_OF_DEADLINE
-            };
-            let mut request = Request::new(message.clone());
-            request.set_timeout(share);
-            let until = Instant::now() + share;
-            match timeout_at(until, ask(client.clone(), request)).await {
-                Ok(Ok(answer)) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok((address, answer.into_inner()));
-                }
-                Ok(Err(status)) => match refused(&status) {
-                    Some(error) => return Err(error),
-                    None => last = (address, describe(&status)),
-                },
-                Err(_) => {
-                    last = (
-                        address,
-                        format!("no answer within {} ms", share.as_millis()),
-                    );
-                }
+        let (index, answer) = ask_in_turn(&self.clients, first, deadline, message, ask).await?;
+        self.preferred.store(index, Ordering::Relaxed);
+        Ok((&self.clients[index].0, answer))
+    }
+}
+
+/// Asks one after the other, from `first` on, until one answers, within the deadline; which one it
+/// was comes with the answer.
+pub(super) async fn ask_in_turn<C: Clone, M: Clone, A>(
+    clients: &[(String, C)],
+    first: usize,
+    deadline: Instant,
+    message: M,
+    ask: impl AsyncFn(C, Request<M>) -> Result<Response<A>, Status>,
+) -> Result<(usize, A), CoordinatorError> {
+    let count = clients.len();
+    let mut last = ("none", "none is configured".to_owned());
+    for turn in 0..count {
+        let index = (first + turn) % count;
+        let (address, client) = &clients[index];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = if turn + 1 == count {
+            left
+        } else {
+            left / SHARE_OF_DEADLINE
+        };
+        let mut request = Request::new(message.clone());
+        request.set_timeout(share);
+        let until = Instant::now() + share;
+        match timeout_at(until, ask(client.clone(), request)).await {
+            Ok(Ok(answer)) => return Ok((index, answer.into_inner())),
+            Ok(Err(status)) => match refused(&status) {
+                Some(error) => return Err(error),
+                None => last = (address, describe(&status)),
+            },
+            Err(_) => {
+                last = (
+                    address,
+                    format!("no answer within {} ms", share.as_millis()),
+                );
             }
         }
-        Err(CoordinatorError::Unreachable {
-            tried: count,
-            address: last.0.to_owned(),
-            detail: last.1,
-        })
     }
+    Err(CoordinatorError::Unreachable {
+        tried: count,
+        address: last.0.to_owned(),
+        detail: last.1,
+    })
 }
 
 /// What to ask [`Coordinators::locate`].

@@ -1,8 +1,10 @@
 //! The agent as a client of its coordinators.
 
+mod claims;
 mod client;
 mod located;
 
+pub use claims::{ClaimedBlocks, Granted};
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
 pub(crate) use client::{describe, endpoint};
 pub use located::{Located, LocatedCandidate, OwnerRegion};

@@ -79,7 +79,7 @@ impl claims_server::Claims for ClaimsService {
         Ok(Response::new(pb::ListClaimsResponse {
             claims: list.claims,
             leases: list.leases,
-            listed: list.listed.into_iter().map(lease).collect(),
+            listed: list.listed.iter().map(lease).collect(),
         }))
     }
 }
@@ -140,7 +140,7 @@ fn response(claimed: Claimed, ttl: Duration) -> pb::ClaimResponse {
     }
 }
 
-fn lease(lease: ClaimLease) -> pb::ClaimLease {
+fn lease(lease: &ClaimLease) -> pb::ClaimLease {
     pb::ClaimLease {
         namespace: lease.namespace.to_string(),
         node: lease.node.to_string(),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent;
+mod claims;
 mod lifecycle;
 mod locate;
 mod sessions;

@@ -1,7 +1,9 @@
 //! The local API. One file per group of calls; this one is the switchboard.
 
+mod claims;
 mod get;
 mod imports;
+mod leases;
 mod lookup;
 mod pull;
 mod put;
@@ -67,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
+    pub(crate) leases: leases::Leases,
     pub(crate) pulls: PullCounters,
     /// Numbers the agent's own writers: pulls and puts.
     pub(crate) holders: AtomicU64,

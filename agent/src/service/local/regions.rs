@@ -159,6 +159,7 @@ impl LocalApi {
         }
         self.store
             .release_holder(crate::region::Holder::Client(client));
+        self.release_claims_of(client);
     }
 
     pub(super) fn describe_region(&self, region: &Region) -> pb::RegionInfo {
