@@ -2,7 +2,14 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 5] = ["types", "coordinator", "agent", "peer", "claims"];
+const FILES: [&str; 6] = [
+    "types",
+    "coordinator",
+    "agent",
+    "peer",
+    "claims",
+    "locations",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

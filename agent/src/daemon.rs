@@ -422,6 +422,7 @@ async fn serve_local(
     let serving = Server::builder()
         .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
         .add_service(api.clone().claims_server())
+        .add_service(api.clone().locations_server())
         .add_service(api.server())
         .serve_with_incoming_shutdown(
             tokio_stream::wrappers::ReceiverStream::new(incoming),

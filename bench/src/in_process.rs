@@ -158,6 +158,7 @@ fn look_up(
             host_id: "",
             prefer: &Labels::default(),
             exclude: None,
+            locations: false,
         };
         let start = cpu_time();
         let located = directory.locate(&query);

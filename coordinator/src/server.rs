@@ -20,7 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     ConfigError, CoordinatorConfig,
     directory::DirectoryConfig,
-    service::{ClaimsService, CoordinatorRouter, Hub, HubConfig},
+    service::{ClaimsService, CoordinatorRouter, Hub, HubConfig, LocationsService},
 };
 
 /// The name health answers for.
@@ -169,6 +169,7 @@ impl Coordinator {
                 .add_service(reflection)
                 .add_service(service)
                 .add_service(ClaimsService::server(self.hub.clone()))
+                .add_service(LocationsService::server(self.hub.clone()))
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();

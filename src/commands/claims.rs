@@ -74,6 +74,7 @@ pub(crate) async fn run(args: ClaimsArgs) -> Result<Done, ToolError> {
                 hashes: Some(pack(&hashes).map_err(ToolError::Usage)?.into()),
                 ttl_ms,
                 keep_on_disconnect: true,
+                purpose: pb::ClaimPurpose::Produce.into(),
             };
             let answer = call.answer(agent.claim_blocks(request)).await?;
             print_claimed(&hashes, &answer, args.json)

@@ -38,6 +38,7 @@ impl Claimant {
             hashes: Some(pack(&hashes(blocks))),
             ttl_ms: 0,
             keep_on_disconnect: keep,
+            purpose: 0,
         };
         self.0.claim_blocks(request).await.unwrap().into_inner()
     }

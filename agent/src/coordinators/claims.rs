@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use kvferry_proto::{Incarnation, InvalidMessage, NamespaceName, NodeId, PackedHashes, pb};
+use kvferry_proto::{InvalidMessage, pb};
 use tokio::time::Instant;
 
 use super::{CoordinatorError, Coordinators, client::ask_in_turn};
@@ -35,26 +35,16 @@ pub struct ClaimedBlocks {
 }
 
 impl Coordinators {
-    /// Claims blocks for this node.
+    /// Claims so many blocks.
     ///
     /// # Errors
     /// [`CoordinatorError`]; on an outage some may have been granted all the same, until they expire.
     pub async fn claim(
         &self,
-        namespace: &NamespaceName,
-        hashes: PackedHashes,
-        claimant: (&NodeId, Incarnation),
-        ttl_ms: u32,
+        message: pb::ClaimRequest,
+        asked: usize,
         deadline: Instant,
     ) -> Result<ClaimedBlocks, CoordinatorError> {
-        let asked = hashes.len();
-        let message = pb::ClaimRequest {
-            namespace: namespace.to_string(),
-            hashes: Some(hashes.into()),
-            node: claimant.0.to_string(),
-            incarnation: claimant.1.get(),
-            ttl_ms,
-        };
         let ask = async |mut client: Client, request| client.claim(request).await;
         let (at, answer) = ask_in_turn(&self.claims, 0, deadline, message, ask).await?;
         check(answer, asked, at).map_err(|source| CoordinatorError::Nonsense {

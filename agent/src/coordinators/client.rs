@@ -9,7 +9,10 @@ use std::{
 use kvferry_proto::{
     InvalidMessage, Labels, MAX_MESSAGE_BYTES, NamespaceName, NamespaceSpec, NodeId, PackedHashes,
     Reason, pb,
-    pb::{claims_client::ClaimsClient, coordinator_client::CoordinatorClient},
+    pb::{
+        claims_client::ClaimsClient, coordinator_client::CoordinatorClient,
+        locations_client::LocationsClient,
+    },
     reason_of,
 };
 use tokio::time::{Instant, timeout_at};
@@ -81,8 +84,9 @@ pub struct Coordinators {
     clients: Vec<(String, CoordinatorClient<Channel>)>,
     /// Over the same connections, in the same order.
     pub(super) claims: Vec<(String, ClaimsClient<Channel>)>,
+    pub(super) locations: Vec<(String, LocationsClient<Channel>)>,
     /// The one that answered last; the next call starts there.
-    preferred: AtomicUsize,
+    pub(super) preferred: AtomicUsize,
 }
 
 impl Coordinators {
@@ -91,18 +95,23 @@ impl Coordinators {
     /// # Errors
     /// [`BadAddress`].
     pub fn new(addresses: &[String]) -> Result<Self, BadAddress> {
-        let (mut clients, mut claims) = (Vec::new(), Vec::new());
+        let (mut clients, mut claims, mut locations) = (Vec::new(), Vec::new(), Vec::new());
         for address in addresses {
             let channel = endpoint(address)?.connect_lazy();
             let client = CoordinatorClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
             clients.push((address.clone(), client));
-            claims.push((address.clone(), ClaimsClient::new(channel)));
+            claims.push((address.clone(), ClaimsClient::new(channel.clone())));
+            let client = LocationsClient::new(channel)
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            locations.push((address.clone(), client));
         }
         Ok(Self {
             clients,
             claims,
+            locations,
             preferred: AtomicUsize::new(0),
         })
     }
@@ -136,6 +145,7 @@ impl Coordinators {
                 .into_iter()
                 .collect(),
             exclude_node: request.exclude.to_string(),
+            with_locations: false,
         };
         let (address, answer) = self
             .call(deadline, message, async |mut client, request| {

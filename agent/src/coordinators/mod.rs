@@ -3,6 +3,7 @@
 mod claims;
 mod client;
 mod located;
+mod locations;
 
 pub use claims::{ClaimedBlocks, Granted};
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};

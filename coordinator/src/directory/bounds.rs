@@ -16,6 +16,8 @@ pub struct Bounds {
     pub slots: u64,
     /// Claims held at a time, over all nodes and namespaces.
     pub claims: u64,
+    /// Blocks with a location, over all namespaces. Over it the least recently used are forgotten.
+    pub locations: u64,
 }
 
 impl Bounds {
@@ -29,6 +31,8 @@ impl Bounds {
     pub const DEFAULT_SLOTS: u64 = 1 << 27;
     /// What a thousand nodes compute at a time, a thousand blocks each; some 200 bytes a claim.
     pub const DEFAULT_CLAIMS: u64 = 1 << 20;
+    /// Some 200 bytes each: 3 GB when all are there.
+    pub const DEFAULT_LOCATIONS: u64 = 1 << 24;
 }
 
 impl Default for Bounds {
@@ -39,6 +43,7 @@ impl Default for Bounds {
             regions_per_node: Self::DEFAULT_REGIONS_PER_NODE,
             slots: Self::DEFAULT_SLOTS,
             claims: Self::DEFAULT_CLAIMS,
+            locations: Self::DEFAULT_LOCATIONS,
         }
     }
 }
@@ -53,6 +58,8 @@ pub(super) const MAX_CLAIMS_PER_NODE: u64 = 1 << 16;
 /// Hashes of one claim: a context of 128 Ki tokens in blocks of 16. They are answered for under one
 /// lock, in some two milliseconds.
 pub const MAX_HASHES_PER_CLAIM: usize = 1 << 13;
+/// Hashes of one change of locations: some milliseconds under the namespace's lock of locations.
+pub const MAX_HASHES_PER_PUT: usize = 1 << 13;
 /// How long a lease lasts where the request doesn't say: some times what a long prefill takes.
 pub const DEFAULT_CLAIM_TTL: Duration = Duration::from_secs(30);
 /// The longest: a claimant that hangs keeps others from its blocks for so long.
@@ -122,6 +129,13 @@ impl BoundReached {
             what: "claims of one node",
             limit: MAX_CLAIMS_PER_NODE,
             remedy: "publish or release some before claiming more",
+        }
+    }
+    pub(super) fn hashes_per_put() -> Self {
+        Self {
+            what: "hashes of one change of locations",
+            limit: MAX_HASHES_PER_PUT as u64,
+            remedy: "split it",
         }
     }
     pub(super) fn hashes_per_claim() -> Self {

@@ -1,6 +1,12 @@
 //! Namespaces and regions. Knows nothing of sessions, liveness or ranking.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use kvferry_proto::{NamespaceName, NamespaceSpec, RegionId};
@@ -31,6 +37,10 @@ pub(super) struct Catalog {
     garbage: Vec<Garbage>,
     /// Slots of all regions, sealed or not; not of those that went.
     slots: u64,
+    /// Blocks with a location, over all namespaces.
+    pub(super) located: AtomicU64,
+    /// Uses of locations so far, over all namespaces: what tells which was used last.
+    pub(super) uses: AtomicU64,
 }
 
 /// A deleted namespace: dropping it takes as long as it is large.
@@ -50,6 +60,8 @@ impl Catalog {
             sweeps: Sweeps::default(),
             garbage: Vec::new(),
             slots: 0,
+            located: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
         }
     }
 
@@ -92,6 +104,10 @@ impl Catalog {
         Some(&self.namespaces.get(handle)?.spec)
     }
 
+    pub(super) fn find_mut(&mut self, name: &NamespaceName) -> Option<&mut Namespace> {
+        self.namespaces.get_mut(*self.names.get(name)?)
+    }
+
     /// In order of their names.
     pub(super) fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.names
@@ -115,6 +131,8 @@ impl Catalog {
         else {
             return Vec::new();
         };
+        let located = namespace.locations.lock().len() as u64;
+        self.located.fetch_sub(located, Ordering::Relaxed);
         let mut regions = Vec::new();
         for gone in self.sweeps.forget(|region| {
             let region = self.regions.get(region);

@@ -1,7 +1,7 @@
 //! The exclusive, expiring right to produce or store a block.
 //!
-//! A claim is its lease's until the claimant's node publishes the block, the lease is released or
-//! expires, or the node's incarnation ends. Nothing rests on it but saved work: whoever publishes a
+//! A claim is its lease's until the claimant's node publishes the block (or puts it at a location under
+//! the lease's token), the lease is released or expires, or the node's incarnation ends. Nothing rests on it but saved work: whoever publishes a
 //! block without a claim has published it, and from then on everybody is told that it is stored.
 
 use std::{
@@ -15,7 +15,7 @@ use kvferry_proto::{BlockHash, HashError, Incarnation, NamespaceName, NodeId, Pa
 use super::{
     BoundReached, Directory, NamespaceUnknown, NodeUnknown, SealedSlots,
     bounds::MAX_HASHES_PER_CLAIM,
-    leases::{Leases, Taken},
+    leases::{Leases, Scope, Taken},
     node::NodeState,
 };
 
@@ -33,8 +33,19 @@ pub struct ClaimQuery<'a> {
     pub node: &'a NodeId,
     /// Its lifetime: the claims end with it.
     pub incarnation: Incarnation,
+    /// To do what.
+    pub purpose: ClaimPurpose,
     /// From now.
     pub ttl: Duration,
+}
+
+/// What a claim is a right to. Claims of different purposes know nothing of each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ClaimPurpose {
+    /// To compute a block. It is stored where readers are offered it, or it has a location.
+    Produce,
+    /// To store it at a location. It is stored where it has one.
+    Store,
 }
 
 /// The answer: one outcome per hash.
@@ -53,7 +64,7 @@ pub struct Claimed {
 pub enum ClaimOutcome {
     /// The asker's alone.
     Granted,
-    /// Readers are offered a copy.
+    /// It is there already.
     Stored,
     /// Another lease's: an index into [`Claimed::holders`].
     Claimed(u32),
@@ -146,7 +157,11 @@ impl Directory {
         let node = self.claimant(query)?;
         let mut leases = self.leases.lock();
         leases.expire(now);
-        let token = leases.open(handle, node, now.saturating_add(query.ttl));
+        let scope = Scope {
+            namespace: handle,
+            purpose: query.purpose,
+        };
+        let token = leases.open(scope, node, now.saturating_add(query.ttl));
         let mut answer = Answering {
             directory: self,
             now,
@@ -160,7 +175,9 @@ impl Directory {
             .index
             .look_up(query.hashes.as_bytes(), |mut copies| {
                 let hash = hashes.next().unwrap_or(&[]);
-                let stored = copies.any(|held| self.offers(held.owner.region));
+                let offered = query.purpose == ClaimPurpose::Produce
+                    && copies.any(|held| self.offers(held.owner.region));
+                let stored = offered || namespace.locations.lock().get(hash).is_some();
                 match answer.one(hash, stored) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(error) => ControlFlow::Break(error),
@@ -218,12 +235,12 @@ impl Directory {
         let mut list = ClaimList::default();
         let of_it = leases
             .iter()
-            .filter(|l| only.is_none_or(|n| n == l.namespace));
+            .filter(|l| only.is_none_or(|n| n == l.scope.namespace));
         for lease in of_it {
             list.claims += lease.left;
             list.leases += 1;
             let named = (
-                self.catalog.spec_at(lease.namespace),
+                self.catalog.spec_at(lease.scope.namespace),
                 self.nodes.get(lease.node),
             );
             if let (Some(spec), Some(node)) = named

@@ -10,31 +10,39 @@ use std::{
 
 use kvferry_proto::BlockHash;
 
-use super::{BoundReached, Bounds, bounds::MAX_CLAIMS_PER_NODE};
+use super::{BoundReached, Bounds, ClaimPurpose, bounds::MAX_CLAIMS_PER_NODE};
 
 /// Hashes of ended leases forgotten with every operation: more than one operation can add in a slice,
 /// so that the table does not grow where nobody sweeps.
 const FORGOTTEN_AT_ONCE: usize = 2_048;
+
+/// What a claim is a right to: what is right to one is none to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Scope {
+    /// A handle.
+    pub(super) namespace: u32,
+    pub(super) purpose: ClaimPurpose,
+}
 
 /// All leases of one directory.
 #[derive(Debug)]
 pub(super) struct Leases {
     most: u64,
     next_token: u64,
-    /// By namespace. A token whose lease has ended is no claim.
-    claims: HashMap<u32, HashMap<BlockHash, u64>>,
+    /// By scope. A token whose lease has ended is no claim.
+    claims: HashMap<Scope, HashMap<BlockHash, u64>>,
     leases: HashMap<u64, Lease>,
     due: BTreeSet<(Duration, u64)>,
     held: u64,
     held_by: HashMap<u32, u64>,
     /// What ended leases had claimed, to be forgotten.
-    ended: Vec<(u32, u64, Vec<BlockHash>)>,
+    ended: Vec<(Scope, u64, Vec<BlockHash>)>,
 }
 
 /// What was granted to one asker in one call.
 #[derive(Debug)]
 pub(super) struct Lease {
-    pub(super) namespace: u32,
+    pub(super) scope: Scope,
     /// A handle; its leases end before it is used for another node.
     pub(super) node: u32,
     pub(super) expires: Duration,
@@ -69,7 +77,7 @@ impl Leases {
     }
 
     /// An empty lease; its token comes back. One that is empty in the end is to be ended.
-    pub(super) fn open(&mut self, namespace: u32, node: u32, expires: Duration) -> u64 {
+    pub(super) fn open(&mut self, scope: Scope, node: u32, expires: Duration) -> u64 {
         let token = loop {
             self.next_token = self.next_token.wrapping_add(1);
             // Zero stands for none.
@@ -78,7 +86,7 @@ impl Leases {
             }
         };
         let lease = Lease {
-            namespace,
+            scope,
             node,
             expires,
             left: 0,
@@ -95,8 +103,8 @@ impl Leases {
             // Opened just now, and nothing ends it while it is filled.
             return Ok(Taken::Others(token));
         };
-        let (namespace, node) = (lease.namespace, lease.node);
-        let known = self.claims.get(&namespace).and_then(|all| all.get(hash));
+        let (scope, node) = (lease.scope, lease.node);
+        let known = self.claims.get(&scope).and_then(|all| all.get(hash));
         match known.copied() {
             Some(own) if own == token => return Ok(Taken::Own),
             Some(other) if self.leases.contains_key(&other) => return Ok(Taken::Others(other)),
@@ -109,7 +117,7 @@ impl Leases {
         if of_node >= MAX_CLAIMS_PER_NODE {
             return Err(BoundReached::claims_of_node());
         }
-        let claims = self.claims.entry(namespace).or_default();
+        let claims = self.claims.entry(scope).or_default();
         claims.insert(*hash, token);
         if let Some(lease) = self.leases.get_mut(&token) {
             lease.hashes.push(*hash);
@@ -120,14 +128,18 @@ impl Leases {
         Ok(Taken::Own)
     }
 
-    /// The node published these blocks: its claims to them are done with. Says how many.
+    /// The node published these blocks: its claims to produce them are done with. Says how many.
     pub(super) fn fulfil<'a>(
         &mut self,
         namespace: u32,
         node: u32,
         hashes: impl Iterator<Item = &'a [u8]>,
     ) -> u64 {
-        let Some(claims) = self.claims.get(&namespace).filter(|all| !all.is_empty()) else {
+        let scope = Scope {
+            namespace,
+            purpose: ClaimPurpose::Produce,
+        };
+        let Some(claims) = self.claims.get(&scope).filter(|all| !all.is_empty()) else {
             return 0;
         };
         let held: Vec<(u64, BlockHash)> = hashes
@@ -168,7 +180,7 @@ impl Leases {
         let Some(lease) = self.leases.get_mut(&token) else {
             return false;
         };
-        let claims = self.claims.get_mut(&lease.namespace);
+        let claims = self.claims.get_mut(&lease.scope);
         let Some(claims) = claims.filter(|claims| claims.get(hash) == Some(&token)) else {
             return false;
         };
@@ -200,7 +212,7 @@ impl Leases {
         self.due.remove(&(lease.expires, token));
         self.uncount(lease.node, lease.left);
         if lease.left > 0 {
-            self.ended.push((lease.namespace, token, lease.hashes));
+            self.ended.push((lease.scope, token, lease.hashes));
         }
         lease.left
     }
@@ -217,13 +229,15 @@ impl Leases {
 
     /// Ends every lease of a namespace that is deleted.
     pub(super) fn end_namespace(&mut self, namespace: u32) {
-        let of_it = self.leases.iter().filter(|(_, l)| l.namespace == namespace);
+        let of_it = self.leases.iter();
+        let of_it = of_it.filter(|(_, lease)| lease.scope.namespace == namespace);
         let tokens: Vec<u64> = of_it.map(|(token, _)| *token).collect();
         for token in tokens {
             self.end(token);
         }
-        self.ended.retain(|(other, _, _)| *other != namespace);
-        self.claims.remove(&namespace);
+        self.ended
+            .retain(|(scope, _, _)| scope.namespace != namespace);
+        self.claims.retain(|scope, _| scope.namespace != namespace);
     }
 
     /// Ends what has expired, and forgets some of what has ended.
@@ -245,11 +259,11 @@ impl Leases {
     pub(super) fn forget(&mut self, hashes: usize) {
         let mut left = hashes;
         while left > 0
-            && let Some((namespace, token, gone)) = self.ended.last_mut()
+            && let Some((scope, token, gone)) = self.ended.last_mut()
         {
             let some = gone.split_off(gone.len().saturating_sub(left));
             left -= some.len();
-            if let Some(claims) = self.claims.get_mut(namespace) {
+            if let Some(claims) = self.claims.get_mut(scope) {
                 for hash in some {
                     // It may be another lease's by now.
                     if claims.get(&hash) == Some(token) {
@@ -257,7 +271,7 @@ impl Leases {
                     }
                 }
                 if claims.is_empty() {
-                    self.claims.remove(namespace);
+                    self.claims.remove(scope);
                 }
             }
             if gone.is_empty() {

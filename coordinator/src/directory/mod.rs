@@ -11,6 +11,7 @@
 //! | `held`, `sweep` | slot tables and index, kept in step; what went is swept out in slices |
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
 //! | `claims`, `leases` | who may produce a block, and until when |
+//! | `locations`, `location_table`, `policy` | which blocks lie in shared storage, for how long, how many |
 //! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
 mod answer;
@@ -26,9 +27,12 @@ mod inventory;
 mod leases;
 mod liveness;
 mod locate;
+mod location_table;
+mod locations;
 mod message;
 mod namespace;
 mod node;
+mod policy;
 mod region;
 mod row;
 mod slab;
@@ -48,20 +52,22 @@ use parking_lot::Mutex;
 pub use answer::{Answer, LocateMode, LocateQuery, Located, LocatedOwner, OwnerRow};
 pub use bounds::{
     BoundReached, Bounds, DEFAULT_CANDIDATES, DEFAULT_CLAIM_TTL, MAX_CANDIDATES,
-    MAX_CANDIDATES_PER_ANSWER, MAX_CLAIM_TTL, MAX_HASHES_PER_CLAIM,
+    MAX_CANDIDATES_PER_ANSWER, MAX_CLAIM_TTL, MAX_HASHES_PER_CLAIM, MAX_HASHES_PER_PUT,
 };
 pub use catalog::Garbage;
 pub use claims::{
-    ClaimError, ClaimHolder, ClaimLease, ClaimList, ClaimOutcome, ClaimQuery, Claimed,
+    ClaimError, ClaimHolder, ClaimLease, ClaimList, ClaimOutcome, ClaimPurpose, ClaimQuery, Claimed,
 };
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
 };
 pub use locate::LocateError;
+pub use locations::{FoundLocations, LocationError, PutLocations, PutOutcome};
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
+pub use policy::NamespacePolicy;
 
 use catalog::Catalog;
 use leases::Leases;
@@ -124,10 +130,13 @@ impl Directory {
     /// Takes in what happened and says what is to be done.
     ///
     /// A shell that shares the directory with look-ups takes the steps apart: [`begin`](Self::begin)
-    /// or [`begin_shared`](Self::begin_shared), [`go_on`](Self::go_on), [`finish`](Self::finish), and
-    /// [`sweep`](Self::sweep) as long as there is something to sweep.
+    /// or [`begin_shared`](Self::begin_shared), [`go_on`](Self::go_on), [`finish`](Self::finish),
+    /// [`sweep`](Self::sweep) as long as there is something to sweep, and with every tick
+    /// [`tidy`](Self::tidy).
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+        let tick = matches!(event, Event::Tick);
         let effects = self.all_steps(now, event);
+        while tick && self.tidy(now, SWEPT_AT_ONCE as usize) {}
         self.sweep(SWEPT_AT_ONCE);
         self.reap();
         effects

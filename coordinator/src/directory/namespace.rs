@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use kvferry_proto::{NamespaceName, NamespaceSpec};
+use parking_lot::Mutex;
 
-use super::{BoundReached, index::Index};
+use super::{BoundReached, NamespacePolicy, index::Index, location_table::LocationTable};
 
 /// What it is, and who owns its blocks.
 #[derive(Debug)]
@@ -13,6 +14,9 @@ pub(super) struct Namespace {
     pub(super) index: Index,
     /// Handles of the regions that are part of it; not those that went.
     pub(super) regions: BTreeSet<u32>,
+    pub(super) policy: NamespacePolicy,
+    /// Its lock is taken last of all, and no two of them at a time.
+    pub(super) locations: Mutex<LocationTable>,
 }
 
 impl Namespace {
@@ -21,6 +25,8 @@ impl Namespace {
             index: Index::new(spec.hash_len),
             spec,
             regions: BTreeSet::new(),
+            policy: NamespacePolicy::default(),
+            locations: Mutex::default(),
         }
     }
 

@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status};
 
 use super::{hub::Hub, parse, status};
 use crate::directory::{
-    ClaimHolder, ClaimLease, ClaimOutcome, ClaimQuery, Claimed, DEFAULT_CLAIM_TTL, MAX_CLAIM_TTL,
+    ClaimHolder, ClaimLease, ClaimOutcome, ClaimPurpose, ClaimQuery, Claimed, DEFAULT_CLAIM_TTL,
+    MAX_CLAIM_TTL,
 };
 
 /// `kvferry.v1.Claims` over one directory.
@@ -86,6 +87,10 @@ impl claims_server::Claims for ClaimsService {
 
 #[allow(clippy::result_large_err)] // tonic's signature
 fn claim(hub: &Hub, request: pb::ClaimRequest) -> Result<pb::ClaimResponse, Status> {
+    let purpose = match request.purpose() {
+        pb::ClaimPurpose::Produce | pb::ClaimPurpose::Unspecified => ClaimPurpose::Produce,
+        pb::ClaimPurpose::Store => ClaimPurpose::Store,
+    };
     let namespace = NamespaceName::new(&request.namespace).map_err(InvalidMessage::from)?;
     let hashes = request.hashes.ok_or(InvalidMessage::Missing("hashes"))?;
     let hashes = parse::hashes(hashes).map_err(status::message)?;
@@ -97,6 +102,7 @@ fn claim(hub: &Hub, request: pb::ClaimRequest) -> Result<pb::ClaimResponse, Stat
         hashes: &hashes,
         node: &node,
         incarnation,
+        purpose,
         ttl,
     };
     let directory = hub.read();

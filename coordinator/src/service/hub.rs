@@ -199,6 +199,17 @@ impl Hub {
         if due {
             self.handle_alone(Event::Tick);
         }
+        self.tidy();
+    }
+
+    /// Forgets locations whose time is over. Between two slices others come in.
+    fn tidy(&self) {
+        let mut state = self.state.read();
+        if state.directory.tidy_is_due(self.now()) {
+            while state.directory.tidy(self.now(), SLICE) {
+                RwLockReadGuard::bump(&mut state);
+            }
+        }
     }
 
     /// Sweeps out what went whenever something did. Never returns.

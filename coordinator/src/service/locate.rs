@@ -67,6 +67,7 @@ fn ask(
         host_id: &request.host_id,
         prefer: &prefer,
         exclude: exclude.as_ref(),
+        locations: request.with_locations,
     };
     find(&query).map_err(|error| status::locate(&error))
 }
@@ -80,6 +81,9 @@ fn response(located: Located) -> pb::LocateResponse {
         slots: located.slots,
         generations: located.generations,
         checksums: located.checksums,
+        locations: located.locations,
+        location_blocks: located.location_blocks,
+        location_index: located.location_index,
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod claims;
 mod hub;
 pub(crate) mod locate;
+mod locations;
 mod outbound;
 pub mod parse;
 mod router;
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use claims::ClaimsService;
 pub(crate) use hub::{Hub, HubConfig};
+pub(crate) use locations::LocationsService;
 use outbound::Outbound;
 pub(crate) use router::CoordinatorRouter;
 

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 
 use crate::directory::{
     BoundReached, ClaimError, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
-    NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal,
+    LocationError, NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal,
 };
 
 pub(super) fn bound(error: &BoundReached) -> Status {
@@ -49,7 +49,9 @@ pub(super) fn locate(error: &LocateError) -> Status {
     match error {
         LocateError::NamespaceUnknown(error) => namespace_unknown(error),
         LocateError::HashLength(_) => refusal(Code::InvalidArgument, Reason::HashLength, text),
-        LocateError::TooManyCandidates { .. } | LocateError::TooManyOwners => {
+        LocateError::TooManyCandidates { .. }
+        | LocateError::TooManyOwners
+        | LocateError::TooManyLocations => {
             refusal(Code::ResourceExhausted, Reason::BoundReached, text)
         }
     }
@@ -63,6 +65,16 @@ pub(super) fn claim(error: &ClaimError) -> Status {
         ClaimError::NodeUnknown(error) => node_unknown(error),
         ClaimError::Fenced { .. } => refusal(Code::FailedPrecondition, Reason::Fenced, text),
         ClaimError::Bound(error) => bound(error),
+    }
+}
+
+pub(super) fn location(error: &LocationError) -> Status {
+    match error {
+        LocationError::NamespaceUnknown(error) => namespace_unknown(error),
+        LocationError::HashLength(_) => {
+            refusal(Code::InvalidArgument, Reason::HashLength, error.to_string())
+        }
+        LocationError::Bound(error) => bound(error),
     }
 }
 

@@ -11,6 +11,7 @@ fn claim(node: &str, hashes: &[u64]) -> pb::ClaimRequest {
         node: node.into(),
         incarnation: 1,
         ttl_ms: 0,
+        purpose: 0,
     }
 }
 

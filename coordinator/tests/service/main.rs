@@ -7,6 +7,7 @@ mod agent;
 mod claims;
 mod lifecycle;
 mod locate;
+mod locations;
 mod sessions;
 
 use std::{future::Future, time::Duration};

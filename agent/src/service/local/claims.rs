@@ -27,6 +27,7 @@ impl LocalApi {
         client: ClientId,
         request: pb::ClaimBlocksRequest,
     ) -> Result<pb::ClaimResponse, Status> {
+        let purpose = request.purpose();
         let deadline = self.control_deadline();
         let spec = self.namespace(&request.namespace, deadline).await?;
         let hashes = unpack(request.hashes, spec.hash_len)?.to_hashes();
@@ -38,7 +39,11 @@ impl LocalApi {
                 format!("{MAX_LEASES} leases of claims are held on this host: release some"),
             ));
         }
-        let local = self.store.find_many(&spec.name, &hashes);
+        let local = match purpose {
+            // What is in memory may lie nowhere else.
+            pb::ClaimPurpose::Store => vec![None; hashes.len()],
+            _ => self.store.find_many(&spec.name, &hashes),
+        };
         let unknown: Vec<usize> = (0..hashes.len()).filter(|i| local[*i].is_none()).collect();
         let mut response = pb::ClaimResponse {
             states: vec![pb::ClaimState::Stored.into(); hashes.len()],
@@ -49,9 +54,16 @@ impl LocalApi {
         }
         let asked = unknown.iter().map(|i| &hashes[*i]);
         let asked = PackedHashes::pack(spec.hash_len, asked).or_status()?;
-        let claimant = (&self.identity.node, self.identity.incarnation);
+        let wanted = pb::ClaimRequest {
+            namespace: spec.name.to_string(),
+            hashes: Some(asked.into()),
+            node: self.identity.node.to_string(),
+            incarnation: self.identity.incarnation.get(),
+            ttl_ms: request.ttl_ms,
+            purpose: purpose.into(),
+        };
         let claimed = (self.coordinators)
-            .claim(&spec.name, asked, claimant, request.ttl_ms, deadline)
+            .claim(wanted, unknown.len(), deadline)
             .await
             .or_status()?;
         for (index, state) in unknown.iter().zip(&claimed.states) {

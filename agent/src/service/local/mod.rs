@@ -4,6 +4,7 @@ mod claims;
 mod get;
 mod imports;
 mod leases;
+mod locations;
 mod lookup;
 mod pull;
 mod put;

@@ -20,6 +20,7 @@ fn try_ask(
             hashes: &packed(hashes),
             node: &node(name),
             incarnation: incarnation(lifetime),
+            purpose: ClaimPurpose::Produce,
             ttl: at(1_000),
         },
     )

@@ -36,6 +36,7 @@ fn ask(directory: &Directory, ask: &Ask<'_>) -> Result<Located, LocateError> {
         host_id: ask.host,
         prefer: &labels(ask.prefer),
         exclude: ask.exclude.map(node).as_ref(),
+        locations: false,
     })
 }
 
@@ -199,6 +200,7 @@ fn what_cannot_be_answered_is_an_error_and_no_miss() {
         host_id: "",
         prefer: &prefer,
         exclude: None,
+        locations: false,
     };
     assert!(matches!(
         directory.locate(&query),

@@ -5,6 +5,7 @@ mod claims;
 mod inventories;
 mod liveness;
 mod locates;
+mod locations;
 mod model;
 mod namespaces;
 
@@ -204,6 +205,7 @@ fn find(directory: &Directory, hashes: &[u64]) -> Vec<Vec<String>> {
             host_id: "",
             prefer: &Labels::default(),
             exclude: None,
+            locations: false,
         })
         .unwrap();
     spell(&located)

@@ -108,6 +108,7 @@ pub(super) fn places(world: &World, directory: &Directory, hash: BlockHash) -> (
         host_id: "",
         prefer: &Labels::default(),
         exclude: None,
+        locations: false,
     });
     // Nobody has declared the namespace: nobody holds anything.
     let Ok(located) = located else {

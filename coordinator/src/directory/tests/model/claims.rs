@@ -9,12 +9,13 @@ use super::{
     simple::{Model, Standing},
 };
 use crate::directory::{
-    ClaimError, ClaimOutcome, ClaimQuery, Directory,
+    ClaimError, ClaimOutcome, ClaimPurpose, ClaimQuery, Directory,
     tests::{at, incarnation, namespace, node, packed},
 };
 
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
+    purpose: ClaimPurpose,
     namespace: usize,
     node: usize,
     incarnation: u64,
@@ -27,6 +28,7 @@ pub(super) enum Operation {
     Claim {
         node: usize,
         incarnation_skew: i64,
+        purpose: ClaimPurpose,
         namespace: usize,
         hashes: Vec<u64>,
         ttl_ms: u64,
@@ -42,17 +44,18 @@ pub(super) enum Operation {
 pub(super) fn operation() -> impl Strategy<Value = Operation> {
     let ttl = || prop_oneof![6 => 1_000..60_000u64, 1 => 0..2u64];
     let skew = prop_oneof![8 => Just(0i64), 1 => Just(1), 1 => Just(-1)];
-    let claim = (0..NODES.len(), skew, 0..2usize, vec(0..HASHES, 0..5), ttl());
-    let claim =
-        claim.prop_map(
-            |(node, incarnation_skew, namespace, hashes, ttl_ms)| Operation::Claim {
-                node,
-                incarnation_skew,
-                namespace,
-                hashes,
-                ttl_ms,
-            },
-        );
+    let purpose = prop_oneof![3 => Just(ClaimPurpose::Produce), 1 => Just(ClaimPurpose::Store)];
+    let asker = (0..NODES.len(), skew, purpose);
+    let claim = (asker, 0..2usize, vec(0..HASHES, 0..5), ttl()).prop_map(
+        |((node, incarnation_skew, purpose), namespace, hashes, ttl_ms)| Operation::Claim {
+            node,
+            incarnation_skew,
+            purpose,
+            namespace,
+            hashes,
+            ttl_ms,
+        },
+    );
     let some = option::weighted(0.6, vec(0..HASHES, 1..4));
     prop_oneof![
         6 => claim,
@@ -63,20 +66,20 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
 
 pub(super) fn run(directory: &mut Directory, model: &mut Model, operation: &Operation) {
     let now = model.now;
-    model.leases.retain(|_, lease| lease.expires > now);
+    model.expire_leases();
     match operation {
         Operation::Claim {
             node,
             incarnation_skew,
+            purpose,
             namespace,
             hashes,
             ttl_ms,
         } => {
             let lifetime = model.incarnation(*node, *incarnation_skew);
             let expires = now + at(*ttl_ms);
-            claim(
-                directory, model, *node, lifetime, *namespace, hashes, expires,
-            );
+            let asker = (*node, lifetime, *purpose);
+            claim(directory, model, asker, *namespace, hashes, expires);
         }
         Operation::Renew { lease, ttl_ms } => {
             let Some(token) = model.token(*lease) else {
@@ -110,8 +113,7 @@ pub(super) fn run(directory: &mut Directory, model: &mut Model, operation: &Oper
 fn claim(
     directory: &Directory,
     model: &mut Model,
-    asker: usize,
-    lifetime: u64,
+    (asker, lifetime, purpose): (usize, u64, ClaimPurpose),
     space: usize,
     hashes: &[u64],
     expires: Duration,
@@ -126,6 +128,7 @@ fn claim(
             hashes: &packed(hashes),
             node: &node(NODES[asker]),
             incarnation: incarnation(lifetime),
+            purpose,
             ttl: expires - now,
         },
     );
@@ -141,7 +144,7 @@ fn claim(
             return assert!(known.is_some_and(|known| known > lifetime));
         }
         Err(ClaimError::Bound(_)) => {
-            let free = |hash: &&u64| model.free(space, **hash);
+            let free = |hash: &&u64| model.free(purpose, space, **hash);
             let wanted: BTreeSet<&u64> = hashes.iter().filter(free).collect();
             return assert!(model.claims() + wanted.len() > LIMITS.claims as usize);
         }
@@ -153,15 +156,18 @@ fn claim(
     assert_eq!(told.outcomes.len(), hashes.len());
     for (hash, outcome) in hashes.iter().zip(&told.outcomes) {
         match outcome {
-            ClaimOutcome::Stored => assert!(unswept || model.stored(space, *hash)),
+            ClaimOutcome::Stored => assert!(unswept || model.stored(purpose, space, *hash)),
             ClaimOutcome::Granted => {
-                assert!(model.free(space, *hash), "{hash} is somebody's or stored");
+                assert!(
+                    model.free(purpose, space, *hash),
+                    "{hash} is somebody's or stored"
+                );
                 granted.insert(*hash);
             }
             ClaimOutcome::Claimed(row) => {
-                assert!(!model.stored(space, *hash));
+                assert!(!model.stored(purpose, space, *hash));
                 let holder = &told.holders[*row as usize];
-                let lease = model.holder(space, *hash).expect("it is nobody's");
+                let lease = model.holder(purpose, space, *hash).expect("it is nobody's");
                 assert_eq!(holder.node, node(NODES[lease.node]));
                 assert_eq!(holder.expires_in, lease.expires - now);
             }
@@ -171,6 +177,7 @@ fn claim(
     assert_eq!(told.token.is_some(), !granted.is_empty());
     if let Some(token) = told.token {
         let lease = Lease {
+            purpose,
             namespace: space,
             node: asker,
             incarnation: lifetime,
@@ -209,26 +216,46 @@ pub(super) fn compare(directory: &Directory, model: &Model) {
 }
 
 impl Model {
-    fn token(&self, lease: usize) -> Option<u64> {
+    pub(super) fn token(&self, lease: usize) -> Option<u64> {
         self.leases.keys().rev().nth(lease).copied()
+    }
+
+    pub(super) fn expire_leases(&mut self) {
+        let now = self.now;
+        self.leases.retain(|_, lease| lease.expires > now);
+    }
+
+    /// Under a lease these were stored.
+    pub(super) fn release(&mut self, token: u64, namespace: usize, hashes: &[u64]) {
+        let lease = self.leases.get_mut(&token);
+        if let Some(lease) = lease.filter(|lease| lease.namespace == namespace) {
+            lease.hashes.retain(|hash| !hashes.contains(hash));
+        }
     }
 
     fn claims(&self) -> usize {
         self.leases.values().map(|lease| lease.hashes.len()).sum()
     }
 
-    fn holder(&self, namespace: usize, hash: u64) -> Option<&Lease> {
+    fn holder(&self, purpose: ClaimPurpose, namespace: usize, hash: u64) -> Option<&Lease> {
         let mut leases = self.leases.values();
-        leases.find(|lease| lease.namespace == namespace && lease.hashes.contains(&hash))
+        leases.find(|lease| {
+            (lease.purpose, lease.namespace) == (purpose, namespace) && lease.hashes.contains(&hash)
+        })
     }
 
-    fn stored(&self, namespace: usize, hash: u64) -> bool {
+    pub(super) fn offered(&self, namespace: usize, hash: u64) -> bool {
         let owners = self.owners(namespace, hash);
         owners.iter().any(|owner| !self.hidden(owner.node))
     }
 
-    fn free(&self, namespace: usize, hash: u64) -> bool {
-        !self.stored(namespace, hash) && self.holder(namespace, hash).is_none()
+    fn stored(&self, purpose: ClaimPurpose, namespace: usize, hash: u64) -> bool {
+        let in_memory = purpose == ClaimPurpose::Produce && self.offered(namespace, hash);
+        in_memory || self.locations.find(namespace, hash).is_some()
+    }
+
+    fn free(&self, purpose: ClaimPurpose, namespace: usize, hash: u64) -> bool {
+        !self.stored(purpose, namespace, hash) && self.holder(purpose, namespace, hash).is_none()
     }
 
     /// A node published these.
@@ -239,7 +266,9 @@ impl Model {
         };
         let namespace = region.namespace;
         for lease in self.leases.values_mut() {
-            if (lease.node, lease.namespace) == (node, namespace) {
+            if (lease.node, lease.namespace, lease.purpose)
+                == (node, namespace, ClaimPurpose::Produce)
+            {
                 let published = |hash: &u64| added.iter().any(|slot| slot.1 == *hash);
                 lease.hashes.retain(|hash| !published(hash));
             }

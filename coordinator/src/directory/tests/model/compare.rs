@@ -41,6 +41,7 @@ pub(super) fn compare(directory: &Directory, model: &Model) {
     assert_eq!(directory.catalog.totals().1, slots);
     assert_eq!(directory.sessions.len(), model.sessions().count());
     claims::compare(directory, model);
+    locations::compare(directory, model);
 }
 
 fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &NamespaceName) {
@@ -55,6 +56,7 @@ fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &
         host_id: "",
         prefer: &prefer,
         exclude: None,
+        locations: false,
     };
     if !model.namespaces.contains_key(&index) {
         assert!(directory.namespace(name).is_err());
@@ -135,6 +137,7 @@ pub(super) fn compare_offered(directory: &Directory, model: &Model) {
             host_id: "",
             prefer: &Labels::default(),
             exclude: None,
+            locations: false,
         });
         let Ok(located) = located else {
             assert!(!model.namespaces.contains_key(&index));

@@ -3,6 +3,7 @@
 
 mod claims;
 mod compare;
+mod locations;
 mod simple;
 mod tame;
 
@@ -24,6 +25,7 @@ const LIMITS: Bounds = Bounds {
     regions_per_node: 2,
     slots: 5 * SLOTS as u64,
     claims: 5,
+    locations: 4,
 };
 
 /// Slots sealed as (slot, hash, generation).
@@ -100,6 +102,7 @@ enum Operation {
         draining: bool,
     },
     Claim(claims::Operation),
+    Locations(locations::Operation),
 }
 
 fn declare() -> impl Strategy<Value = Declare> {
@@ -195,6 +198,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0..2usize, any::<bool>()).prop_map(|(namespace, force)| Operation::Delete { namespace, force }),
         1 => (0..NODES.len(), any::<bool>()).prop_map(|(node, draining)| Operation::Drain { node, draining }),
         12 => claims::operation().prop_map(Operation::Claim),
+        12 => locations::operation().prop_map(Operation::Locations),
     ]
 }
 
@@ -297,7 +301,9 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
         }
         Operation::Tick { advance_ms } => {
             model.tick(at(*advance_ms));
-            way(directory, model.now, Event::Tick)
+            let effects = way(directory, model.now, Event::Tick);
+            locations::tidy(directory, model);
+            effects
         }
         Operation::Create { namespace, variant } => {
             let outcome = directory.create_namespace(&variant_spec(*namespace, *variant));
@@ -321,8 +327,13 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
             claims::run(directory, model, operation);
             Vec::new()
         }
+        Operation::Locations(operation) => {
+            locations::run(directory, model, operation);
+            Vec::new()
+        }
     };
     model.end_claims();
+    model.end_locations();
     let closed: BTreeSet<u64> = effects
         .iter()
         .filter_map(|effect| match effect {

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Added, Change, Declare, HIDE, LIMITS, NodeState, PURGE, SLOTS, Said, claims::Lease};
+use super::{
+    Added, Change, Declare, HIDE, LIMITS, NodeState, PURGE, SLOTS, Said, claims::Lease,
+    locations::Locations,
+};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
@@ -19,6 +22,7 @@ pub(super) struct Model {
     pub(super) closed: BTreeSet<u64>,
     /// By their tokens, as the directory gave them out.
     pub(super) leases: BTreeMap<u64, Lease>,
+    pub(super) locations: Locations,
 }
 
 #[derive(Debug, Clone)]
