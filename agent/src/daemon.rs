@@ -332,7 +332,10 @@ fn sessions(
                 ..SessionConfig::default()
             },
         );
-        tasks.0.push(task);
+        let hinted = Arc::clone(store);
+        tasks
+            .0
+            .push(task.with_surplus(Arc::new(move |copies| hinted.surplus(copies))));
         tasks.1.push(status);
     }
     Ok(tasks)

@@ -5,6 +5,7 @@ mod reads;
 mod regions;
 mod seals;
 mod slots;
+mod surplus;
 
 use std::time::Duration;
 

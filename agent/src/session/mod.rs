@@ -23,4 +23,4 @@ pub use delta::{Delta, SlotState};
 pub use inventory::inventory_messages;
 pub use log::{ChangeLog, LogEntry};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
-pub use task::{Identity, InventorySource, SessionStatus, SessionTask};
+pub use task::{Identity, InventorySource, SessionStatus, SessionTask, SurplusSink};

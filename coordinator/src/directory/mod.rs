@@ -12,6 +12,7 @@
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
 //! | `claims`, `leases` | who may produce a block, and until when |
 //! | `locations`, `location_table`, `policy` | which blocks lie in shared storage, for how long, how many |
+//! | `surplus` | copies that are more than wanted |
 //! | `locate`, `answer`, `row` | who is offered to a reader, in which order |
 
 mod answer;
@@ -37,6 +38,7 @@ mod region;
 mod row;
 mod slab;
 mod slots;
+mod surplus;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -68,6 +70,7 @@ pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
 pub use policy::NamespacePolicy;
+pub use surplus::SurplusCopy;
 
 use catalog::Catalog;
 use leases::Leases;

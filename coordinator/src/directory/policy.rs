@@ -16,6 +16,9 @@ pub struct NamespacePolicy {
     pub max_locations: Option<u64>,
     /// The same in bytes of blocks.
     pub max_location_bytes: Option<u64>,
+    /// Nodes that should hold a block at most. Who adds another copy is told that it may give that one
+    /// up first. Never zero.
+    pub copies_wanted: Option<u32>,
 }
 
 impl NamespacePolicy {

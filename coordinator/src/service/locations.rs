@@ -76,6 +76,7 @@ impl locations_server::Locations for LocationsService {
             location_ttl: wish(policy.location_ttl_ms).map(Duration::from_millis),
             max_locations: wish(policy.max_locations),
             max_location_bytes: wish(policy.max_location_bytes),
+            copies_wanted: (policy.copies_wanted != 0).then_some(policy.copies_wanted),
         };
         let set = self
             .hub
@@ -139,6 +140,7 @@ fn describe(hub: &Hub, name: &NamespaceName) -> Result<pb::NamespacePolicyInfo, 
             location_ttl_ms: u64::try_from(ttl).unwrap_or(u64::MAX),
             max_locations: policy.max_locations.unwrap_or(0),
             max_location_bytes: policy.max_location_bytes.unwrap_or(0),
+            copies_wanted: policy.copies_wanted.unwrap_or(0),
         }),
         locations,
     })

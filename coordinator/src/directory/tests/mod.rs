@@ -8,6 +8,7 @@ mod locates;
 mod locations;
 mod model;
 mod namespaces;
+mod surplus;
 
 use std::time::Duration;
 

@@ -202,6 +202,8 @@ impl World {
                     format!("a region is refused: {refusal}"),
                 );
             }
+            // No namespace of this world says how many copies it wants.
+            Effect::Surplus { .. } => {}
             Effect::Close { session, cause } => self.close(coordinator, session, &cause),
             Effect::NodeHidden { .. } | Effect::NodeShown { .. } => {}
             Effect::NodeRemoved {

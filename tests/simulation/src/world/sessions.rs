@@ -260,6 +260,8 @@ impl World {
             Down::Said(Answer::Resync(_)) => SessionEvent::ResyncRequested,
             Down::Said(Answer::HeartbeatAck(_)) => SessionEvent::HeartbeatAnswered,
             Down::Said(Answer::RegionRefused(_)) => return true,
+            // No coordinator of this world sends one.
+            Down::Said(Answer::Surplus(_)) => SessionEvent::HeartbeatAnswered,
             Down::Said(Answer::Closing(_)) => SessionEvent::Closing,
             Down::Fenced => {
                 process.sessions[session].stream = None;

@@ -36,6 +36,7 @@ struct Row {
 pub(super) struct Policy {
     ttl_ms: Option<u64>,
     most: Option<u64>,
+    pub(super) copies: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -93,8 +94,17 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
             located,
         }
     });
-    let policy = (option::of(1..20_000u64), option::weighted(0.4, 0..5u64))
-        .prop_map(|(ttl_ms, most)| Policy { ttl_ms, most });
+    let copies = option::weighted(0.5, 1..3u32);
+    let policy = (
+        option::of(1..20_000u64),
+        option::weighted(0.4, 0..5u64),
+        copies,
+    );
+    let policy = policy.prop_map(|(ttl_ms, most, copies)| Policy {
+        ttl_ms,
+        most,
+        copies,
+    });
     let policy =
         (0..2usize, policy).prop_map(|(namespace, policy)| Operation::Policy { namespace, policy });
     prop_oneof![6 => put, 1 => remove, 2 => find, 2 => policy]
@@ -165,6 +175,7 @@ pub(super) fn run(directory: &mut Directory, model: &mut Model, operation: &Oper
                 location_ttl: policy.ttl_ms.map(at),
                 max_locations: policy.most,
                 max_location_bytes: None,
+                copies_wanted: policy.copies,
             };
             let name = namespace(NAMESPACES[*space]);
             let told = directory.set_policy(&name, wish);
@@ -268,12 +279,15 @@ pub(super) fn compare(directory: &Directory, model: &Model) {
             let told = table.get(hash(number).as_bytes()).map(|(_, place)| place);
             assert_eq!(told, model.locations.find(index, number));
         }
-        assert!(table.len() > 0 || table.nothing_is_left(), "something is left");
+        assert!(
+            table.len() > 0 || table.nothing_is_left(),
+            "something is left"
+        );
     }
 }
 
 impl Locations {
-    fn policy(&self, space: usize) -> Policy {
+    pub(super) fn policy(&self, space: usize) -> Policy {
         self.policies.get(&space).copied().unwrap_or_default()
     }
 

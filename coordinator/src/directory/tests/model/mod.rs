@@ -297,7 +297,20 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
             };
             let event = event(session, model.expected(session), &said);
             model.say(session, &said);
-            way(directory, now, event)
+            // What an inventory did not name is offered until it is swept out.
+            let unswept = directory.sweep_is_due();
+            let effects = way(directory, now, event);
+            let hinted = effects.iter().filter_map(|effect| match effect {
+                Effect::Surplus { copies, .. } => Some(copies),
+                _ => None,
+            });
+            let hinted: Vec<_> = hinted
+                .flatten()
+                .map(|copy| (copy.region.0, copy.slot, copy.generation))
+                .collect();
+            let want = std::mem::take(&mut model.surplus);
+            assert!(unswept || hinted == want, "{hinted:?}, not {want:?}");
+            effects
         }
         Operation::Tick { advance_ms } => {
             model.tick(at(*advance_ms));

@@ -23,6 +23,8 @@ pub(super) struct Model {
     /// By their tokens, as the directory gave them out.
     pub(super) leases: BTreeMap<u64, Lease>,
     pub(super) locations: Locations,
+    /// Copies the last operation's sender is told of: region, slot, generation.
+    pub(super) surplus: Vec<(u32, u32, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -285,6 +287,27 @@ impl Model {
         }
     }
 
+    fn count_copies(&mut self, index: usize, id: u32, added: &Added) {
+        let standing = self.nodes[&index].regions.get(&id);
+        let Some(Standing::Accepted(region)) = standing else {
+            return;
+        };
+        let namespace = region.namespace;
+        let Some(wanted) = self.locations.policy(namespace).copies else {
+            return;
+        };
+        for (slot, hash, generation) in added {
+            let owners = self.owners(namespace, *hash).into_iter();
+            let others: BTreeSet<usize> = owners
+                .map(|owner| owner.node)
+                .filter(|node| *node != index && self.nodes[node].state() == NodeState::Live)
+                .collect();
+            if others.len() >= wanted as usize {
+                self.surplus.push((id, *slot, *generation));
+            }
+        }
+    }
+
     fn node(&mut self, index: usize) -> &mut Node {
         self.nodes.get_mut(&index).unwrap()
     }
@@ -326,6 +349,7 @@ impl Model {
             node.clear(change.region, &change.removed)?;
             node.seal(change.region, &change.added, &fresh)?;
             self.fulfil(index, change.region, &change.added);
+            self.count_copies(index, change.region, &change.added);
         }
         self.node(index).applied = seq;
         Ok(())
@@ -392,6 +416,7 @@ impl Model {
         for (region, added) in sealed {
             self.node(index).seal(*region, added, &fresh)?;
             self.fulfil(index, *region, added);
+            self.count_copies(index, *region, added);
         }
         let node = self.node(index);
         let SyncState::Receiving { seq, named } = &mut node.sync else {
