@@ -11,6 +11,7 @@ use std::{
 use kvferry_proto::BlockHash;
 
 use super::{BoundReached, Bounds, ClaimPurpose, bounds::MAX_CLAIMS_PER_NODE};
+use crate::sabotage::{self, Bug};
 
 /// Hashes of ended leases forgotten with every operation: more than one operation can add in a slice,
 /// so that the table does not grow where nobody sweeps.
@@ -107,7 +108,11 @@ impl Leases {
         let known = self.claims.get(&scope).and_then(|all| all.get(hash));
         match known.copied() {
             Some(own) if own == token => return Ok(Taken::Own),
-            Some(other) if self.leases.contains_key(&other) => return Ok(Taken::Others(other)),
+            Some(other)
+                if self.leases.contains_key(&other) && !sabotage::is(Bug::ClaimsGrantedTwice) =>
+            {
+                return Ok(Taken::Others(other));
+            }
             Some(_) | None => {}
         }
         let of_node = self.held_by.get(&node).copied().unwrap_or(0);
@@ -219,7 +224,7 @@ impl Leases {
 
     /// Ends every lease of a node.
     pub(super) fn end_node(&mut self, node: u32) -> u64 {
-        if !self.held_by.contains_key(&node) {
+        if !self.held_by.contains_key(&node) || sabotage::is(Bug::ClaimsOutliveNodes) {
             return 0;
         }
         let of_node = self.leases.iter().filter(|(_, lease)| lease.node == node);
@@ -244,6 +249,7 @@ impl Leases {
     pub(super) fn expire(&mut self, now: Duration) {
         while let Some(&(expires, token)) = self.due.first()
             && expires <= now
+            && !sabotage::is(Bug::ClaimsNeverExpire)
         {
             self.end(token);
         }
