@@ -17,19 +17,23 @@ use crate::{
     engine::{Engine, hash, hashes, namespace},
 };
 
+/// A connection to an agent.
+pub(crate) async fn channel(socket: &Path) -> Channel {
+    let path: PathBuf = socket.to_owned();
+    Endpoint::from_static("http://agent.invalid")
+        .connect_with_connector(service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }))
+        .await
+        .unwrap()
+}
+
 struct Claimant(LocalClaimsClient<Channel>);
 
 impl Claimant {
     async fn connect(socket: &Path) -> Self {
-        let path: PathBuf = socket.to_owned();
-        let channel = Endpoint::from_static("http://agent.invalid")
-            .connect_with_connector(service_fn(move |_| {
-                let path = path.clone();
-                async move { UnixStream::connect(path).await.map(TokioIo::new) }
-            }))
-            .await
-            .unwrap();
-        Self(LocalClaimsClient::new(channel))
+        Self(LocalClaimsClient::new(channel(socket).await))
     }
 
     async fn claim(&mut self, blocks: std::ops::Range<u64>, keep: bool) -> pb::ClaimResponse {

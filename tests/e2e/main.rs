@@ -13,6 +13,7 @@ mod coordinator_restart;
 mod engine;
 mod engine_death;
 mod faults;
+mod locations;
 mod publish_and_pull;
 mod shell;
 mod two_hosts;
