@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 10] = [
     "types",
     "coordinator",
     "agent",
@@ -11,6 +11,8 @@ const FILES: [&str; 8] = [
     "tensors",
     "watch",
     "replication",
+    "claims",
+    "locations",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -1,6 +1,7 @@
 //! What can be typed after `kvferry`.
 
 pub(crate) mod bench;
+mod claims;
 pub(crate) mod copies;
 mod daemons;
 mod sources;
@@ -14,6 +15,7 @@ use kvferry_agent::config::ByteSize;
 
 use crate::{client::Reach, demo::DemoArgs};
 
+pub(crate) use claims::{ClaimsAction, ClaimsArgs};
 pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
 #[cfg(test)]
 pub(crate) use daemons::{AgentFlags, CoordinatorFlags};
@@ -104,6 +106,11 @@ Examples:
     Copies(copies::CopiesArgs),
     /// Named sets of tensors (weights): list, describe, remove, publish and pull.
     Sources(SourcesArgs),
+    /// Who may produce which blocks: list, claim and release.
+    #[command(
+        after_help = "Example:\n  kvferry claims claim -n team/llama-3-8b dc918a88b139e5afe60b88eda27508d4aee16c10fdc354791efea06206ac0749"
+    )]
+    Claims(ClaimsArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
     /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.

@@ -13,7 +13,8 @@ use kvferry_agent::config::{default_socket_path, host_name};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{
-        agent_client::AgentClient, coordinator_client::CoordinatorClient,
+        agent_client::AgentClient, claims_client::ClaimsClient,
+        coordinator_client::CoordinatorClient, local_claims_client::LocalClaimsClient,
         replication_client::ReplicationClient, sources_client::SourcesClient,
         tensors_client::TensorsClient, watch_client::WatchClient,
     },
@@ -261,6 +262,11 @@ pub(crate) async fn sources(url: &str) -> Result<Sources, ClientError> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
+/// The same, for its claims.
+pub(crate) async fn claims(url: &str) -> Result<ClaimsClient<Channel>, ClientError> {
+    Ok(ClaimsClient::new(coordinator_channel(url).await?))
+}
+
 async fn coordinator_channel(url: &str) -> Result<Channel, ClientError> {
     let bad = || ClientError::BadUrl {
         url: url.to_owned(),
@@ -305,6 +311,11 @@ fn tensors_client(channel: Channel) -> Tensors {
     TensorsClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// The same, for its claims.
+pub(crate) async fn local_claims(socket: &Path) -> Result<LocalClaimsClient<Channel>, ClientError> {
+    Ok(LocalClaimsClient::new(agent_channel(socket).await?))
 }
 
 async fn agent_channel(socket: &Path) -> Result<Channel, ClientError> {

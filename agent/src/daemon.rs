@@ -214,6 +214,7 @@ impl Agent {
             identity: identity.clone(),
             defaults: defaults(&config),
             imports: Default::default(),
+            leases: Default::default(),
             gpus: Gpus::default(),
             pulls: Arc::default(),
             background: Arc::default(),
@@ -378,7 +379,11 @@ fn sessions(
                 ..SessionConfig::default()
             },
         );
-        tasks.0.push(task.reporting(Arc::clone(&beside.transfer)));
+        let hinted = Arc::clone(store);
+        let task = task
+            .reporting(Arc::clone(&beside.transfer))
+            .with_surplus(Arc::new(move |copies| hinted.surplus(copies)));
+        tasks.0.push(task);
         tasks.1.push(status);
     }
     Ok(tasks)
@@ -475,6 +480,8 @@ async fn serve_local(
     let serving = Server::builder()
         .concurrency_limit_per_connection(MAX_LOCAL_CONNECTIONS)
         .add_service(TensorsApi::server(api.clone()))
+        .add_service(api.clone().claims_server())
+        .add_service(api.clone().locations_server())
         .add_service(api.server())
         .serve_with_incoming_shutdown(
             tokio_stream::wrappers::ReceiverStream::new(incoming),
@@ -521,6 +528,7 @@ async fn housekeeping(
             _ = tick.tick() => {
                 api.store.tick(api.now());
                 api.end_lost_gpus();
+                api.leases.expire(api.now());
             }
         }
     }

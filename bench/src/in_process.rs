@@ -159,6 +159,7 @@ fn look_up(
             prefer: &Labels::default(),
             exclude: None,
             draw: 0,
+            locations: false,
         };
         let start = cpu_time();
         let located = directory.locate(&query);

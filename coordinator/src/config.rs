@@ -32,6 +32,11 @@ pub struct CoordinatorConfig {
     /// Most slots of all regions together; bounds blocks and memory (about 66 bytes a sealed
     /// slot of a namespace with hashes of 32 bytes).
     pub max_slots: u64,
+    /// Most claims held at a time, over all nodes and namespaces.
+    pub max_claims: u64,
+    /// Most blocks with a location, over all namespaces; some 200 bytes each. Over it the least
+    /// recently used are forgotten.
+    pub max_locations: u64,
     /// Most sessions at a time, those that have not said hello included.
     pub max_sessions: u32,
 }
@@ -51,6 +56,8 @@ impl Default for CoordinatorConfig {
             max_nodes: Bounds::DEFAULT_NODES,
             max_regions_per_node: Bounds::DEFAULT_REGIONS_PER_NODE,
             max_slots: Bounds::DEFAULT_SLOTS,
+            max_claims: Bounds::DEFAULT_CLAIMS,
+            max_locations: Bounds::DEFAULT_LOCATIONS,
             // Every node twice: a session that is being replaced still counts.
             max_sessions: 2 * Bounds::DEFAULT_NODES,
         }
@@ -123,6 +130,10 @@ impl CoordinatorConfig {
         check("max_regions_per_node", regions, 1..=1 << 16)?;
         // A place in an index has 32 bits, six of them for the shard; at half of that no shard is full.
         check("max_slots", self.max_slots, 1..=1 << 31)?;
+        // At some 200 bytes each.
+        check("max_claims", self.max_claims, 1..=1 << 26)?;
+        // A row's number has 32 bits.
+        check("max_locations", self.max_locations, 1..=1 << 31)?;
         check("max_sessions", self.max_sessions, 1..=1 << 17)
     }
 
@@ -132,6 +143,8 @@ impl CoordinatorConfig {
             nodes: self.max_nodes,
             regions_per_node: self.max_regions_per_node,
             slots: self.max_slots,
+            claims: self.max_claims,
+            locations: self.max_locations,
         }
     }
 

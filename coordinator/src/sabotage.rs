@@ -19,6 +19,12 @@ pub enum Bug {
     AckBeforeInventory,
     /// A silent node is never forgotten.
     SilentNeverPurged,
+    /// A lease goes on past its time.
+    ClaimsNeverExpire,
+    /// What a node claimed stays claimed after its end.
+    ClaimsOutliveNodes,
+    /// What another lease holds is granted.
+    ClaimsGrantedTwice,
 }
 
 #[cfg(feature = "sabotage")]

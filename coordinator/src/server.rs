@@ -26,7 +26,8 @@ use crate::{
     directory::DirectoryConfig,
     metrics::CoordinatorObserved,
     service::{
-        CoordinatorRouter, Hub, HubConfig, ReplicationService, SourcesService, WatchService,
+        ClaimsService, CoordinatorRouter, Hub, HubConfig, LocationsService, ReplicationService,
+        SourcesService, WatchService,
     },
 };
 
@@ -201,6 +202,8 @@ impl Coordinator {
                         .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 )
                 .add_service(sources.clone().server())
+                .add_service(ClaimsService::server(self.hub.clone()))
+                .add_service(LocationsService::server(self.hub.clone()))
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();

@@ -61,6 +61,12 @@ pub(crate) struct CoordinatorFlags {
     /// Most slots of all regions together.
     #[arg(long, value_name = "N")]
     pub(crate) max_slots: Option<u64>,
+    /// Most claims held at a time.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_claims: Option<u64>,
+    /// Most blocks with a location.
+    #[arg(long, value_name = "N")]
+    pub(crate) max_locations: Option<u64>,
     /// Most sessions at a time.
     #[arg(long, value_name = "N")]
     pub(crate) max_sessions: Option<u32>,

@@ -201,7 +201,7 @@ mod tests {
             owner_index: vec![0, 1, 1],
             slots: vec![7, 8, 9],
             generations: vec![2, 4, 6],
-            checksums: vec![],
+            ..pb::LocateResponse::default()
         }
     }
 

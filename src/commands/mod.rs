@@ -2,6 +2,7 @@
 
 pub(crate) mod agent;
 pub(crate) mod bench;
+pub(crate) mod claims;
 pub(crate) mod coordinator;
 pub(crate) mod copies;
 pub(crate) mod doctor;

@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod chaos;
+mod claims;
 mod cluster;
 mod coordinator_restart;
 mod copies;
@@ -14,6 +15,7 @@ mod engine;
 mod engine_death;
 mod faults;
 mod gpu;
+mod locations;
 mod metrics;
 mod publish_and_pull;
 mod shell;

@@ -10,7 +10,10 @@ use kvferry_observe::trace;
 use kvferry_proto::{
     InvalidMessage, Labels, MAX_MESSAGE_BYTES, NamespaceName, NamespaceSpec, NodeId, PackedHashes,
     Reason, pb,
-    pb::{coordinator_client::CoordinatorClient, sources_client::SourcesClient},
+    pb::{
+        claims_client::ClaimsClient, coordinator_client::CoordinatorClient,
+        locations_client::LocationsClient, sources_client::SourcesClient,
+    },
     reason_of,
 };
 use tokio::time::{Instant, timeout_at};
@@ -80,10 +83,12 @@ pub struct BadAddress {
 #[derive(Debug)]
 pub struct Coordinators {
     clients: Vec<(String, CoordinatorClient<Channel>)>,
-    /// Over the same connections.
+    /// Over the same connections, in the same order.
+    pub(super) claims: Vec<(String, ClaimsClient<Channel>)>,
+    pub(super) locations: Vec<(String, LocationsClient<Channel>)>,
     pub(super) sources: Vec<(String, SourcesClient<Channel>)>,
     /// The one that answered last; the next call starts there.
-    preferred: AtomicUsize,
+    pub(super) preferred: AtomicUsize,
 }
 
 impl Coordinators {
@@ -93,19 +98,27 @@ impl Coordinators {
     /// [`BadAddress`].
     pub fn new(addresses: &[String]) -> Result<Self, BadAddress> {
         let (mut clients, mut sources) = (Vec::new(), Vec::new());
+        let (mut claims, mut locations) = (Vec::new(), Vec::new());
         for address in addresses {
             let channel = endpoint(address)?.connect_lazy();
+            let client = CoordinatorClient::new(channel.clone())
+                .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                .max_encoding_message_size(MAX_MESSAGE_BYTES);
+            clients.push((address.clone(), client));
             let client = SourcesClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
             sources.push((address.clone(), client));
-            let client = CoordinatorClient::new(channel)
+            claims.push((address.clone(), ClaimsClient::new(channel.clone())));
+            let client = LocationsClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            clients.push((address.clone(), client));
+            locations.push((address.clone(), client));
         }
         Ok(Self {
             clients,
+            claims,
+            locations,
             sources,
             preferred: AtomicUsize::new(0),
         })
@@ -140,6 +153,7 @@ impl Coordinators {
                 .into_iter()
                 .collect(),
             exclude_node: request.exclude.to_string(),
+            with_locations: false,
         };
         let (address, answer) = self
             .call(deadline, message, async |mut client, request| {
@@ -218,48 +232,59 @@ impl Coordinators {
         ask: impl AsyncFn(C, Request<M>) -> Result<Response<A>, Status>,
     ) -> Result<(&'a str, A), CoordinatorError> {
         let first = self.preferred.load(Ordering::Relaxed);
-        let count = clients.len();
-        let mut last = ("none", "none is configured".to_owned());
-        for turn in 0..count {
-            let index = (first + turn) % count;
-            let (address, client) = &clients[index];
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = if turn + 1 == count {
-                left
-            } else {
-                left / SHARE_OF_DEADLINE
-            };
-            let mut request = Request::new(message.clone());
-            request.set_timeout(share);
-            // One trace goes on at the coordinator.
-            let parent = trace::traceparent().and_then(|parent| parent.parse().ok());
-            if let Some(parent) = parent {
-                request.metadata_mut().insert(trace::HEADER, parent);
-            }
-            let until = Instant::now() + share;
-            match timeout_at(until, ask(client.clone(), request)).await {
-                Ok(Ok(answer)) => {
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok((address, answer.into_inner()));
-                }
-                Ok(Err(status)) => match refused(&status) {
-                    Some(error) => return Err(error),
-                    None => last = (address, describe(&status)),
-                },
-                Err(_) => {
-                    last = (
-                        address,
-                        format!("no answer within {} ms", share.as_millis()),
-                    );
-                }
+        let (index, answer) = ask_in_turn(clients, first, deadline, message, ask).await?;
+        self.preferred.store(index, Ordering::Relaxed);
+        Ok((&clients[index].0, answer))
+    }
+}
+
+/// Asks one after the other, from `first` on, until one answers, within the deadline; which one it
+/// was comes with the answer.
+pub(super) async fn ask_in_turn<C: Clone, M: Clone, A>(
+    clients: &[(String, C)],
+    first: usize,
+    deadline: Instant,
+    message: M,
+    ask: impl AsyncFn(C, Request<M>) -> Result<Response<A>, Status>,
+) -> Result<(usize, A), CoordinatorError> {
+    let count = clients.len();
+    let mut last = ("none", "none is configured".to_owned());
+    for turn in 0..count {
+        let index = (first + turn) % count;
+        let (address, client) = &clients[index];
+        let left = deadline.saturating_duration_since(Instant::now());
+        let share = if turn + 1 == count {
+            left
+        } else {
+            left / SHARE_OF_DEADLINE
+        };
+        let mut request = Request::new(message.clone());
+        request.set_timeout(share);
+        // One trace goes on at the coordinator.
+        let parent = trace::traceparent().and_then(|parent| parent.parse().ok());
+        if let Some(parent) = parent {
+            request.metadata_mut().insert(trace::HEADER, parent);
+        }
+        let until = Instant::now() + share;
+        match timeout_at(until, ask(client.clone(), request)).await {
+            Ok(Ok(answer)) => return Ok((index, answer.into_inner())),
+            Ok(Err(status)) => match refused(&status) {
+                Some(error) => return Err(error),
+                None => last = (address, describe(&status)),
+            },
+            Err(_) => {
+                last = (
+                    address,
+                    format!("no answer within {} ms", share.as_millis()),
+                );
             }
         }
-        Err(CoordinatorError::Unreachable {
-            tried: count,
-            address: last.0.to_owned(),
-            detail: last.1,
-        })
     }
+    Err(CoordinatorError::Unreachable {
+        tried: count,
+        address: last.0.to_owned(),
+        detail: last.1,
+    })
 }
 
 /// What to ask [`Coordinators::locate`].

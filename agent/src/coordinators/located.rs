@@ -229,6 +229,7 @@ mod tests {
             slots: vec![0, 2, 3],
             generations: vec![2, 4, 6],
             checksums: vec![],
+            ..pb::LocateResponse::default()
         }
     }
 

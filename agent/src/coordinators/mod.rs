@@ -1,9 +1,12 @@
 //! The agent as a client of its coordinators.
 
+mod claims;
 mod client;
 mod located;
+mod locations;
 mod sources;
 
+pub use claims::{ClaimedBlocks, Granted};
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
 pub(crate) use client::{describe, endpoint};
 pub use located::{Located, LocatedCandidate, OwnerRegion};

@@ -32,6 +32,7 @@ mod seal;
 mod slots;
 mod state;
 mod store;
+mod surplus;
 mod words;
 
 #[cfg(test)]

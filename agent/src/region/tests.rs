@@ -6,6 +6,7 @@ mod reads;
 mod regions;
 mod seals;
 mod slots;
+mod surplus;
 
 use std::time::Duration;
 

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvferry_proto::{
-    Incarnation, Labels, MAX_MESSAGE_BYTES, NodeAddresses, NodeId,
+    Generation, Incarnation, Labels, MAX_MESSAGE_BYTES, NodeAddresses, NodeId, RegionId, Slot,
     pb::{
         self, agent_message::Message, coordinator_client::CoordinatorClient,
         coordinator_message::Message as Answer,
@@ -66,6 +66,9 @@ pub struct SessionStatus {
 /// A full inventory as messages, and the delta number it is based on.
 pub type InventorySource = Arc<dyn Fn() -> (Vec<pb::Inventory>, u64) + Send + Sync>;
 
+/// Takes copies that enough other nodes hold.
+pub type SurplusSink = Arc<dyn Fn(&[(RegionId, Slot, Generation)]) + Send + Sync>;
+
 /// One session's shell.
 pub struct SessionTask {
     endpoint: Endpoint,
@@ -77,6 +80,7 @@ pub struct SessionTask {
     told: Told,
     orders: mpsc::Sender<CopyOrder>,
     done: Done,
+    surplus: Option<SurplusSink>,
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
     start: Instant,
@@ -110,6 +114,7 @@ impl SessionTask {
             told: Told::default(),
             orders,
             done: Done::new(),
+            surplus: None,
             machine: SessionMachine::new(config),
             status,
             start: Instant::now(),
@@ -136,6 +141,13 @@ impl SessionTask {
         let all = metrics.failed_copies.of(CopyFailure::Stale).get();
         let more = all.saturating_sub(std::mem::replace(&mut self.reported, all));
         u32::try_from(more).unwrap_or(u32::MAX)
+    }
+
+    /// Says who is to hear of copies that enough others hold.
+    #[must_use]
+    pub fn with_surplus(mut self, sink: SurplusSink) -> Self {
+        self.surplus = Some(sink);
+        self
     }
 
     /// Keeps the coordinator in step until told to stop, then says goodbye.
@@ -352,6 +364,11 @@ impl SessionTask {
                     .send_modify(|status| status.last_error = refused.message);
                 return;
             }
+            Answer::Surplus(surplus) => {
+                // A word like any other: the coordinator is there.
+                self.hint(&surplus);
+                Event::HeartbeatAnswered
+            }
             Answer::Closing(_) => {
                 info!(coordinator = %self.address, "the coordinator goes away");
                 Event::Closing
@@ -368,6 +385,20 @@ impl SessionTask {
         };
         if self.orders.try_send(copy).is_err() {
             self.done.busy(order);
+        }
+    }
+
+    /// Columns that do not fit each other are cut to the shortest: it is a hint.
+    fn hint(&self, surplus: &pb::Surplus) {
+        let places = surplus.regions.iter().zip(&surplus.slots);
+        let copies = places.zip(&surplus.generations);
+        let copies: Vec<_> = copies
+            .map(|((region, slot), generation)| {
+                (RegionId(*region), Slot(*slot), Generation(*generation))
+            })
+            .collect();
+        if let Some(sink) = &self.surplus {
+            sink(&copies);
         }
     }
 

@@ -27,6 +27,8 @@ pub struct LocateQuery<'a> {
     /// Any number: another one spreads readers another way. The same question with the same number has
     /// the same answer.
     pub draw: u64,
+    /// Name the locations of blocks that no candidate has; such a block doesn't end a prefix.
+    pub locations: bool,
 }
 
 /// How far an answer goes.
@@ -54,6 +56,12 @@ pub struct Located {
     pub generations: Vec<u64>,
     /// Empty, or one per candidate where 0 is "not known".
     pub checksums: Vec<u64>,
+    /// Locations that are named below.
+    pub locations: Vec<String>,
+    /// Blocks without a candidate that have a location, by their place in `counts`.
+    pub location_blocks: Vec<u32>,
+    /// Into `locations`, one per block above.
+    pub location_index: Vec<u32>,
 }
 
 /// One region of one node, as a reader needs it.
@@ -80,6 +88,10 @@ pub trait Answer {
     fn candidate(&mut self, row: u32, slot: u32, generation: u64, checksum: u64);
     /// The end of a block with so many candidates.
     fn block(&mut self, candidates: u32);
+    /// The next row of the table of locations.
+    fn location(&mut self, location: &str);
+    /// The block at hand has no candidate, and lies at the location of this row.
+    fn located(&mut self, row: u32);
 }
 
 /// A row of the table of owners.
@@ -125,5 +137,14 @@ impl Answer for Located {
 
     fn block(&mut self, candidates: u32) {
         self.counts.push(candidates);
+    }
+
+    fn location(&mut self, location: &str) {
+        self.locations.push(location.to_owned());
+    }
+
+    fn located(&mut self, row: u32) {
+        self.location_blocks.push(self.counts.len() as u32);
+        self.location_index.push(row);
     }
 }

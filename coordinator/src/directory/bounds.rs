@@ -1,5 +1,7 @@
 //! How much a directory takes in.
 
+use std::time::Duration;
+
 /// The bounds of one directory. Every one can be configured; the defaults say their reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -12,6 +14,10 @@ pub struct Bounds {
     /// Slots of all regions together. A block needs a slot, so this bounds blocks and memory, and
     /// it is checked where a region is declared: no delta can then meet a full directory half-way.
     pub slots: u64,
+    /// Claims held at a time, over all nodes and namespaces.
+    pub claims: u64,
+    /// Blocks with a location, over all namespaces. Over it the least recently used are forgotten.
+    pub locations: u64,
 }
 
 impl Bounds {
@@ -23,6 +29,10 @@ impl Bounds {
     pub const DEFAULT_REGIONS_PER_NODE: u32 = 256;
     /// At about 66 bytes per sealed slot with a 32-byte hash, 9 GB when all are sealed.
     pub const DEFAULT_SLOTS: u64 = 1 << 27;
+    /// What a thousand nodes compute at a time, a thousand blocks each; some 200 bytes a claim.
+    pub const DEFAULT_CLAIMS: u64 = 1 << 20;
+    /// Some 200 bytes each: 3 GB when all are there.
+    pub const DEFAULT_LOCATIONS: u64 = 1 << 24;
 }
 
 impl Default for Bounds {
@@ -32,6 +42,8 @@ impl Default for Bounds {
             nodes: Self::DEFAULT_NODES,
             regions_per_node: Self::DEFAULT_REGIONS_PER_NODE,
             slots: Self::DEFAULT_SLOTS,
+            claims: Self::DEFAULT_CLAIMS,
+            locations: Self::DEFAULT_LOCATIONS,
         }
     }
 }
@@ -39,6 +51,19 @@ impl Default for Bounds {
 /// Refused regions remembered per node, so that what is said about them can be skipped: an id and
 /// a reason each. A node that declares more regions in vain than this is out of order.
 pub(super) const MAX_REFUSED_PER_NODE: usize = 4_096;
+
+/// Claims one node may hold: what its engines compute and offload at a time, many times over. One
+/// node that claims without end then leaves others their share.
+pub(super) const MAX_CLAIMS_PER_NODE: u64 = 1 << 16;
+/// Hashes of one claim: a context of 128 Ki tokens in blocks of 16. They are answered for under one
+/// lock, in some two milliseconds.
+pub const MAX_HASHES_PER_CLAIM: usize = 1 << 13;
+/// Hashes of one change of locations: some milliseconds under the namespace's lock of locations.
+pub const MAX_HASHES_PER_PUT: usize = 1 << 13;
+/// How long a lease lasts where the request doesn't say: some times what a long prefill takes.
+pub const DEFAULT_CLAIM_TTL: Duration = Duration::from_secs(30);
+/// The longest: a claimant that hangs keeps others from its blocks for so long.
+pub const MAX_CLAIM_TTL: Duration = Duration::from_secs(600);
 
 /// Most candidates Locate gives for one block: more than a reader can try before its deadline.
 pub const MAX_CANDIDATES: usize = 16;
@@ -90,6 +115,34 @@ impl BoundReached {
             what: "refused regions per node",
             limit: MAX_REFUSED_PER_NODE as u64,
             remedy: "remove the regions that were refused before declaring more",
+        }
+    }
+    pub(super) fn claims(limit: u64) -> Self {
+        Self {
+            what: "claims",
+            limit,
+            remedy: "publish or release some, or raise the coordinator's max_claims",
+        }
+    }
+    pub(super) fn claims_of_node() -> Self {
+        Self {
+            what: "claims of one node",
+            limit: MAX_CLAIMS_PER_NODE,
+            remedy: "publish or release some before claiming more",
+        }
+    }
+    pub(super) fn hashes_per_put() -> Self {
+        Self {
+            what: "hashes of one change of locations",
+            limit: MAX_HASHES_PER_PUT as u64,
+            remedy: "split it",
+        }
+    }
+    pub(super) fn hashes_per_claim() -> Self {
+        Self {
+            what: "hashes of one claim",
+            limit: MAX_HASHES_PER_CLAIM as u64,
+            remedy: "split it",
         }
     }
     pub(super) fn slots(bounds: &Bounds) -> Self {

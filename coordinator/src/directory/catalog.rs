@@ -1,6 +1,12 @@
 //! Namespaces and regions. Knows nothing of sessions, liveness or ranking.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use kvferry_proto::{NamespaceName, NamespaceSpec, RegionId};
@@ -35,6 +41,10 @@ pub(super) struct Catalog {
     slots: u64,
     /// The number that the next log of changes starts after: greater than any of those that went.
     pub(super) next_log: u64,
+    /// Blocks with a location, over all namespaces.
+    pub(super) located: AtomicU64,
+    /// Uses of locations so far, over all namespaces: what tells which was used last.
+    pub(super) uses: AtomicU64,
 }
 
 /// A deleted namespace: dropping it takes as long as it is large.
@@ -56,6 +66,8 @@ impl Catalog {
             garbage: Vec::new(),
             slots: 0,
             next_log: 1,
+            located: AtomicU64::new(0),
+            uses: AtomicU64::new(0),
         }
     }
 
@@ -104,6 +116,20 @@ impl Catalog {
             .flat_map(|n| n.regions.iter().copied())
     }
 
+    /// A namespace and its handle.
+    pub(super) fn find(&self, name: &NamespaceName) -> Option<(u32, &Namespace)> {
+        let handle = *self.names.get(name)?;
+        Some((handle, self.namespaces.get(handle)?))
+    }
+
+    pub(super) fn spec_at(&self, handle: u32) -> Option<&NamespaceSpec> {
+        Some(&self.namespaces.get(handle)?.spec)
+    }
+
+    pub(super) fn find_mut(&mut self, name: &NamespaceName) -> Option<&mut Namespace> {
+        self.namespaces.get_mut(*self.names.get(name)?)
+    }
+
     /// In order of their names.
     pub(super) fn namespaces(&self) -> impl Iterator<Item = &Namespace> {
         self.names
@@ -129,6 +155,8 @@ impl Catalog {
         };
         self.end_log(&namespace);
         namespace.index.forget_counts();
+        let located = namespace.locations.lock().len() as u64;
+        self.located.fetch_sub(located, Ordering::Relaxed);
         let mut regions = Vec::new();
         for gone in self.sweeps.forget(|region| {
             let region = self.regions.get(region);

@@ -2,7 +2,7 @@
 
 use kvferry_proto::{GeometryError, Incarnation, NamespaceName, NodeId, RegionId};
 
-use super::{BoundReached, SessionId};
+use super::{BoundReached, SessionId, SurplusCopy};
 
 /// Something the shell is to do. Order matters within a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,13 @@ pub enum Effect {
         region: RegionId,
         /// Why.
         refusal: RegionRefusal,
+    },
+    /// Copies that others hold often enough: the agent may evict them before others.
+    Surplus {
+        /// To whom.
+        session: SessionId,
+        /// Which.
+        copies: Vec<SurplusCopy>,
     },
     /// End the stream. The session is forgotten already.
     Close {

@@ -155,6 +155,9 @@ impl Directory {
     /// Would a tick do anything? Asked first, because it needs the directory only to read.
     #[must_use]
     pub fn tick_is_due(&self, now: Duration) -> bool {
+        if self.leases.lock().expiry_is_due(now) {
+            return true;
+        }
         self.names
             .values()
             .filter_map(|handle| self.nodes.get(*handle))
@@ -167,6 +170,7 @@ impl Directory {
     }
 
     pub(super) fn tick(&mut self, now: Duration) -> Vec<Effect> {
+        self.leases.get_mut().expire(now);
         let mut effects = Vec::new();
         let (mut purge, mut hidden) = (Vec::new(), Vec::new());
         self.catalog.drop_idle_logs(now);
@@ -223,6 +227,7 @@ impl Directory {
         self.names.remove(&node.name);
         self.tell_node_gone(handle);
         self.catalog.totals.hidden.add(-i64::from(node.hidden));
+        self.leases.get_mut().end_node(handle);
         if let Some(session) = node.session
             && !sabotage::is(Bug::FencedSessionKept)
         {

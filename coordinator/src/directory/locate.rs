@@ -4,17 +4,21 @@ use std::{
     cmp::Ordering,
     hash::{BuildHasherDefault, Hasher},
     ops::ControlFlow,
+    sync::atomic::{AtomicU64, Ordering as AtomicOrdering},
 };
 
 use hashbrown::{HashMap, hash_map::Entry};
 use kvferry_proto::HashError;
+use parking_lot::MutexGuard;
 
 use super::{
     Answer, Directory, LocateMode, LocateQuery, Located, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
     NamespaceUnknown, OwnerRow,
     bounds::MAX_OWNER_TABLE_BYTES,
-    index::{Copies, Held, Index},
+    index::{Copies, Held},
     load,
+    location_table::LocationTable,
+    namespace::Namespace,
     node::NodeState,
 };
 
@@ -42,6 +46,11 @@ pub enum LocateError {
         "the regions that hold these blocks take more than {MAX_OWNER_TABLE_BYTES} bytes to name: ask for fewer hashes at once"
     )]
     TooManyOwners,
+    /// Naming the locations of these blocks outgrows a message. Ask for fewer hashes.
+    #[error(
+        "the locations of these blocks take more than {MAX_OWNER_TABLE_BYTES} bytes to name: ask for fewer hashes at once"
+    )]
+    TooManyLocations,
 }
 
 impl Directory {
@@ -89,7 +98,7 @@ impl Directory {
         if hashes * candidates > MAX_CANDIDATES_PER_ANSWER {
             return Err(LocateError::TooManyCandidates { hashes, candidates });
         }
-        Search::new(self, query, answer).fill(&namespace.index, candidates)
+        Search::new(self, query, answer).fill(namespace, candidates)
     }
 }
 
@@ -173,25 +182,38 @@ impl<'a, A: Answer> Search<'a, A> {
         }
     }
 
-    fn fill(mut self, index: &Index, max_candidates: usize) -> Result<(), LocateError> {
+    fn fill(mut self, namespace: &Namespace, max_candidates: usize) -> Result<(), LocateError> {
+        let mut elsewhere = self.query.locations.then(|| Elsewhere {
+            uses: &self.directory.catalog.uses,
+            namespace,
+            table: None,
+            rows: std::collections::HashMap::new(),
+            table_bytes: 0,
+        });
         let mut several = Vec::new();
         let mut hashes = self.query.hashes.iter();
         let prefix = self.query.mode == LocateMode::Prefix;
-        let flow = index.look_up(self.query.hashes.as_bytes(), |copies| {
-            let hash = hashes.next().unwrap_or(&[]);
-            let count = match copies.only() {
-                Some(held) => self.one(held, max_candidates),
-                None => self.best(hash, copies, &mut several, max_candidates),
-            };
-            match count {
-                Ok(None) if prefix => ControlFlow::Break(Ok(())),
-                Ok(count) => {
-                    self.answer.block(count.unwrap_or(0));
-                    ControlFlow::Continue(())
+        let flow = namespace
+            .index
+            .look_up(self.query.hashes.as_bytes(), |copies| {
+                let hash = hashes.next().unwrap_or(&[]);
+                let count = match copies.only() {
+                    Some(held) => self.one(held, max_candidates),
+                    None => self.best(hash, copies, &mut several, max_candidates),
+                };
+                let count = match (count, &mut elsewhere) {
+                    (Ok(None), Some(elsewhere)) => elsewhere.find(hash, self.answer),
+                    (count, _) => count,
+                };
+                match count {
+                    Ok(None) if prefix => ControlFlow::Break(Ok(())),
+                    Ok(count) => {
+                        self.answer.block(count.unwrap_or(0));
+                        ControlFlow::Continue(())
+                    }
+                    Err(error) => ControlFlow::Break(Err(error)),
                 }
-                Err(error) => ControlFlow::Break(Err(error)),
-            }
-        });
+            });
         flow.break_value().unwrap_or(Ok(()))
     }
 
@@ -295,6 +317,40 @@ impl<'a, A: Answer> Search<'a, A> {
             });
         }
         Ok(row)
+    }
+}
+
+/// Where blocks lie that nobody offers.
+struct Elsewhere<'a> {
+    uses: &'a AtomicU64,
+    namespace: &'a Namespace,
+    /// Locked with the first block that nobody offers.
+    table: Option<MutexGuard<'a, LocationTable>>,
+    /// Rows of the answer's table, by the number of the location.
+    rows: std::collections::HashMap<u32, u32>,
+    table_bytes: usize,
+}
+
+impl Elsewhere<'_> {
+    /// Some where the block has a location: then it has no candidates, and is there all the same.
+    fn find(&mut self, hash: &[u8], answer: &mut impl Answer) -> Result<Option<u32>, LocateError> {
+        let namespace = self.namespace;
+        let table = (self.table).get_or_insert_with(|| namespace.locations.lock());
+        let Some((name, location)) = table.get(hash) else {
+            return Ok(None);
+        };
+        let next = self.rows.len() as u32;
+        let row = *self.rows.entry(name).or_insert(next);
+        if row == next {
+            self.table_bytes += location.len();
+            if self.table_bytes > MAX_OWNER_TABLE_BYTES {
+                return Err(LocateError::TooManyLocations);
+            }
+            answer.location(location);
+        }
+        answer.located(row);
+        table.touch(hash, self.uses.fetch_add(1, AtomicOrdering::Relaxed));
+        Ok(Some(0))
     }
 }
 

@@ -7,6 +7,7 @@ use kvferry_proto::{NodeId, RegionId};
 
 use super::{
     CloseCause, Delta, Directory, Effect, Event, InventoryPart, SealedSlots, SessionId,
+    SurplusCopy,
     inventory::Receiving,
     node::{Node, Standing, SyncState},
 };
@@ -21,6 +22,8 @@ pub struct Rest {
     change: usize,
     removed: usize,
     added: usize,
+    /// Copies the agent is to be told of in the end.
+    surplus: Vec<SurplusCopy>,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,17 @@ impl Rest {
             change: 0,
             removed: 0,
             added: 0,
+            surplus: Vec::new(),
         }
+    }
+
+    /// What the agent is told of its copies, after all else.
+    fn hint(&mut self) -> Option<Effect> {
+        let copies = std::mem::take(&mut self.surplus);
+        (!copies.is_empty()).then_some(Effect::Surplus {
+            session: self.session,
+            copies,
+        })
     }
 }
 
@@ -266,7 +279,10 @@ impl Directory {
                 if let Some(receiving) = &mut receiving {
                     receiving.name(region, &added.slots[range.clone()]);
                 }
-                self.catalog.seal(*handle, added, range);
+                self.catalog.seal(*handle, added, range.clone());
+                self.fulfil(rest.node, *handle, added, range.clone());
+                let surplus = &mut rest.surplus;
+                self.surplus(rest.node, *handle, added, range, surplus);
             }
             let all_removed = rest
                 .message
@@ -282,22 +298,26 @@ impl Directory {
         match &rest.message {
             Message::Delta(delta) => {
                 progress.applied = delta.seq;
-                Gone::Through(vec![Effect::Ack {
+                let ack = Effect::Ack {
                     session: rest.session,
                     seq: delta.seq,
-                }])
+                };
+                Gone::Through([ack].into_iter().chain(rest.hint()).collect())
             }
             Message::Inventory(part) if part.last => Gone::ToFinish,
-            Message::Inventory(_) => Gone::Through(Vec::new()),
+            Message::Inventory(_) => Gone::Through(rest.hint().into_iter().collect()),
         }
     }
 
     /// Ends an inventory whose slots are all in the directory.
-    pub fn finish(&mut self, rest: Rest) -> Vec<Effect> {
+    pub fn finish(&mut self, mut rest: Rest) -> Vec<Effect> {
         let current = self.sessions.get(&rest.session) == Some(&rest.node);
+        let hint = rest.hint();
         match rest.message {
             Message::Inventory(part) if current => {
-                self.finish_inventory(rest.node, rest.session, part.seq)
+                let mut effects = self.finish_inventory(rest.node, rest.session, part.seq);
+                effects.extend(hint);
+                effects
             }
             _ => Vec::new(),
         }

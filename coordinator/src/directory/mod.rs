@@ -13,29 +13,38 @@
 //! | `copies` | who holds how many copies, for the planner of replicas |
 //! | `watch` | what changes in a namespace, told to those who watch it |
 //! | `totals` | what there is in all, counted as it changes |
+//! | `claims`, `leases` | who may produce a block, and until when |
+//! | `locations`, `location_table`, `policy` | which blocks lie in shared storage, for how long, how many |
+//! | `surplus` | copies that are more than wanted |
 //! | `locate`, `answer`, `row`, `load` | who is offered to a reader, in which order |
 
 mod answer;
 mod bounds;
 mod catalog;
 mod changes;
+mod claims;
 mod copies;
 mod effect;
 mod event;
 mod held;
 mod index;
 mod inventory;
+mod leases;
 mod liveness;
 mod load;
 mod locate;
+mod location_table;
+mod locations;
 mod message;
 mod namespace;
 mod node;
+mod policy;
 mod presence;
 mod region;
 mod row;
 mod slab;
 mod slots;
+mod surplus;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -49,29 +58,38 @@ use std::{
 };
 
 use kvferry_proto::{NamespaceName, NamespaceSpec, NodeId};
+use parking_lot::Mutex;
 
 pub use answer::{Answer, LocateMode, LocateQuery, Located, LocatedOwner, OwnerRow};
 pub use bounds::{
-    BoundReached, Bounds, DEFAULT_CANDIDATES, MAX_CANDIDATES, MAX_CANDIDATES_PER_ANSWER,
+    BoundReached, Bounds, DEFAULT_CANDIDATES, DEFAULT_CLAIM_TTL, MAX_CANDIDATES,
+    MAX_CANDIDATES_PER_ANSWER, MAX_CLAIM_TTL, MAX_HASHES_PER_CLAIM, MAX_HASHES_PER_PUT,
 };
 pub use catalog::Garbage;
+pub use claims::{
+    ClaimError, ClaimHolder, ClaimLease, ClaimList, ClaimOutcome, ClaimPurpose, ClaimQuery, Claimed,
+};
 pub use copies::{CopyTarget, Survey, Surveyed};
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
 };
 pub use locate::LocateError;
+pub use locations::{FoundLocations, LocationError, PutLocations, PutOutcome};
 pub use message::{Begun, Gone, Rest};
 pub use namespace::{CreateNamespaceError, DeleteNamespaceError, NamespaceInfo, NamespaceUnknown};
 pub use node::{NodeInfo, NodeRegion, NodeState, NodeUnknown};
 pub use presence::Presence;
 pub use totals::{Replicas, Totals};
 
+pub use policy::NamespacePolicy;
+pub use surplus::SurplusCopy;
 pub use watch::{
     Change, CopyChange, Rows, Scanned, WatchEnd, WatchError, WatchedNode, WatchedRegion, Watcher,
 };
 
 use catalog::Catalog;
+use leases::Leases;
 use node::{Node, Standing};
 use slab::Slab;
 
@@ -117,6 +135,8 @@ pub struct Directory {
     names: BTreeMap<NodeId, u32>,
     /// Open sessions that said hello.
     sessions: HashMap<SessionId, u32>,
+    /// Its lock is taken after that of a slot table, and before those of an index.
+    leases: Mutex<Leases>,
 }
 
 impl Directory {
@@ -129,6 +149,7 @@ impl Directory {
             nodes: Slab::new(),
             names: BTreeMap::new(),
             sessions: HashMap::new(),
+            leases: Mutex::new(Leases::new(config.epoch, &config.bounds)),
         }
     }
 
@@ -141,10 +162,13 @@ impl Directory {
     /// Takes in what happened and says what is to be done.
     ///
     /// A shell that shares the directory with look-ups takes the steps apart: [`begin`](Self::begin)
-    /// or [`begin_shared`](Self::begin_shared), [`go_on`](Self::go_on), [`finish`](Self::finish), and
-    /// [`sweep`](Self::sweep) as long as there is something to sweep.
+    /// or [`begin_shared`](Self::begin_shared), [`go_on`](Self::go_on), [`finish`](Self::finish),
+    /// [`sweep`](Self::sweep) as long as there is something to sweep, and with every tick
+    /// [`tidy`](Self::tidy).
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
+        let tick = matches!(event, Event::Tick);
         let effects = self.all_steps(now, event);
+        while tick && self.tidy(now, SWEPT_AT_ONCE as usize) {}
         self.sweep(SWEPT_AT_ONCE);
         self.reap();
         effects
@@ -152,14 +176,15 @@ impl Directory {
 
     /// Sweeps out some of what went: at most about this many slots. False when nothing is left.
     pub fn sweep(&self, slots: u32) -> bool {
-        self.catalog.sweep(slots);
+        let swept = self.catalog.sweep(slots);
+        self.leases.lock().forget((slots - swept) as usize);
         self.sweep_is_due()
     }
 
     /// Is there something to sweep out?
     #[must_use]
     pub fn sweep_is_due(&self) -> bool {
-        self.catalog.sweeps.pending()
+        self.catalog.sweeps.pending() || self.leases.lock().forgetting_is_due()
     }
 
     /// Is there something to [`reap`](Self::reap)?
@@ -235,6 +260,9 @@ impl Directory {
             });
         }
         let mut effects = Vec::new();
+        if let Some((handle, _)) = self.catalog.find(name) {
+            self.leases.get_mut().end_namespace(handle);
+        }
         for (node, region) in self.catalog.delete(name) {
             let Some(node) = self.nodes.get_mut(node) else {
                 continue;

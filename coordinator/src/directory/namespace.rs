@@ -3,8 +3,12 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use kvferry_proto::{NamespaceName, NamespaceSpec};
+use parking_lot::Mutex;
 
-use super::{BoundReached, index::Index, totals::Totals, watch::Log};
+use super::{
+    BoundReached, NamespacePolicy, index::Index, location_table::LocationTable, totals::Totals,
+    watch::Log,
+};
 
 /// What it is, and who owns its blocks.
 #[derive(Debug)]
@@ -15,6 +19,9 @@ pub(super) struct Namespace {
     pub(super) regions: BTreeSet<u32>,
     /// What changes, while somebody watches and a little longer.
     pub(super) log: Option<Arc<Log>>,
+    pub(super) policy: NamespacePolicy,
+    /// Its lock is taken last of all, and no two of them at a time.
+    pub(super) locations: Mutex<LocationTable>,
 }
 
 impl Namespace {
@@ -25,6 +32,8 @@ impl Namespace {
             spec,
             regions: BTreeSet::new(),
             log: None,
+            policy: NamespacePolicy::default(),
+            locations: Mutex::default(),
         }
     }
 

@@ -89,7 +89,8 @@ impl Metrics {
             | Effect::Ack { .. }
             | Effect::HeartbeatAck { .. }
             | Effect::NodeHidden { .. }
-            | Effect::NodeShown { .. } => {}
+            | Effect::NodeShown { .. }
+            | Effect::Surplus { .. } => {}
         }
     }
 

@@ -173,6 +173,7 @@ fn replicate(state: &State, order: &Order, draw: u64) -> Message {
             prefer: &Labels::default(),
             exclude: Some(&order.node),
             draw,
+            locations: false,
         };
         directory.locate(&query).ok()
     });

@@ -40,8 +40,8 @@ const SWEEP_REST: Duration = Duration::from_millis(1);
 /// forced delete about as many; an agent this far behind does not read.
 const QUEUE: usize = 4 * ROOM;
 /// Room the queue must have before the next message of an agent is taken in: a refusal for each
-/// region of a message, and an answer.
-pub(super) const ROOM: usize = MAX_REGIONS_PER_MESSAGE + 2;
+/// region of a message, an answer, and a hint.
+pub(super) const ROOM: usize = MAX_REGIONS_PER_MESSAGE + 3;
 
 /// What the shell needs beside the directory.
 #[derive(Debug, Clone, Copy)]
@@ -242,6 +242,17 @@ impl Hub {
         let due = self.state.read().directory.tick_is_due(self.now());
         if due {
             self.handle_alone(Event::Tick);
+        }
+        self.tidy();
+    }
+
+    /// Forgets locations whose time is over. Between two slices others come in.
+    fn tidy(&self) {
+        let mut state = self.state.read();
+        if state.directory.tidy_is_due(self.now()) {
+            while state.directory.tidy(self.now(), SLICE) {
+                RwLockReadGuard::bump(&mut state);
+            }
         }
     }
 

@@ -81,6 +81,7 @@ fn ask(
         prefer: &prefer,
         exclude: exclude.as_ref(),
         draw,
+        locations: request.with_locations,
     };
     find(&query).map_err(|error| status::locate(&error))
 }
@@ -94,6 +95,9 @@ pub(super) fn response(located: Located) -> pb::LocateResponse {
         slots: located.slots,
         generations: located.generations,
         checksums: located.checksums,
+        locations: located.locations,
+        location_blocks: located.location_blocks,
+        location_index: located.location_index,
     }
 }
 

@@ -1,9 +1,11 @@
 //! The gRPC shell: parses messages into events and queries, carries effects out.
 
 mod admin;
+mod claims;
 mod copying;
 mod hub;
 pub(crate) mod locate;
+mod locations;
 mod outbound;
 pub mod parse;
 mod replication;
@@ -21,7 +23,9 @@ use std::sync::Arc;
 use kvferry_proto::pb::{self, coordinator_server::Coordinator};
 use tonic::{Request, Response, Status, Streaming};
 
+pub(crate) use claims::ClaimsService;
 pub(crate) use hub::{Hub, HubConfig};
+pub(crate) use locations::LocationsService;
 use outbound::Outbound;
 pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;

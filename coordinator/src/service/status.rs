@@ -5,8 +5,9 @@ use tonic::{Code, Status};
 
 use crate::{
     directory::{
-        BoundReached, CloseCause, CreateNamespaceError, DeleteNamespaceError, LocateError,
-        NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal, WatchEnd, WatchError,
+        BoundReached, ClaimError, CloseCause, CreateNamespaceError, DeleteNamespaceError,
+        LocateError, LocationError, NamespaceUnknown, NodeUnknown, ProtocolError, RegionRefusal,
+        WatchEnd, WatchError,
     },
     replication::TooManyHot,
 };
@@ -52,7 +53,9 @@ pub(super) fn locate(error: &LocateError) -> Status {
     match error {
         LocateError::NamespaceUnknown(error) => namespace_unknown(error),
         LocateError::HashLength(_) => refusal(Code::InvalidArgument, Reason::HashLength, text),
-        LocateError::TooManyCandidates { .. } | LocateError::TooManyOwners => {
+        LocateError::TooManyCandidates { .. }
+        | LocateError::TooManyOwners
+        | LocateError::TooManyLocations => {
             refusal(Code::ResourceExhausted, Reason::BoundReached, text)
         }
     }
@@ -91,6 +94,27 @@ pub(super) fn slow_watcher(within_ms: u128) -> Status {
         Reason::WatchTooSlow,
         format!("nothing was read for {within_ms} ms: go on from the last seq, or start anew"),
     )
+}
+
+pub(super) fn claim(error: &ClaimError) -> Status {
+    let text = error.to_string();
+    match error {
+        ClaimError::NamespaceUnknown(error) => namespace_unknown(error),
+        ClaimError::HashLength(_) => refusal(Code::InvalidArgument, Reason::HashLength, text),
+        ClaimError::NodeUnknown(error) => node_unknown(error),
+        ClaimError::Fenced { .. } => refusal(Code::FailedPrecondition, Reason::Fenced, text),
+        ClaimError::Bound(error) => bound(error),
+    }
+}
+
+pub(super) fn location(error: &LocationError) -> Status {
+    match error {
+        LocationError::NamespaceUnknown(error) => namespace_unknown(error),
+        LocationError::HashLength(_) => {
+            refusal(Code::InvalidArgument, Reason::HashLength, error.to_string())
+        }
+        LocationError::Bound(error) => bound(error),
+    }
 }
 
 pub(super) fn region(refusal: &RegionRefusal) -> Reason {

@@ -51,6 +51,14 @@ pub(super) fn message(config: &HubConfig, effect: Effect) -> Option<(SessionId, 
             };
             (session, Message::RegionRefused(refused))
         }
+        Effect::Surplus { session, copies } => {
+            let surplus = pb::Surplus {
+                regions: copies.iter().map(|copy| copy.region.0).collect(),
+                slots: copies.iter().map(|copy| copy.slot).collect(),
+                generations: copies.iter().map(|copy| copy.generation).collect(),
+            };
+            (session, Message::Surplus(surplus))
+        }
         Effect::Close { .. }
         | Effect::NodeHidden { .. }
         | Effect::NodeShown { .. }

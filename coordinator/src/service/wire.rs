@@ -22,6 +22,9 @@ const OWNER_INDEX: u32 = 4;
 const SLOTS: u32 = 5;
 const GENERATIONS: u32 = 6;
 const CHECKSUMS: u32 = 7;
+const LOCATIONS: u32 = 12;
+const LOCATION_BLOCKS: u32 = 13;
+const LOCATION_INDEX: u32 = 14;
 
 /// An answer of a thousand blocks takes some 8 to 12 KiB; a larger one grows to its size at once.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -40,6 +43,10 @@ pub(super) struct Columns {
     generations: Vec<u8>,
     /// Empty, or one per candidate.
     checksums: Vec<u8>,
+    /// As fields; empty where nobody asked for them, like the columns that follow.
+    locations: Vec<u8>,
+    location_blocks: Vec<u8>,
+    location_index: Vec<u8>,
 }
 
 impl Columns {
@@ -70,6 +77,9 @@ impl Columns {
         column(SLOTS, &self.slots, out);
         column(GENERATIONS, &self.generations, out);
         column(CHECKSUMS, &self.checksums, out);
+        out.put_slice(&self.locations);
+        column(LOCATION_BLOCKS, &self.location_blocks, out);
+        column(LOCATION_INDEX, &self.location_index, out);
     }
 
     /// At most what all of it takes.
@@ -80,11 +90,13 @@ impl Columns {
             &self.slots,
             &self.generations,
             &self.checksums,
+            &self.location_blocks,
+            &self.location_index,
         ];
         let columns =
             columns.map(|column| 1 + encoded_len_varint(column.len() as u64) + column.len());
         // A tag, and a number of five bytes at most.
-        6 + self.owners.len() + columns.iter().sum::<usize>()
+        6 + self.owners.len() + self.locations.len() + columns.iter().sum::<usize>()
     }
 }
 
@@ -130,6 +142,17 @@ impl Answer for Columns {
         self.answered += 1;
         self.found += u32::from(candidates > 0);
         varint(candidates.into(), &mut self.counts);
+    }
+
+    fn location(&mut self, location: &str) {
+        encode_key(LOCATIONS, WireType::LengthDelimited, &mut self.locations);
+        encode_varint(location.len() as u64, &mut self.locations);
+        self.locations.put_slice(location.as_bytes());
+    }
+
+    fn located(&mut self, row: u32) {
+        varint(self.answered.into(), &mut self.location_blocks);
+        varint(row.into(), &mut self.location_index);
     }
 }
 
@@ -204,6 +227,7 @@ mod tests {
         fn an_answer_is_what_prost_writes(
             rows in 0..3u32,
             blocks in vec(vec((0..200u32, any::<u32>(), any::<u64>(), 0..3u64), 0..3), 0..20),
+            locations in vec(".{0,300}", 0..3),
         ) {
             let mut columns = Columns::with_room(2);
             let mut message = pb::LocateResponse {
@@ -222,7 +246,17 @@ mod tests {
                     encoded: &Bytes::from(encoded),
                 });
             }
+            for location in &locations {
+                columns.location(location);
+            }
+            message.locations.clone_from(&locations);
             for block in &blocks {
+                if block.is_empty() && !locations.is_empty() {
+                    let row = message.answered % locations.len() as u32;
+                    columns.located(row);
+                    message.location_blocks.push(message.answered);
+                    message.location_index.push(row);
+                }
                 for (row, slot, generation, checksum) in block {
                     columns.candidate(*row, *slot, *generation, *checksum);
                     message.owner_index.push(*row);

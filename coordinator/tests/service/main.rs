@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod agent;
+mod claims;
 mod lifecycle;
 mod locate;
+mod locations;
 mod metrics;
 mod replication;
 mod sessions;

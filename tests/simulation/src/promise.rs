@@ -23,6 +23,8 @@ pub enum Promise {
     Converges,
     /// A pinned block stays as it is.
     PinnedStays,
+    /// A claim is never held by two, and one that has ended by nobody.
+    ClaimsAreExclusive,
     /// An agent that keeps to the protocol is never refused for breaking it.
     HonestIsHeard,
 }

@@ -27,6 +27,7 @@ pub struct Stats {
     pub unsettled: u64,
     pub other: u64,
     pub pins_checked: u64,
+    pub claims: u64,
     pub faults: u64,
     pub processes: u64,
     pub deltas: u64,
@@ -56,7 +57,7 @@ impl Stats {
         } += 1;
     }
 
-    fn fields(&mut self) -> [(&'static str, &mut u64); 28] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 29] {
         macro_rules! of {
             ($($field:ident),*) => { [$((stringify!($field), &mut self.$field)),*] };
         }
@@ -78,6 +79,7 @@ impl Stats {
             unsettled,
             other,
             pins_checked,
+            claims,
             faults,
             processes,
             deltas,

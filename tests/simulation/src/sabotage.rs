@@ -247,5 +247,23 @@ fn crates() -> Vec<Sabotage> {
             50,
             &[P::Converges],
         ),
+        bug(
+            "claims-never-expire",
+            Coordinator(C::ClaimsNeverExpire),
+            20,
+            &[P::ClaimsAreExclusive],
+        ),
+        bug(
+            "claims-outlive-nodes",
+            Coordinator(C::ClaimsOutliveNodes),
+            50,
+            &[P::ClaimsAreExclusive],
+        ),
+        bug(
+            "claims-granted-twice",
+            Coordinator(C::ClaimsGrantedTwice),
+            20,
+            &[P::ClaimsAreExclusive],
+        ),
     ]
 }

@@ -13,6 +13,8 @@ enum Standing {
     Queued,
     /// Inserted, but in no queue until it is unpinned.
     Pinned,
+    /// The same, and surplus.
+    PinnedSurplus,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +79,22 @@ impl Lru {
     }
 }
 
+impl Lru {
+    fn link_coldest(&mut self, slot: u32) {
+        let hotter = self.coldest;
+        self.nodes[slot as usize] = Node {
+            colder: NONE,
+            hotter,
+            standing: Standing::Queued,
+        };
+        match self.nodes.get_mut(hotter as usize) {
+            Some(node) => node.colder = slot,
+            None => self.hottest = slot,
+        }
+        self.coldest = slot;
+    }
+}
+
 impl EvictionPolicy for Lru {
     fn inserted(&mut self, slot: Slot, _parent: Option<Slot>) {
         if self.standing(slot.0) == Some(Standing::Absent) {
@@ -91,6 +109,19 @@ impl EvictionPolicy for Lru {
         }
     }
 
+    fn surplus(&mut self, slot: Slot) {
+        match self.standing(slot.0) {
+            Some(Standing::Queued) => {
+                self.unlink(slot.0);
+                self.link_coldest(slot.0);
+            }
+            Some(Standing::Pinned) => {
+                self.nodes[slot.0 as usize].standing = Standing::PinnedSurplus;
+            }
+            None | Some(Standing::Absent | Standing::PinnedSurplus) => {}
+        }
+    }
+
     fn pinned(&mut self, slot: Slot) {
         if self.standing(slot.0) == Some(Standing::Queued) {
             self.unlink(slot.0);
@@ -99,8 +130,10 @@ impl EvictionPolicy for Lru {
     }
 
     fn unpinned(&mut self, slot: Slot) {
-        if self.standing(slot.0) == Some(Standing::Pinned) {
-            self.link_hottest(slot.0);
+        match self.standing(slot.0) {
+            Some(Standing::Pinned) => self.link_hottest(slot.0),
+            Some(Standing::PinnedSurplus) => self.link_coldest(slot.0),
+            None | Some(Standing::Absent | Standing::Queued) => {}
         }
     }
 
@@ -108,7 +141,7 @@ impl EvictionPolicy for Lru {
         match self.standing(slot.0) {
             None | Some(Standing::Absent) => return,
             Some(Standing::Queued) => self.unlink(slot.0),
-            Some(Standing::Pinned) => {}
+            Some(Standing::Pinned | Standing::PinnedSurplus) => {}
         }
         self.nodes[slot.0 as usize].standing = Standing::Absent;
     }
@@ -125,9 +158,9 @@ mod tests {
     use super::*;
     use crate::region::eviction::prefix::tests::{Step, steps};
 
-    /// Slots from the coldest to the hottest, with their pins.
+    /// Slots from the coldest to the hottest, with their pins, and those pinned that are surplus.
     #[derive(Default)]
-    struct Naive(Vec<(Slot, bool)>);
+    struct Naive(Vec<(Slot, bool)>, Vec<Slot>);
 
     impl Naive {
         fn move_to_end(&mut self, slot: Slot, pinned: bool) {
@@ -141,10 +174,23 @@ mod tests {
                 Step::Insert(slot, _) if slot.0 < 8 && known(slot).is_none() => {
                     self.move_to_end(slot, false);
                 }
+                Step::Surplus(slot) if known(slot) == Some(false) => {
+                    self.0.retain(|(other, _)| *other != slot);
+                    self.0.insert(0, (slot, false));
+                }
+                Step::Surplus(slot) if known(slot) == Some(true) => self.1.push(slot),
+                Step::Unpin(slot) if known(slot) == Some(true) && self.1.contains(&slot) => {
+                    self.1.retain(|other| *other != slot);
+                    self.0.retain(|(other, _)| *other != slot);
+                    self.0.insert(0, (slot, false));
+                }
                 Step::Touch(slot) if known(slot) == Some(false) => self.move_to_end(slot, false),
                 Step::Pin(slot) if known(slot).is_some() => self.move_to_end(slot, true),
                 Step::Unpin(slot) if known(slot) == Some(true) => self.move_to_end(slot, false),
-                Step::Remove(slot) => self.0.retain(|(other, _)| *other != slot),
+                Step::Remove(slot) => {
+                    self.0.retain(|(other, _)| *other != slot);
+                    self.1.retain(|other| *other != slot);
+                }
                 _ => {}
             }
         }

@@ -32,6 +32,10 @@ pub trait EvictionPolicy: fmt::Debug + Send {
     /// The slot's block was used.
     fn touched(&mut self, slot: Slot);
 
+    /// Enough others hold the slot's block: it goes before all others until it is used again. Said of a
+    /// pinned one, from when it is unpinned.
+    fn surplus(&mut self, slot: Slot);
+
     /// The slot may not be chosen until it is unpinned.
     fn pinned(&mut self, slot: Slot);
 

@@ -18,6 +18,8 @@ struct Link {
 struct Node {
     present: bool,
     pinned: bool,
+    /// Said of it while it was pinned.
+    surplus: bool,
     inserted: u64,
     used: u64,
     parent: Option<Link>,
@@ -109,6 +111,7 @@ impl EvictionPolicy for Prefix {
             *node = Node {
                 present: true,
                 pinned: false,
+                surplus: false,
                 inserted: now,
                 used: now,
                 parent,
@@ -128,6 +131,13 @@ impl EvictionPolicy for Prefix {
         }
     }
 
+    fn surplus(&mut self, slot: Slot) {
+        self.update(slot.0, |node| {
+            node.used = 0;
+            node.surplus = node.pinned;
+        });
+    }
+
     fn pinned(&mut self, slot: Slot) {
         if self.present(slot.0).is_some() {
             self.update(slot.0, |node| node.pinned = true);
@@ -139,7 +149,8 @@ impl EvictionPolicy for Prefix {
             let now = self.tick();
             self.update(slot.0, |node| {
                 node.pinned = false;
-                node.used = now;
+                node.used = if node.surplus { 0 } else { now };
+                node.surplus = false;
             });
         }
     }
@@ -176,6 +187,7 @@ pub(super) mod tests {
     pub(in super::super) enum Step {
         Insert(Slot, Option<Slot>),
         Touch(Slot),
+        Surplus(Slot),
         Pin(Slot),
         Unpin(Slot),
         Remove(Slot),
@@ -187,6 +199,7 @@ pub(super) mod tests {
             match self {
                 Self::Insert(slot, parent) => policy.inserted(slot, parent),
                 Self::Touch(slot) => policy.touched(slot),
+                Self::Surplus(slot) => policy.surplus(slot),
                 Self::Pin(slot) => policy.pinned(slot),
                 Self::Unpin(slot) => policy.unpinned(slot),
                 Self::Remove(slot) => policy.removed(slot),
@@ -201,6 +214,7 @@ pub(super) mod tests {
         let step = prop_oneof![
             4 => (slot(), prop::option::weighted(0.8, slot())).prop_map(|(s, p)| Step::Insert(s, p)),
             2 => slot().prop_map(Step::Touch),
+            1 => slot().prop_map(Step::Surplus),
             2 => slot().prop_map(Step::Pin),
             1 => slot().prop_map(Step::Unpin),
             1 => slot().prop_map(Step::Remove),
@@ -217,6 +231,7 @@ pub(super) mod tests {
         depth: u32,
         used: usize,
         pinned: bool,
+        surplus: bool,
     }
 
     /// A list of blocks, searched from end to end.
@@ -243,11 +258,18 @@ pub(super) mod tests {
                         depth,
                         used: now,
                         pinned: false,
+                        surplus: false,
                     });
                 }
                 Step::Touch(slot) => {
                     if let Some(at) = find(slot) {
                         self.blocks[at].used = now;
+                    }
+                }
+                Step::Surplus(slot) => {
+                    if let Some(at) = find(slot) {
+                        self.blocks[at].used = 0;
+                        self.blocks[at].surplus = self.blocks[at].pinned;
                     }
                 }
                 Step::Pin(slot) => {
@@ -257,8 +279,9 @@ pub(super) mod tests {
                 }
                 Step::Unpin(slot) => {
                     if let Some(at) = find(slot).filter(|at| self.blocks[*at].pinned) {
+                        let surplus = std::mem::take(&mut self.blocks[at].surplus);
                         self.blocks[at].pinned = false;
-                        self.blocks[at].used = now;
+                        self.blocks[at].used = if surplus { 0 } else { now };
                     }
                 }
                 Step::Remove(slot) => self.blocks.retain(|block| block.slot != slot),
@@ -277,8 +300,10 @@ pub(super) mod tests {
             let unpinned = || self.blocks.iter().filter(|block| !block.pinned);
             unpinned()
                 .filter(|block| self.is_leaf(block))
-                .min_by_key(|block| block.used)
-                .or_else(|| unpinned().min_by_key(|block| (Reverse(block.depth), block.used)))
+                .min_by_key(|block| (block.used, block.slot))
+                .or_else(|| {
+                    unpinned().min_by_key(|block| (Reverse(block.depth), block.used, block.slot))
+                })
                 .map(|block| block.slot)
         }
     }

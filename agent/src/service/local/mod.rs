@@ -1,8 +1,11 @@
 //! The local API. One file per group of calls; this one is the switchboard.
 
+mod claims;
 pub(crate) mod copies;
 mod get;
 mod imports;
+mod leases;
+mod locations;
 mod lookup;
 mod pull;
 mod put;
@@ -73,6 +76,7 @@ pub(crate) struct Shared {
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,
+    pub(crate) leases: leases::Leases,
     pub(crate) gpus: Gpus,
     pub(crate) pulls: Arc<PullMetrics>,
     /// Pulls under way that no engine asked for.

@@ -172,6 +172,7 @@ impl LocalApi {
         }
         self.store
             .release_holder(crate::region::Holder::Client(client));
+        self.release_claims_of(client);
     }
 
     /// Regions on GPUs that are lost: nobody can say what their memory holds, so nobody may read it, and the

@@ -39,6 +39,7 @@ fn ask(directory: &Directory, ask: &Ask<'_>) -> Result<Located, LocateError> {
         prefer: &labels(ask.prefer),
         exclude: ask.exclude.map(node).as_ref(),
         draw: ask.draw,
+        locations: false,
     })
 }
 
@@ -262,6 +263,7 @@ fn what_cannot_be_answered_is_an_error_and_no_miss() {
         prefer: &prefer,
         exclude: None,
         draw: 0,
+        locations: false,
     };
     assert!(matches!(
         directory.locate(&query),

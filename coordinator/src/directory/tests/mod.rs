@@ -1,11 +1,14 @@
 //! Tests of the directory as a machine: events in, exact effects out.
 
 mod changes;
+mod claims;
 mod inventories;
 mod liveness;
 mod locates;
+mod locations;
 mod model;
 mod namespaces;
+mod surplus;
 mod watch;
 
 use std::time::Duration;
@@ -205,6 +208,7 @@ fn find(directory: &Directory, hashes: &[u64]) -> Vec<Vec<String>> {
             prefer: &Labels::default(),
             exclude: None,
             draw: 0,
+            locations: false,
         })
         .unwrap();
     spell(&located)
@@ -260,5 +264,6 @@ fn assert_empty(directory: &Directory) {
         assert_eq!((info.blocks, info.owners, info.regions), (0, 0, 0));
     }
     assert!(directory.sessions.is_empty());
+    assert!(directory.leases.lock().is_empty());
     assert_eq!(directory.nodes.len(), 0);
 }

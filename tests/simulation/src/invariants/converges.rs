@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Broken, bytes_are_published, published_is_found::places};
+use super::{Broken, bytes_are_published, claims_are_exclusive, published_is_found::places};
 use crate::{
     history::block_hash,
     promise::Promise,
@@ -15,6 +15,7 @@ use crate::{
 /// The last look.
 pub(crate) fn check(world: &mut World) {
     let mut broken = bytes_are_published::audit(world);
+    broken = broken.or_else(|| claims_are_exclusive::all_ended(world));
     for coordinator in 0..world.coordinators.len() {
         broken = broken.or_else(|| directory(world, coordinator));
     }

@@ -3,6 +3,7 @@
 pub(crate) mod bounds_hold;
 pub(crate) mod buffers_are_owned;
 pub(crate) mod bytes_are_published;
+pub(crate) mod claims_are_exclusive;
 pub(crate) mod converges;
 pub(crate) mod fenced_is_void;
 pub(crate) mod pinned_stays;

@@ -109,6 +109,7 @@ pub(super) fn places(world: &World, directory: &Directory, hash: BlockHash) -> (
         prefer: &Labels::default(),
         exclude: None,
         draw: 0,
+        locations: false,
     });
     // Nobody has declared the namespace: nobody holds anything.
     let Ok(located) = located else {

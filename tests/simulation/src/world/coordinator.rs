@@ -51,6 +51,11 @@ impl Coordinator {
             started: 0,
         }
     }
+
+    /// Time as it counts it.
+    pub(super) fn local(&self, now: Micros) -> std::time::Duration {
+        std::time::Duration::from_micros(now - self.started)
+    }
 }
 
 fn directory(epoch: u64) -> Directory {
@@ -141,10 +146,13 @@ impl World {
 
     /// Hands the directory an event and carries its effects out.
     pub(super) fn tell(&mut self, coordinator: usize, from: Option<Pid>, event: DirectoryEvent) {
+        if let Some(pid) = from {
+            self.claims_hear(coordinator, pid, &event);
+        }
         let before = from.and_then(|pid| fenced_is_void::before(self, coordinator, pid));
         let now = self.now;
         let here = &mut self.coordinators[coordinator];
-        let local = std::time::Duration::from_micros(now - here.started);
+        let local = here.local(now);
         let Some(directory) = &mut here.directory else {
             return;
         };
@@ -204,6 +212,8 @@ impl World {
                     format!("a region is refused: {refusal}"),
                 );
             }
+            // No namespace of this world says how many copies it wants.
+            Effect::Surplus { .. } => {}
             Effect::Close { session, cause } => self.close(coordinator, session, &cause),
             Effect::NodeHidden { .. } | Effect::NodeShown { .. } => {}
             Effect::NodeRemoved {
@@ -212,6 +222,7 @@ impl World {
                 cause,
             } => {
                 self.stats.removals += 1;
+                self.claims_end(coordinator, &node, incarnation);
                 self.note(&[
                     3,
                     incarnation.get(),

@@ -48,6 +48,8 @@ pub(crate) enum Event {
     },
     /// A process does something.
     Process(Pid, Act),
+    /// Somebody claims blocks.
+    Claim,
     /// Promises that can be checked at any time are.
     Probe,
 }

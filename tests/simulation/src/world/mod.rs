@@ -1,6 +1,7 @@
 //! The world: processes, coordinators and what is between them, on one queue of events.
 
 mod asking;
+pub(crate) mod claims;
 mod coordinator;
 mod event;
 mod faults;
@@ -76,6 +77,7 @@ pub struct World {
     /// Processes whose hosts are gone: nobody answers for them.
     silent_dead: BTreeSet<Pid>,
     network: Random,
+    pub(crate) claims: claims::Claims,
     pub(crate) stats: Stats,
     digest: u64,
     violation: Option<Violation>,
@@ -106,6 +108,7 @@ impl World {
             listeners: BTreeMap::new(),
             silent_dead: BTreeSet::new(),
             network: Random::of(seed, 4),
+            claims: claims::Claims::new(seed),
             stats: Stats::default(),
             digest: seed,
             violation: None,
@@ -135,6 +138,7 @@ impl World {
             }
         }
         world.queue.at(SECOND, Event::Probe);
+        world.queue.at(SECOND, Event::Claim);
         world
     }
 
@@ -214,6 +218,7 @@ impl World {
                 read,
             } => self.fetch(pid, pull, op, read),
             Event::Process(pid, act) => self.process(pid, act),
+            Event::Claim => self.claim(),
             Event::Probe => {
                 invariants::probe(self);
                 let pace = SECOND * (1 + self.nodes.len() as u64 / 50);

@@ -265,6 +265,8 @@ impl World {
             Down::Said(Answer::HeartbeatAck(_)) => SessionEvent::HeartbeatAnswered,
             // Nobody is told to copy in this world.
             Down::Said(Answer::RegionRefused(_) | Answer::Replicate(_)) => return true,
+            // No coordinator of this world sends one.
+            Down::Said(Answer::Surplus(_)) => SessionEvent::HeartbeatAnswered,
             Down::Said(Answer::Closing(_)) => SessionEvent::Closing,
             Down::Fenced => {
                 process.sessions[session].stream = None;

@@ -41,6 +41,8 @@ pub(super) fn compare(directory: &Directory, model: &Model) {
     }
     assert_eq!(directory.catalog.totals().1, slots);
     assert_eq!(directory.sessions.len(), model.sessions().count());
+    claims::compare(directory, model);
+    locations::compare(directory, model);
 }
 
 /// What was counted step by step is what there is.
@@ -75,6 +77,7 @@ fn compare_namespace(directory: &Directory, model: &Model, index: usize, name: &
         prefer: &prefer,
         exclude: None,
         draw: 0,
+        locations: false,
     };
     if !model.namespaces.contains_key(&index) {
         assert!(directory.namespace(name).is_err());
@@ -156,6 +159,7 @@ pub(super) fn compare_offered(directory: &Directory, model: &Model) {
             prefer: &Labels::default(),
             exclude: None,
             draw: 0,
+            locations: false,
         });
         let Ok(located) = located else {
             assert!(!model.namespaces.contains_key(&index));

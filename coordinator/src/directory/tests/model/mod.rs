@@ -1,7 +1,9 @@
 //! The directory against a model that is plain maps and no cleverness: after every operation both
 //! answer every question alike.
 
+mod claims;
 mod compare;
+mod locations;
 mod simple;
 mod tame;
 mod watched;
@@ -23,6 +25,8 @@ const LIMITS: Bounds = Bounds {
     nodes: 2,
     regions_per_node: 2,
     slots: 5 * SLOTS as u64,
+    claims: 5,
+    locations: 4,
 };
 
 /// Slots sealed as (slot, hash, generation).
@@ -98,6 +102,8 @@ enum Operation {
         node: usize,
         draining: bool,
     },
+    Claim(claims::Operation),
+    Locations(locations::Operation),
 }
 
 fn declare() -> impl Strategy<Value = Declare> {
@@ -192,6 +198,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (0..2usize, variant).prop_map(|(namespace, variant)| Operation::Create { namespace, variant }),
         1 => (0..2usize, any::<bool>()).prop_map(|(namespace, force)| Operation::Delete { namespace, force }),
         1 => (0..NODES.len(), any::<bool>()).prop_map(|(node, draining)| Operation::Drain { node, draining }),
+        12 => claims::operation().prop_map(Operation::Claim),
+        12 => locations::operation().prop_map(Operation::Locations),
     ]
 }
 
@@ -290,11 +298,26 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
             };
             let event = event(session, model.expected(session), &said);
             model.say(session, &said);
-            way(directory, now, event)
+            // What an inventory did not name is offered until it is swept out.
+            let unswept = directory.sweep_is_due();
+            let effects = way(directory, now, event);
+            let hinted = effects.iter().filter_map(|effect| match effect {
+                Effect::Surplus { copies, .. } => Some(copies),
+                _ => None,
+            });
+            let hinted: Vec<_> = hinted
+                .flatten()
+                .map(|copy| (copy.region.0, copy.slot, copy.generation))
+                .collect();
+            let want = std::mem::take(&mut model.surplus);
+            assert!(unswept || hinted == want, "{hinted:?}, not {want:?}");
+            effects
         }
         Operation::Tick { advance_ms } => {
             model.tick(at(*advance_ms));
-            way(directory, model.now, Event::Tick)
+            let effects = way(directory, model.now, Event::Tick);
+            locations::tidy(directory, model);
+            effects
         }
         Operation::Create { namespace, variant } => {
             let outcome = directory.create_namespace(&variant_spec(*namespace, *variant));
@@ -314,7 +337,17 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
             assert_eq!(outcome.is_ok(), model.drain(*n, *draining));
             Vec::new()
         }
+        Operation::Claim(operation) => {
+            claims::run(directory, model, operation);
+            Vec::new()
+        }
+        Operation::Locations(operation) => {
+            locations::run(directory, model, operation);
+            Vec::new()
+        }
     };
+    model.end_claims();
+    model.end_locations();
     let closed: BTreeSet<u64> = effects
         .iter()
         .filter_map(|effect| match effect {

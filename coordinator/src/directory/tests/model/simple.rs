@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Added, Change, Declare, HIDE, LIMITS, NodeState, PURGE, SLOTS, Said};
+use super::{
+    Added, Change, Declare, HIDE, LIMITS, NodeState, PURGE, SLOTS, Said, claims::Lease,
+    locations::Locations,
+};
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Model {
@@ -17,6 +20,11 @@ pub(super) struct Model {
     pub(super) namespaces: BTreeMap<usize, u32>,
     /// Sessions the last operation closed.
     pub(super) closed: BTreeSet<u64>,
+    /// By their tokens, as the directory gave them out.
+    pub(super) leases: BTreeMap<u64, Lease>,
+    pub(super) locations: Locations,
+    /// Copies the last operation's sender is told of: region, slot, generation.
+    pub(super) surplus: Vec<(u32, u32, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -279,6 +287,27 @@ impl Model {
         }
     }
 
+    fn count_copies(&mut self, index: usize, id: u32, added: &Added) {
+        let standing = self.nodes[&index].regions.get(&id);
+        let Some(Standing::Accepted(region)) = standing else {
+            return;
+        };
+        let namespace = region.namespace;
+        let Some(wanted) = self.locations.policy(namespace).copies else {
+            return;
+        };
+        for (slot, hash, generation) in added {
+            let owners = self.owners(namespace, *hash).into_iter();
+            let others: BTreeSet<usize> = owners
+                .map(|owner| owner.node)
+                .filter(|node| *node != index && self.nodes[node].state() == NodeState::Live)
+                .collect();
+            if others.len() >= wanted as usize {
+                self.surplus.push((id, *slot, *generation));
+            }
+        }
+    }
+
     fn node(&mut self, index: usize) -> &mut Node {
         self.nodes.get_mut(&index).unwrap()
     }
@@ -319,6 +348,8 @@ impl Model {
             let node = self.node(index);
             node.clear(change.region, &change.removed)?;
             node.seal(change.region, &change.added, &fresh)?;
+            self.fulfil(index, change.region, &change.added);
+            self.count_copies(index, change.region, &change.added);
         }
         self.node(index).applied = seq;
         Ok(())
@@ -384,6 +415,8 @@ impl Model {
         }
         for (region, added) in sealed {
             self.node(index).seal(*region, added, &fresh)?;
+            self.fulfil(index, *region, added);
+            self.count_copies(index, *region, added);
         }
         let node = self.node(index);
         let SyncState::Receiving { seq, named } = &mut node.sync else {

@@ -1,0 +1,90 @@
+//! A claim is never held by two, and one that has ended is held by nobody.
+
+use std::time::Duration;
+
+use kvferry_coordinator::directory::{ClaimOutcome, Claimed};
+use kvferry_proto::BlockHash;
+
+use super::Broken;
+use crate::{
+    promise::Promise,
+    world::{World, claims::Grant},
+};
+
+fn failed(detail: String) -> Broken {
+    Some((Promise::ClaimsAreExclusive, detail))
+}
+
+/// What a coordinator answered just now to one that claimed these.
+pub(crate) fn check(
+    world: &World,
+    coordinator: usize,
+    local: Duration,
+    hashes: &[BlockHash],
+    claimed: &Claimed,
+) -> Broken {
+    for (hash, outcome) in hashes.iter().zip(&claimed.outcomes) {
+        let mut held = holders(world, coordinator, local, hash);
+        let broken = match outcome {
+            ClaimOutcome::Stored => None,
+            // What may have been fulfilled may be granted anew.
+            ClaimOutcome::Granted => held
+                .find(|grant| !grant.maybe_fulfilled.contains(hash))
+                .and_then(|grant| {
+                    failed(format!("{hash} is granted twice, also to {}", grant.pid))
+                }),
+            ClaimOutcome::Claimed(row) => {
+                let holder = claimed
+                    .holders
+                    .get(*row as usize)
+                    .map(|holder| &holder.node);
+                let known = held.any(|grant| world.name_of(grant.pid) == holder);
+                if known {
+                    None
+                } else {
+                    failed(format!(
+                        "{hash} is said to be {holder:?}'s, whose claim has ended"
+                    ))
+                }
+            }
+        };
+        if broken.is_some() {
+            return broken;
+        }
+    }
+    None
+}
+
+/// Grants of this coordinator's lifetime that have not ended.
+fn holders<'a>(
+    world: &'a World,
+    coordinator: usize,
+    local: Duration,
+    hash: &'a BlockHash,
+) -> impl Iterator<Item = &'a Grant> {
+    let here = &world.coordinators[coordinator];
+    world.claims.granted.iter().filter(move |grant| {
+        let name = world.name_of(grant.pid);
+        let node = name.zip(here.directory.as_ref());
+        let known = node.and_then(|(name, directory)| directory.node(local, name).ok());
+        let lives = known.is_some_and(|n| world.incarnation(grant.pid) == Some(n.incarnation));
+        (grant.coordinator, grant.epoch) == (coordinator, here.epoch)
+            && grant.expires > local
+            && grant.hashes.contains(hash)
+            && lives
+    })
+}
+
+/// Nobody claims any more, and every lease has run out.
+pub(crate) fn all_ended(world: &World) -> Broken {
+    for (at, coordinator) in world.coordinators.iter().enumerate() {
+        let held = coordinator
+            .directory
+            .as_ref()
+            .map_or(0, |d| d.claims_held());
+        if held > 0 {
+            return failed(format!("coordinator {at} still has {held} claims"));
+        }
+    }
+    None
+}
