@@ -63,16 +63,18 @@ fn holders<'a>(
     hash: &'a BlockHash,
 ) -> impl Iterator<Item = &'a Grant> {
     let here = &world.coordinators[coordinator];
-    world.claims.granted.iter().filter(move |grant| {
-        let name = world.name_of(grant.pid);
-        let node = name.zip(here.directory.as_ref());
-        let known = node.and_then(|(name, directory)| directory.node(local, name).ok());
-        let lives = known.is_some_and(|n| world.incarnation(grant.pid) == Some(n.incarnation));
+    let holds = move |grant: &&Grant| {
         (grant.coordinator, grant.epoch) == (coordinator, here.epoch)
             && grant.expires > local
             && grant.hashes.contains(hash)
-            && lives
-    })
+    };
+    let lives = move |grant: &&Grant| {
+        let name = world.name_of(grant.pid);
+        let node = name.zip(here.directory.as_ref());
+        let known = node.and_then(|(name, directory)| directory.node(local, name).ok());
+        known.is_some_and(|node| world.incarnation(grant.pid) == Some(node.incarnation))
+    };
+    world.claims.granted.iter().filter(holds).filter(lives)
 }
 
 /// Nobody claims any more, and every lease has run out.

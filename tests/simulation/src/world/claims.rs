@@ -150,6 +150,10 @@ impl World {
 
     /// A coordinator hears what a process holds.
     pub(super) fn claims_hear(&mut self, coordinator: usize, pid: Pid, event: &DirectoryEvent) {
+        let here = |grant: &Grant| (grant.coordinator, grant.pid) == (coordinator, pid);
+        if !self.claims.granted.iter().any(here) {
+            return;
+        }
         let added: Vec<_> = match event {
             DirectoryEvent::Delta { delta, .. } => delta.changes.iter().map(|c| &c.added).collect(),
             DirectoryEvent::Inventory { part, .. } => part.sealed.iter().map(|s| &s.1).collect(),
@@ -157,8 +161,7 @@ impl World {
         };
         let hashes = added.iter().filter_map(|sealed| sealed.hashes.as_ref());
         let hashes: BTreeSet<BlockHash> = hashes.flat_map(PackedHashes::to_hashes).collect();
-        let here = |grant: &&mut Grant| (grant.coordinator, grant.pid) == (coordinator, pid);
-        for grant in self.claims.granted.iter_mut().filter(here) {
+        for grant in self.claims.granted.iter_mut().filter(|grant| here(grant)) {
             let both = grant.hashes.intersection(&hashes);
             grant.maybe_fulfilled.extend(both.copied());
         }
