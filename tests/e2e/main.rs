@@ -14,6 +14,7 @@ mod engine;
 mod engine_death;
 mod faults;
 mod gpu;
+mod gpu_rdma;
 mod metrics;
 mod publish_and_pull;
 mod shell;

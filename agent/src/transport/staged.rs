@@ -60,6 +60,10 @@ pub(super) fn into_gpu(link: &Arc<dyn Link>, request: GpuRequest) -> PendingRead
     if let Err(error) = check(link, &request) {
         return PendingRead::settled(Err(error));
     }
+    if let Some(why) = request.local.memory.gpu().context().lost_by() {
+        let lost = StagingError::Copy(CopyError::GpuLost(why.clone()));
+        return PendingRead::settled(Err(lost.into()));
+    }
     let later = match begin(link, &request) {
         Ok(pending) => return pending,
         Err(later) => later,
