@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// A region in host memory, beside the one on the GPU.
-const HOST_REGION: RegionId = RegionId(9);
+pub const HOST_REGION: RegionId = RegionId(9);
 
 /// A machine with a GPU of its own.
 pub struct Machine {
@@ -37,8 +37,11 @@ pub struct Machine {
 }
 
 impl Machine {
-    fn new() -> Self {
-        let cuda = FakeCuda::new();
+    pub fn new() -> Self {
+        Self::with(FakeCuda::new())
+    }
+
+    pub fn with(cuda: FakeCuda) -> Self {
         let library = Library::load_from(cuda.path()).unwrap();
         let context = library.device(0).unwrap().context().unwrap();
         Self {
@@ -47,7 +50,7 @@ impl Machine {
         }
     }
 
-    fn memory(&self, bytes: u64) -> Memory {
+    pub fn memory(&self, bytes: u64) -> Memory {
         let own = kvferry_cuda::GpuMemory::allocate(self.gpu.context(), bytes).unwrap();
         GpuMemory::new(&self.gpu, own).into()
     }
@@ -91,14 +94,18 @@ impl GpuWorld {
         TcpTransport::default().connect(&self.peer()).await.unwrap()
     }
 
-    /// Starts a read into this GPU memory, all of it.
     fn begin(&self, link: &Arc<dyn Link>, remote: Vec<RemoteSpan>, to: &Memory) -> PendingRead {
-        let local = Destination {
-            memory: to.clone(),
-            ranges: vec![0..to.len()],
-        };
-        staged::read(link, PlannedRead { remote, local })
+        begin(link, remote, to)
     }
+}
+
+/// Starts a read into this GPU memory, all of it.
+pub fn begin(link: &Arc<dyn Link>, remote: Vec<RemoteSpan>, to: &Memory) -> PendingRead {
+    let local = Destination {
+        memory: to.clone(),
+        ranges: vec![0..to.len()],
+    };
+    staged::read(link, PlannedRead { remote, local })
 }
 
 impl World for GpuWorld {
@@ -130,9 +137,9 @@ impl World for GpuWorld {
 }
 
 /// Reads into GPU memory, and shows what is there then where the suite looks: in host memory.
-struct OntoGpu {
-    inner: Arc<dyn Transport>,
-    gpu: Arc<Gpu>,
+pub struct OntoGpu {
+    pub inner: Arc<dyn Transport>,
+    pub gpu: Arc<Gpu>,
 }
 
 impl Transport for OntoGpu {
@@ -213,7 +220,7 @@ impl Link for OntoGpuLink {
 }
 
 /// What GPU memory holds.
-async fn bytes_of(memory: &Memory) -> Vec<u8> {
+pub async fn bytes_of(memory: &Memory) -> Vec<u8> {
     let memory = memory.clone();
     tokio::task::spawn_blocking(move || {
         let mut bytes = vec![0; memory.len() as usize];
@@ -224,7 +231,7 @@ async fn bytes_of(memory: &Memory) -> Vec<u8> {
     .unwrap()
 }
 
-async fn fill(memory: &Memory, byte: u8) {
+pub async fn fill(memory: &Memory, byte: u8) {
     let memory = memory.clone();
     tokio::task::spawn_blocking(move || {
         let bytes = vec![byte; memory.len() as usize];
@@ -235,20 +242,20 @@ async fn fill(memory: &Memory, byte: u8) {
 }
 
 /// Has not settled, and will not within a moment.
-async fn is_open(pending: &mut PendingRead) -> bool {
+pub async fn is_open(pending: &mut PendingRead) -> bool {
     tokio::time::timeout(Duration::from_millis(300), pending)
         .await
         .is_err()
 }
 
-fn host(range: std::ops::Range<u64>) -> RemoteSpan {
+pub fn host(range: std::ops::Range<u64>) -> RemoteSpan {
     RemoteSpan {
         region: HOST_REGION,
         ..data(range)
     }
 }
 
-async fn host_region_is_served(link: &Arc<dyn Link>) {
+pub async fn host_region_is_served(link: &Arc<dyn Link>) {
     let memory = local(1000);
     read(link, vec![host(5..1005)], whole(&memory))
         .await

@@ -63,8 +63,12 @@ pub struct RdmaWorld {
 impl RdmaWorld {
     /// None where there is no device, said aloud.
     pub async fn try_start() -> Option<Self> {
+        Self::serving(catalog()).await
+    }
+
+    /// As above, of these regions.
+    pub async fn serving(catalog: Arc<RegionCatalog>) -> Option<Self> {
         let (serving, reader) = (devices(0)?, devices(1)?);
-        let catalog = catalog();
         let owner = RdmaOwner::new(&serving, &catalog);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -23,13 +23,13 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 const OFFSET: u64 = 12_288;
 
 /// An engine's GPU.
-struct Gpu {
+pub(crate) struct Gpu {
     cuda: FakeCuda,
     staging: Arc<Staging>,
 }
 
 impl Gpu {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let cuda = FakeCuda::new();
         let library = Library::load_from(cuda.path()).unwrap();
         let context = library.device(1).unwrap().context().unwrap();
@@ -38,12 +38,12 @@ impl Gpu {
     }
 
     /// What an agent is started with to see the same GPUs.
-    fn environment(&self) -> (String, String) {
+    pub(crate) fn environment(&self) -> (String, String) {
         let dir = self.cuda.dir().display().to_string();
         ("LD_LIBRARY_PATH".to_owned(), dir)
     }
 
-    fn allocate(&self, slots: u32) -> Allocation<'_> {
+    pub(crate) fn allocate(&self, slots: u32) -> Allocation<'_> {
         let bytes = OFFSET + u64::from(slots) * BLOCK_BYTES;
         Allocation {
             gpu: self,
@@ -54,7 +54,7 @@ impl Gpu {
 }
 
 /// Memory of the engine on its GPU.
-struct Allocation<'a> {
+pub(crate) struct Allocation<'a> {
     gpu: &'a Gpu,
     memory: Arc<GpuMemory>,
     slots: u32,
@@ -71,7 +71,7 @@ impl Allocation<'_> {
         }
     }
 
-    fn request(&self) -> pb::RegisterRegionRequest {
+    pub(crate) fn request(&self) -> pb::RegisterRegionRequest {
         pb::RegisterRegionRequest {
             namespace: Some(namespace("n")),
             source: Some(Source::CudaIpc(self.source())),
@@ -112,7 +112,7 @@ impl Allocation<'_> {
         inbound.finish(deadline).unwrap();
     }
 
-    fn read(&self, slot: u32) -> Vec<u8> {
+    pub(crate) fn read(&self, slot: u32) -> Vec<u8> {
         let mut outbound = self
             .gpu
             .staging
@@ -133,7 +133,7 @@ impl Allocation<'_> {
     }
 
     /// Reserves the slots, writes the blocks, and seals them: in that order.
-    async fn publish(&self, engine: &Engine, region: u32, blocks: std::ops::Range<u64>) {
+    pub(crate) async fn publish(&self, engine: &Engine, region: u32, blocks: std::ops::Range<u64>) {
         let slots: Vec<u32> = (0..blocks.clone().count() as u32).collect();
         let mut api = engine.api.clone();
         api.reserve(pb::ReserveRequest {
@@ -161,14 +161,14 @@ impl Allocation<'_> {
         assert!(sealed.announced);
     }
 
-    fn assert_holds(&self, blocks: &[u64]) {
+    pub(crate) fn assert_holds(&self, blocks: &[u64]) {
         for (slot, n) in (0..).zip(blocks) {
             assert!(self.read(slot) == block(*n), "block {n} differs");
         }
     }
 }
 
-async fn register(
+pub(crate) async fn register(
     engine: &Engine,
     request: pb::RegisterRegionRequest,
 ) -> Result<pb::RegionInfo, Status> {
@@ -176,7 +176,7 @@ async fn register(
     answer.map(tonic::Response::into_inner)
 }
 
-async fn unregister(engine: &Engine, region: u32) -> Result<u64, Status> {
+pub(crate) async fn unregister(engine: &Engine, region: u32) -> Result<u64, Status> {
     let request = pb::UnregisterRegionRequest { region };
     let answer = engine.api.clone().unregister_region(request).await?;
     Ok(answer.into_inner().blocks_removed)
@@ -369,13 +369,13 @@ async fn an_engine_that_goes_takes_its_gpu_memory_with_it() {
 }
 
 /// An agent whose GPU fails after some copies, with this status for ever.
-fn failing(gpu: &Gpu, function: &str, status: i32, after: u32) -> [(String, String); 2] {
+pub(crate) fn failing(gpu: &Gpu, function: &str, status: i32, after: u32) -> [(String, String); 2] {
     let failure = format!("{function}:{status}:{after}");
     [gpu.environment(), ("FAKE_CUDA_FAIL".to_owned(), failure)]
 }
 
 /// The n-th block into the n-th slot: has an outcome in time, and where it was pulled it is right.
-async fn pull_what_can_be(
+pub(crate) async fn pull_what_can_be(
     engine: &Engine,
     to: &Allocation<'_>,
     region: u32,

@@ -15,6 +15,7 @@ mod engine;
 mod engine_death;
 mod faults;
 mod gpu;
+mod gpu_rdma;
 mod locations;
 mod metrics;
 mod publish_and_pull;

@@ -9,7 +9,7 @@ use std::{
 use kvferry_cuda::{Context, CopyError, Outbound, Staging, StagingError, StagingOptions};
 use kvferry_memory::{AccessError, HostMemory, HugePages, copy_ranges};
 
-use super::{GpuError, Ticker};
+use super::{GpuError, GpuReads, Ticker};
 
 /// Buffers of the rings for readers and for reads: a megabyte is 40 us over PCIe, several times what starting its
 /// copy takes, and this many let as many small reads wait for their owners at once.
@@ -34,6 +34,7 @@ pub struct Gpu {
     land: Arc<Staging>,
     local: Arc<Staging>,
     ticker: Ticker,
+    reads: Arc<GpuReads>,
 }
 
 impl Gpu {
@@ -42,6 +43,14 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Staging`] or [`GpuError::Thread`].
     pub fn new(context: &Arc<Context>) -> Result<Arc<Self>, GpuError> {
+        Self::counted(context, &Arc::default())
+    }
+
+    /// As [`Gpu::new`], with counters that others share.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`].
+    pub fn counted(context: &Arc<Context>, reads: &Arc<GpuReads>) -> Result<Arc<Self>, GpuError> {
         let ring = |buffers, ahead| {
             let options = StagingOptions {
                 buffers,
@@ -57,6 +66,7 @@ impl Gpu {
             local: ring(LOCAL_BUFFERS, LOCAL_AHEAD)?,
             context: Arc::clone(context),
             ticker: Ticker::new().map_err(GpuError::Thread)?,
+            reads: Arc::clone(reads),
         }))
     }
 
@@ -83,6 +93,12 @@ impl Gpu {
     #[must_use]
     pub fn land(&self) -> &Arc<Staging> {
         &self.land
+    }
+
+    /// How reads get into it.
+    #[must_use]
+    pub fn reads(&self) -> &Arc<GpuReads> {
+        &self.reads
     }
 
     /// For waiting on copies.

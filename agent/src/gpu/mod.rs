@@ -15,12 +15,14 @@
 mod devices;
 mod lost;
 mod memory;
+mod reads;
 #[cfg(test)]
 mod tests;
 mod ticker;
 
 pub use devices::{GpuError, Gpus, IpcSource};
 pub use memory::{Gpu, GpuMemory, NotSettled};
+pub use reads::GpuReads;
 pub use ticker::Ticker;
 
 pub(crate) use lost::keep_for_ever;

@@ -132,6 +132,14 @@ impl AgentObserved {
              look at that path's hardware",
             links.distrusted(),
         )?;
+        let reads = self.0.gpus.reads();
+        page.counters_of(
+            "kvferry_agent_gpu_reads_total",
+            "Reads into GPU memory. straight: a network card writes to the GPU (GPUDirect RDMA); staged: through pinned \
+             host memory, as every transport can. Staged where RDMA is used: the log says once, per region, why",
+            [("straight", &reads.straight), ("staged", &reads.staged)]
+                .map(|(way, count)| ([("way", way)], count.get())),
+        )?;
         page.gauge(
             "kvferry_agent_peers_suspect",
             "Peers that did not answer in time, and are tried last until they do",

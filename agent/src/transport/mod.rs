@@ -29,6 +29,7 @@ pub mod shm;
 pub mod sim;
 mod spans;
 pub mod staged;
+mod straight;
 pub mod tcp;
 
 use std::{future::Future, ops::Range, pin::Pin, sync::Arc};
@@ -40,6 +41,7 @@ use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
 
 pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
+pub use straight::{GpuRead, GpuRequest, GpuSpans};
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -285,6 +287,13 @@ pub trait Link: Send + Sync {
 
     /// Starts a read; see the contract on this module's page.
     fn read(&self, request: ReadRequest) -> PendingRead;
+
+    /// Starts a read straight into a GPU's memory, where it can. The contract is that of [`Link::read`]; when it has
+    /// succeeded, work that the GPU begins from then on sees the bytes.
+    fn read_gpu(&self, request: &GpuRequest) -> GpuRead {
+        let _ = request;
+        GpuRead::Staged
+    }
 
     /// Payload bytes that arrived so far, also within reads that are not complete: a link whose count
     /// stands still while reads are under way is stalled.

@@ -1,7 +1,7 @@
 //! Reads into memory of any kind, over any link.
 //!
-//! Links write to host memory. A read into a GPU is cut into reads of a staging buffer each; while the link fills one,
-//! others are copied on to the GPU:
+//! Links write to host memory, and few straight to a GPU's ([`Link::read_gpu`]). Where one does not, a read into a GPU is cut
+//! into reads of a staging buffer each; while the link fills one, others are copied on to the GPU:
 //!
 //! ```text
 //!   owner ── link.read ──> pinned buffer ── cuMemcpyHtoDAsync ──> GPU
@@ -21,9 +21,11 @@ use tokio::time::{Duration, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{Link, LocalSpans, PendingRead, ReadError, ReadRequest};
+use super::{
+    BoxFuture, GpuRead, GpuRequest, GpuSpans, Link, LocalSpans, PendingRead, ReadError, ReadRequest,
+};
 use crate::{
-    gpu::{Gpu, GpuMemory, keep_for_ever},
+    gpu::{Gpu, keep_for_ever},
     transfer::PlannedRead,
 };
 
@@ -45,12 +47,78 @@ pub fn read(link: &Arc<dyn Link>, request: PlannedRead) -> PendingRead {
             None => PendingRead::settled(Err(ReadError::Invalid("it has no memory"))),
         };
     };
-    let bytes = match check(link, &request, &memory) {
-        Ok(bytes) => bytes,
-        Err(error) => return PendingRead::settled(Err(error)),
+    let local = GpuSpans {
+        memory,
+        ranges: request.local.ranges,
     };
+    let remote = request.remote;
+    into_gpu(link, GpuRequest { remote, local })
+}
+
+/// Starts a read into a GPU: straight where the link can, else staged.
+pub(super) fn into_gpu(link: &Arc<dyn Link>, request: GpuRequest) -> PendingRead {
+    if let Err(error) = check(link, &request) {
+        return PendingRead::settled(Err(error));
+    }
+    if let Some(why) = request.local.memory.gpu().context().lost_by() {
+        let lost = StagingError::Copy(CopyError::GpuLost(why.clone()));
+        return PendingRead::settled(Err(lost.into()));
+    }
+    let later = match begin(link, &request) {
+        Ok(pending) => return pending,
+        Err(later) => later,
+    };
+    let link = Arc::clone(link);
+    let cancel = CancellationToken::new();
+    let (pending, completion) = PendingRead::new(Arc::new(cancel.clone()));
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            // Nothing has begun.
+            () = cancel.cancelled() => return completion.settle(Err(ReadError::Cancelled)),
+            () = later => {}
+        }
+        let mut begun = match begin(&link, &request) {
+            Ok(begun) => begun,
+            // Once is enough.
+            Err(_) => stage(&link, request),
+        };
+        // Whoever drops the link ends the read.
+        drop(link);
+        let result = tokio::select! {
+            result = &mut begun => result,
+            () = cancel.cancelled() => {
+                begun.cancel();
+                begun.await
+            }
+        };
+        completion.settle(result);
+    });
+    pending
+}
+
+/// Starts it, or says what to wait for.
+fn begin(
+    link: &Arc<dyn Link>,
+    request: &GpuRequest,
+) -> Result<PendingRead, BoxFuture<'static, ()>> {
+    match link.read_gpu(request) {
+        GpuRead::Straight(pending) => {
+            request.local.memory.gpu().reads().straight.inc();
+            Ok(pending)
+        }
+        GpuRead::Staged => Ok(stage(link, request.clone())),
+        GpuRead::Later(later) => Err(later),
+    }
+}
+
+/// Starts a read through host memory.
+fn stage(link: &Arc<dyn Link>, request: GpuRequest) -> PendingRead {
+    let GpuSpans { memory, ranges } = request.local;
+    memory.gpu().reads().staged.inc();
+    let left = request.remote.iter().map(|span| span.len).sum();
     let staging = memory.gpu().land();
-    let inbound = match staging.write(memory.device_memory(), request.local.ranges) {
+    let inbound = match staging.write(memory.device_memory(), ranges) {
         Ok(inbound) => inbound,
         Err(error) => return PendingRead::settled(Err(error.into())),
     };
@@ -60,7 +128,7 @@ pub fn read(link: &Arc<dyn Link>, request: PlannedRead) -> PendingRead {
         link: Arc::clone(link),
         gpu: Arc::clone(memory.gpu()),
         remote: request.remote.into(),
-        left: bytes,
+        left,
         inbound,
         parts: VecDeque::new(),
         cancel,
@@ -77,11 +145,7 @@ pub fn read(link: &Arc<dyn Link>, request: PlannedRead) -> PendingRead {
 }
 
 /// What [`ReadRequest::check`] asks of host memory.
-fn check(
-    link: &Arc<dyn Link>,
-    request: &PlannedRead,
-    memory: &GpuMemory,
-) -> Result<u64, ReadError> {
+fn check(link: &Arc<dyn Link>, request: &GpuRequest) -> Result<(), ReadError> {
     let bounds = link.capabilities();
     let mut bytes = Some(0_u64);
     for span in &request.remote {
@@ -89,7 +153,7 @@ fn check(
     }
     let mut local = 0_u64;
     for range in &request.local.ranges {
-        if range.start > range.end || range.end > memory.len() {
+        if range.start > range.end || range.end > request.local.memory.len() {
             return Err(ReadError::Invalid("a local span is outside its memory"));
         }
         local = local.saturating_add(range.end - range.start);
@@ -105,7 +169,7 @@ fn check(
         Some(_) if request.remote.len() > bounds.max_spans => {
             Err(ReadError::Invalid("more spans than one read may have"))
         }
-        Some(bytes) => Ok(bytes),
+        Some(_) => Ok(()),
     }
 }
 

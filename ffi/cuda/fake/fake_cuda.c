@@ -7,8 +7,11 @@
  * - IPC handles work between processes, and not within one; an opened handle is reference-counted as the driver does it.
  * - Every call is counted (fake_calls) and can be made to fail (fake_fail).
  *
- * In the environment, FAKE_CUDA_FAIL=name:code:after does what fake_fail does, for ever: for processes that a test
- * cannot reach into.
+ * - fake_set("mapped", 1) makes what is mapped from then on readable and writable where the device address points, so that
+ *   RDMA devices can be told of it.
+ *
+ * In the environment, FAKE_CUDA_FAIL=name:code:after does what fake_fail does, for ever, and FAKE_CUDA_MAPPED=1 what
+ * fake_set("mapped", 1) does: for processes that a test cannot reach into.
  *
  * WITHOUT_OPTIONAL leaves out what older drivers lack, EMPTY everything.
  */
@@ -58,7 +61,7 @@ static pthread_cond_t work = PTHREAD_COND_INITIALIZER;
 
 /* ---- what tests look at and set ---- */
 static struct { char name[64]; long calls; int code; long after, times; } functions[128];
-static long violations, held, delay_us, dmabuf_supported = 1, ordering = 0, flush_options = 1, coherent = 0;
+static long violations, held, delay_us, dmabuf_supported = 1, ordering = 0, flush_options = 1, coherent = 0, mapped;
 static long contexts, memories, imports, pins, streams, events;
 
 static int entry(const char *name) { /* with the lock held: its place in the table */
@@ -90,11 +93,12 @@ void fake_fail(const char *name, int code, long after, long times) {
     functions[i].times = times;
     pthread_mutex_unlock(&lock);
 }
-__attribute__((constructor)) static void fail_from_environment(void) {
+__attribute__((constructor)) static void set_from_environment(void) {
     char name[64];
     int code;
     long after;
     const char *said = getenv("FAKE_CUDA_FAIL");
+    mapped = getenv("FAKE_CUDA_MAPPED") != NULL;
     if (said && sscanf(said, "%63[^:]:%d:%ld", name, &code, &after) == 3) fake_fail(name, code, after, 1L << 40);
 }
 long fake_calls(const char *name) {
@@ -117,6 +121,7 @@ void fake_set(const char *what, long value) {
     if (!strcmp(what, "delay_us")) delay_us = value;
     if (!strcmp(what, "dmabuf")) dmabuf_supported = value;
     if (!strcmp(what, "coherent")) coherent = value;
+    if (!strcmp(what, "mapped")) mapped = value;
     if (!strcmp(what, "ordering")) ordering = value;
     if (!strcmp(what, "flush_options")) flush_options = value;
     pthread_cond_broadcast(&work);
@@ -145,7 +150,7 @@ static struct memory *map(int fd, size_t size, int owner) { /* with the lock hel
     for (int i = 0; i < MAX; i++) {
         if (table[i].size) continue;
         char *rw = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        char *device = mmap(NULL, size, PROT_NONE, MAP_SHARED, fd, 0);
+        char *device = mmap(NULL, size, mapped ? PROT_READ | PROT_WRITE : PROT_NONE, MAP_SHARED, fd, 0);
         if (rw == MAP_FAILED || device == MAP_FAILED) return NULL;
         table[i] = (struct memory){ rw, device, size, fd, owner, 0, st.st_ino };
         return &table[i];

@@ -38,7 +38,7 @@ impl Context {
     }
 
     /// Makes what RDMA devices wrote, and whose completions were seen, visible to work that the GPU begins from now
-    /// on. Free where the machine orders such writes by itself.
+    /// on (`cuFlushGPUDirectRDMAWrites`, which blocks until they are). Free where the machine orders such writes by itself.
     ///
     /// # Errors
     /// [`FlushError`].
@@ -63,8 +63,10 @@ impl Context {
         Ok(self.check("cuFlushGPUDirectRDMAWrites", result)?)
     }
 
-    /// The consumer is on the device that owns the memory.
-    fn orders_rdma_writes(&self) -> bool {
+    /// Are such writes visible without a flush (`CU_DEVICE_ATTRIBUTE_GPU_DIRECT_RDMA_WRITES_ORDERING`)? The consumer is on
+    /// the device that owns the memory, so `CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER` is enough.
+    #[must_use]
+    pub fn orders_rdma_writes(&self) -> bool {
         self.device().rdma_writes_ordering() >= CU_GPU_DIRECT_RDMA_WRITES_ORDERING_OWNER
     }
 

@@ -93,6 +93,19 @@ impl RegionCache {
         drop(gone); // deregisters, without the lock
     }
 
+    /// Lets go of one registration, where it is kept.
+    pub fn forget_region(&self, region: &Arc<LocalRegion>) {
+        let gone = {
+            let mut regions = lock(&self.regions);
+            let keys: Vec<Key> = (regions.entries.iter())
+                .filter(|(_, (kept, _))| matches!(kept, Region::Local(kept) if Arc::ptr_eq(kept, region)))
+                .map(|(key, _)| *key)
+                .collect();
+            regions.remove_if(|key| keys.contains(key))
+        };
+        drop(gone); // deregisters, without the lock
+    }
+
     /// How many registrations are kept.
     #[must_use]
     pub fn len(&self) -> usize {

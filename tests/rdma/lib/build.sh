@@ -14,18 +14,20 @@ build_programs() {
   verbs_test=$(test_program kvferry-ibverbs verbs_on_hardware)
   # What only the verbs layers need is quickly built.
   [[ $filter == verbs/* && -x $verbs_test ]] && return 0
-  local conformance release
+  local conformance e2e release
   conformance=$(test_program kvferry conformance)
+  e2e=$(test_program kvferry e2e)
   release=$(dirname "$conformance")/..
   cargo_for_guests build -p kvferry-ibverbs --example read-speed
   # The guest sees this machine's files: lib/programs.sh there reads where these are.
   cat > "$here/guest/lib/.programs" << PROGRAMS
 CONFORMANCE=$conformance
+E2E=$e2e
 KVFERRY=$release/kvferry
 READ_SPEED=$release/examples/read-speed
 PROGRAMS
   local program
-  for program in "$verbs_test" "$conformance" "$release/kvferry" "$release/examples/read-speed"; do
+  for program in "$verbs_test" "$conformance" "$e2e" "$release/kvferry" "$release/examples/read-speed"; do
     [ -x "$program" ] || { tail -30 "$logs/build.log"; return 1; }
   done
 }

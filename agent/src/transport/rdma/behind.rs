@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kvferry_proto::RemoteSpan;
 
-use super::{fault::Loss, link::Shared, op::ReadOp, prepare::NotByRdma};
-use crate::transport::{ConnectError, ReadRequest};
+use super::{fault::Loss, landing::Landing, link::Shared, op::ReadOp, prepare::NotByRdma};
+use crate::transport::{ConnectError, GpuRequest, ReadRequest, staged};
 
 /// Why there is no link of another transport.
 #[derive(Debug, thiserror::Error)]
@@ -48,10 +48,19 @@ impl Shared {
             Err(none) => return op.over(Err(self.lost(&format_args!("{why}{none}")))),
         };
         op.leave_to_another();
-        let mut pending = link.read(ReadRequest {
-            remote,
-            local: op.spans().clone(),
-        });
+        let mut pending = match op.landing() {
+            Landing::Host(spans) => link.read(ReadRequest {
+                remote,
+                local: spans.clone(),
+            }),
+            Landing::Gpu(gpu) => staged::into_gpu(
+                &link,
+                GpuRequest {
+                    remote,
+                    local: gpu.spans.clone(),
+                },
+            ),
+        };
         let result = tokio::select! {
             result = &mut pending => result,
             () = op.cancelled() => {

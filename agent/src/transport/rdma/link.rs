@@ -9,11 +9,12 @@ use std::{
 };
 
 use dashmap::DashMap;
-use kvferry_proto::RegionId;
+use kvferry_proto::{RegionId, RemoteSpan};
 use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{Notify, OnceCell},
+    task::spawn_blocking,
 };
 
 use super::{
@@ -21,15 +22,17 @@ use super::{
     devices::Devices,
     fault::Loss,
     keeper,
+    landing::{Landing, OnGpu},
     lane::Lane,
     lanes::{After, Lanes},
-    op::{ReadOp, RemoteRegion},
+    memory::LocalMemory,
+    op::{ReadOp, RemoteRegion, Target},
     owner_client::OwnerClient,
     poller::Ended,
 };
 use crate::transport::{
-    Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, TransportKind,
-    operation::check_request, spans::coalesce_remote,
+    Capabilities, GpuRead, GpuRequest, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
+    Transport, TransportKind, operation::check_request, spans::coalesce_remote,
 };
 
 /// As over sockets, which take over what RDMA cannot reach.
@@ -125,27 +128,40 @@ impl Link for RdmaLink {
         if self.is_lost() {
             return PendingRead::settled(Err(shared.lost(&"its queue pairs are gone")));
         }
-        let remote = coalesce_remote(&request.remote);
-        let link = Weak::clone(&shared.me);
-        let (op, pending) = ReadOp::new(
-            request.local,
-            bytes,
-            Box::new(move |op| {
-                if let Some(shared) = link.upgrade() {
-                    shared.cancel(op);
-                }
-            }),
-        );
-        if shared.aim_at_once(&op)
-            && let Some(regions) = shared.known(&remote)
-        {
-            shared.start(&op, &remote, &regions);
-        } else {
-            let shared = Arc::clone(shared);
-            let handle = shared.runtime.clone();
-            handle.spawn(async move { shared.prepare(op, remote, request.remote).await });
-        }
+        let (op, pending) = shared.op(Landing::Host(request.local), bytes);
+        let aimed = shared.aim_at_once(&op);
+        shared.begin(op, request.remote, aimed);
         pending
+    }
+
+    fn read_gpu(&self, request: &GpuRequest) -> GpuRead {
+        let shared = &self.0;
+        if self.is_lost() {
+            let lost = shared.lost(&"its queue pairs are gone");
+            return GpuRead::Straight(PendingRead::settled(Err(lost)));
+        }
+        let memory = &request.local.memory;
+        let local = match shared.devices.locals.find_gpu(memory) {
+            Some(Some(local)) if shared.carries(&local) => local,
+            Some(_) => return GpuRead::Staged,
+            None => {
+                let (devices, memory) = (Arc::clone(&shared.devices), Arc::clone(memory));
+                return GpuRead::Later(Box::pin(async move {
+                    let register = move || devices.locals.register_gpu(&devices.list, &memory);
+                    // Where it did not come about, it is asked for once more, and then staged.
+                    let _ = spawn_blocking(register).await;
+                }));
+            }
+        };
+        let landing = Landing::Gpu(OnGpu {
+            spans: request.local.clone(),
+            runtime: shared.runtime.clone(),
+        });
+        let bytes = request.remote.iter().map(|span| span.len).sum();
+        let (op, pending) = shared.op(landing, bytes);
+        op.aim(Target { local, place: None });
+        shared.begin(op, request.remote.clone(), true);
+        GpuRead::Straight(pending)
     }
 
     fn received_bytes(&self) -> u64 {
@@ -185,6 +201,37 @@ impl Shared {
         }
     }
 
+    fn op(&self, landing: Landing, bytes: u64) -> (Arc<ReadOp>, PendingRead) {
+        let link = Weak::clone(&self.me);
+        let cancel = move |op: &Arc<ReadOp>| {
+            if let Some(shared) = link.upgrade() {
+                shared.cancel(op);
+            }
+        };
+        ReadOp::new(landing, bytes, Box::new(cancel))
+    }
+
+    /// Starts a read at once where all that it takes is known.
+    fn begin(self: &Arc<Self>, op: Arc<ReadOp>, asked: Vec<RemoteSpan>, aimed: bool) {
+        let remote = coalesce_remote(&asked);
+        if aimed && let Some(regions) = self.known(&remote) {
+            self.start(&op, &remote, &regions);
+        } else {
+            let shared = Arc::clone(self);
+            self.runtime
+                .spawn(async move { shared.prepare(op, remote, asked).await });
+        }
+    }
+
+    /// Can READs into it go over one of the queue pairs that there are now?
+    fn carries(&self, local: &LocalMemory) -> bool {
+        local.regions.iter().all(Option::is_some)
+            || self.act(|lanes, _| {
+                let mut open = lanes.list.iter().filter(|lane| lane.is_open());
+                open.any(|lane| matches!(local.regions.get(lane.device.index), Some(Some(_))))
+            })
+    }
+
     /// Does something to the queue pairs, and afterwards what must be done without their lock.
     pub(super) fn act<T>(&self, what: impl FnOnce(&mut Lanes, &mut After) -> T) -> T {
         let mut after = After::default();
@@ -199,8 +246,11 @@ impl Shared {
             tracing::info!(node = %self.peer.node, "the RDMA link has ended: {why}");
         }
         for (op, result) in after.over {
-            if op.over_and_cut(result.map_err(|why| self.lost(&why))) {
-                self.devices.locals.forget(&self.devices.list, op.memory());
+            if op.over_and_cut(result.map_err(|why| self.lost(&why)))
+                && let Landing::Host(spans) = op.landing()
+            {
+                let locals = &self.devices.locals;
+                locals.forget(&self.devices.list, &spans.memory);
             }
         }
         for op in after.never {

@@ -9,11 +9,13 @@ use std::{
 use kvferry_ibverbs::{LocalRegion, RegisterError};
 use kvferry_memory::{HostMemory, HugePages, MemoryError};
 use parking_lot::Mutex;
+use tracing::{info, warn};
 
 use super::{
     device::{Device, DeviceError},
-    numa,
+    gpu, numa,
 };
+use crate::gpu::GpuMemory;
 
 /// Bytes of one place to put a small read: a generation read has at most 8 KiB.
 pub(super) const SCRATCH_BYTES: u64 = 16 << 10;
@@ -32,9 +34,20 @@ struct Known {
     local: Arc<LocalMemory>,
 }
 
+/// A GPU's memory, registered or found not to be.
+struct KnownGpu {
+    memory: Weak<GpuMemory>,
+    /// None: no device takes it, and reads into it are staged.
+    local: Option<Arc<LocalMemory>>,
+}
+
 /// What is registered, and registered scratch for what is not worth it.
 pub(super) struct LocalMemories {
     known: Mutex<HashMap<usize, Known>>,
+    /// By the address of the `Arc`'s value, which no other has as long as the `Weak` is here.
+    gpus: Mutex<HashMap<usize, KnownGpu>>,
+    /// Held while a GPU's memory is registered: reads that begin at once register it once.
+    registering_gpu: Mutex<()>,
     scratch: Arc<Scratch>,
 }
 
@@ -72,6 +85,8 @@ impl LocalMemories {
         }
         Ok(Self {
             known: Mutex::default(),
+            gpus: Mutex::default(),
+            registering_gpu: Mutex::new(()),
             scratch: Arc::new(Scratch {
                 memory,
                 local: Arc::new(local),
@@ -126,6 +141,49 @@ impl LocalMemories {
         Ok(local)
     }
 
+    /// Where READs land in a GPU's memory: None where that was not tried, Some(None) where no device takes it.
+    #[allow(clippy::option_option)] // three answers, said above
+    pub(super) fn find_gpu(&self, memory: &Arc<GpuMemory>) -> Option<Option<Arc<LocalMemory>>> {
+        let gpus = self.gpus.lock();
+        let found = gpus.get(&Arc::as_ptr(memory).addr())?;
+        Some(found.local.clone())
+    }
+
+    /// Registers all of a GPU's memory with all devices, or remembers that none takes it. Takes time.
+    pub(super) fn register_gpu(&self, devices: &[Arc<Device>], memory: &Arc<GpuMemory>) {
+        let _one_at_a_time = self.registering_gpu.lock();
+        if self.find_gpu(memory).is_some() {
+            return;
+        }
+        let (gpu, bytes) = (memory.gpu().context().device().uuid(), memory.len());
+        let local = match gpu::landing(devices, memory) {
+            Ok(local) => {
+                let count = local.regions.iter().flatten().count();
+                info!(%gpu, bytes, devices = count, "RDMA READs land straight in this memory of the GPU");
+                Some(Arc::new(local))
+            }
+            Err(why) => {
+                warn!(%gpu, bytes, "reads into this memory of the GPU are staged through host memory: {why}");
+                None
+            }
+        };
+        let memory_known = KnownGpu {
+            memory: Arc::downgrade(memory),
+            local,
+        };
+        let address = Arc::as_ptr(memory).addr();
+        self.gpus.lock().insert(address, memory_known);
+    }
+
+    /// Lets go of a GPU's memory: its region has ended.
+    pub(super) fn forget_gpu(&self, devices: &[Arc<Device>], memory: &Arc<GpuMemory>) {
+        let gone = self.gpus.lock().remove(&Arc::as_ptr(memory).addr());
+        for device in devices {
+            device.cache.forget(memory.device_memory());
+        }
+        drop(gone);
+    }
+
     /// Lets go of one memory: it is not what was registered any more.
     pub(super) fn forget(&self, devices: &[Arc<Device>], memory: &Arc<HostMemory>) {
         let gone = self.known.lock().remove(&Arc::as_ptr(memory).addr());
@@ -148,6 +206,17 @@ impl LocalMemories {
         });
         for memory in unused {
             devices.iter().for_each(|d| d.cache.forget(&memory));
+        }
+        // Registrations hold what is behind it, not the GpuMemory: nobody else has it when it is gone.
+        let gone: Vec<KnownGpu> = {
+            let mut gpus = self.gpus.lock();
+            let gone = gpus.extract_if(|_, known| known.memory.strong_count() == 0);
+            gone.map(|(_, known)| known).collect()
+        };
+        let regions = gone.iter().filter_map(|known| known.local.as_ref());
+        let regions = regions.flat_map(|local| local.regions.iter().flatten());
+        for (region, device) in regions.flat_map(|r| devices.iter().map(move |d| (r, d))) {
+            device.cache.forget_region(region);
         }
     }
 

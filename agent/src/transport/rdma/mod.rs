@@ -24,6 +24,7 @@ mod events;
 mod fault;
 mod gpu;
 mod keeper;
+mod landing;
 mod lane;
 mod lanes;
 mod link;

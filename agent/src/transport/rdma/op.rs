@@ -8,16 +8,17 @@ use std::{
     },
 };
 
-use kvferry_memory::{HostMemory, copy_ranges};
+use kvferry_memory::copy_ranges;
 use kvferry_proto::{Part, RegionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{
     config::ONE_LANE_BYTES,
+    landing::Landing,
     memory::{LocalMemory, Place},
 };
-use crate::transport::{CancelRead, Completion, LocalSpans, PendingRead, ReadError};
+use crate::transport::{CancelRead, Completion, PendingRead, ReadError};
 
 /// A region of the owner, as one of its devices knows it.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +66,7 @@ pub(super) struct Target {
 
 /// A read. It settles when nothing of it is left: no READ waits, none is with a device.
 pub(super) struct ReadOp {
-    spans: LocalSpans,
+    landing: Landing,
     bytes: u64,
     target: OnceLock<Target>,
     /// The lane that a small one stays on; 0: none yet.
@@ -104,9 +105,9 @@ impl CancelRead for Cancel {
 
 impl ReadOp {
     /// One that is being prepared: [`ReadOp::over`] is owed once.
-    pub(super) fn new(spans: LocalSpans, bytes: u64, then: OnCancel) -> (Arc<Self>, PendingRead) {
+    pub(super) fn new(landing: Landing, bytes: u64, then: OnCancel) -> (Arc<Self>, PendingRead) {
         let op = Arc::new(Self {
-            spans,
+            landing,
             bytes,
             target: OnceLock::new(),
             lane: AtomicU64::new(0),
@@ -128,12 +129,8 @@ impl ReadOp {
         (op, pending)
     }
 
-    pub(super) fn memory(&self) -> &Arc<HostMemory> {
-        &self.spans.memory
-    }
-
-    pub(super) fn spans(&self) -> &LocalSpans {
-        &self.spans
+    pub(super) fn landing(&self) -> &Landing {
+        &self.landing
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -212,7 +209,13 @@ impl ReadOp {
             None => self.deliver(),
         };
         let cut = matches!(result, Err(ReadError::Local(_)));
-        completion.settle(result);
+        match &self.landing {
+            // Also after an error: what a device has written may still be on its way into the GPU.
+            Landing::Gpu(gpu) if !self.elsewhere.load(Ordering::Acquire) => {
+                gpu.settle(completion, result);
+            }
+            _ => completion.settle(result),
+        }
         cut
     }
 
@@ -228,12 +231,15 @@ impl ReadOp {
         if self.elsewhere.load(Ordering::Acquire) {
             return Ok(());
         }
+        let Landing::Host(spans) = &self.landing else {
+            return Ok(());
+        };
         let place = self.target.get().and_then(|target| target.place.as_ref());
         let scratch = place.map(|place| (place.memory(), place.range(self.bytes)));
         if let Some((memory, range)) = scratch {
-            let ranges = self.spans.ranges.iter().filter(|r| !r.is_empty());
-            copy_ranges(memory, [range], &self.spans.memory, ranges.cloned())?;
+            let ranges = spans.ranges.iter().filter(|r| !r.is_empty());
+            copy_ranges(memory, [range], &spans.memory, ranges.cloned())?;
         }
-        Ok(self.spans.memory.check_backed()?)
+        Ok(spans.memory.check_backed()?)
     }
 }

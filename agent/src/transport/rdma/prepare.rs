@@ -11,6 +11,7 @@ use super::{
     cut::cut,
     device::Device,
     fault::Loss,
+    landing::Landing,
     link::Shared,
     op::{Item, ReadOp, RemoteKeys, RemoteRegion, Target},
 };
@@ -50,7 +51,10 @@ impl Shared {
     /// Finds where READs can land without waiting for anything. False where the memory must be registered first.
     pub(super) fn aim_at_once(&self, op: &ReadOp) -> bool {
         let locals = &self.devices.locals;
-        let target = match locals.find(op.memory()) {
+        let Landing::Host(spans) = op.landing() else {
+            return op.target().is_some();
+        };
+        let target = match locals.find(&spans.memory) {
             Some(local) => Some(Target { local, place: None }),
             None => locals.scratch(op.bytes()).map(|place| Target {
                 local: Arc::clone(place.local()),
@@ -91,7 +95,7 @@ impl Shared {
         let place = op.target().and_then(|target| target.place.as_ref());
         let local = match place {
             Some(place) => vec![place.range(op.bytes())],
-            None => coalesce_local(op.spans().ranges.clone()),
+            None => coalesce_local(op.landing().ranges().to_vec()),
         };
         let device = |d: &Arc<Device>| d.context.attributes().max_pieces;
         let pieces = self.devices.list.iter().map(device).min().unwrap_or(1);
@@ -151,7 +155,11 @@ impl Shared {
     }
 
     async fn register(&self, op: &ReadOp) -> Result<(), Obstacle> {
-        let (devices, memory) = (Arc::clone(&self.devices), Arc::clone(op.memory()));
+        let Landing::Host(spans) = op.landing() else {
+            // It was aimed when it began.
+            return Ok(());
+        };
+        let (devices, memory) = (Arc::clone(&self.devices), Arc::clone(&spans.memory));
         let registered =
             spawn_blocking(move || devices.locals.register(&devices.list, &memory)).await;
         match registered {

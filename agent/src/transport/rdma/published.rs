@@ -113,10 +113,14 @@ impl Published {
             gone.map(|(_, region)| region).collect()
         };
         for registered in gone {
-            for device in &self.devices.list {
-                match &registered.region.memory {
-                    Memory::Host(memory) => device.cache.forget(memory),
-                    Memory::Gpu(memory) => device.cache.forget(memory.device_memory()),
+            let devices = &self.devices.list;
+            if let Memory::Gpu(memory) = &registered.region.memory {
+                // Its engine waits for it.
+                self.devices.locals.forget_gpu(devices, memory);
+            }
+            for device in devices {
+                if let Memory::Host(memory) = &registered.region.memory {
+                    device.cache.forget(memory);
                 }
                 device.cache.forget(registered.region.generations.memory());
             }

@@ -1,4 +1,4 @@
 # Where the programs are that lib/build.sh on the host has built. Sourced by guest scripts.
 
 . "$here/lib/.programs"
-export CONFORMANCE KVFERRY READ_SPEED
+export CONFORMANCE E2E KVFERRY READ_SPEED
