@@ -11,12 +11,16 @@
 //! | [`locate`] | readers that ask |
 //! | [`vanish`] | a node that goes while readers ask |
 //! | [`in_process`] | the directory without a wire |
+//! | [`replay`] | a request trace through a cluster, real or simulated |
 //! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
 pub mod in_process;
 pub mod locate;
 pub mod memory;
+mod page;
+mod plot;
 pub mod publish;
+pub mod replay;
 pub mod report;
 pub mod server;
 pub mod stats;

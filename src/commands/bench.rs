@@ -1,5 +1,7 @@
 //! `kvferry bench`: what a network gives, and what kvferry takes of it.
 
+mod replay;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -20,6 +22,7 @@ use kvferry_bench::transfer::{
 };
 
 use crate::{
+    announce::AgentReady,
     cli::bench::{
         BenchArgs, BenchCommand, Checksum, CompareArgs, PullsArgs, TransferArgs, YardstickArgs,
         YardstickRole,
@@ -51,6 +54,8 @@ pub(crate) enum BenchError {
         path: PathBuf,
         source: TransferError,
     },
+    #[error(transparent)]
+    Replay(#[from] replay::ReplayFailure),
     #[error("signals cannot be listened for: {0}")]
     Signals(io::Error),
     #[error("interrupted; everything it started is stopped")]
@@ -62,6 +67,7 @@ pub(crate) enum BenchError {
 pub(crate) async fn run(args: BenchArgs) -> Result<Done, BenchError> {
     match args.what {
         BenchCommand::Transfer(args) => transfer(&args).await,
+        BenchCommand::Replay(args) => replay::replay(&args).await,
         BenchCommand::Compare(args) => compare_runs(&args),
         BenchCommand::Pulls(args) => pulls(args).await,
         BenchCommand::Yardstick(args) => be_yardstick(&args),
@@ -263,12 +269,7 @@ async fn start(point: &Point) -> Result<Cluster, BenchError> {
 }
 
 fn fleet(cluster: &Cluster) -> Result<Fleet, BenchError> {
-    let mut agents = cluster.agents().map(|ready| AgentAt {
-        node: ready.node.clone(),
-        pid: ready.pid,
-        socket: ready.socket.clone(),
-        descriptor_socket: ready.descriptor_socket.clone(),
-    });
+    let mut agents = cluster.agents().map(agent_at);
     let owner = agents.next().ok_or_else(|| ClusterError::NotReady {
         name: "the owner".to_owned(),
     })?;
@@ -277,6 +278,15 @@ fn fleet(cluster: &Cluster) -> Result<Fleet, BenchError> {
         readers: agents.collect(),
         coordinator: cluster.coordinator_pid(),
     })
+}
+
+fn agent_at(ready: &AgentReady) -> AgentAt {
+    AgentAt {
+        node: ready.node.clone(),
+        pid: ready.pid,
+        socket: ready.socket.clone(),
+        descriptor_socket: ready.descriptor_socket.clone(),
+    }
 }
 
 fn compare_runs(args: &CompareArgs) -> Result<Done, BenchError> {
