@@ -26,6 +26,13 @@ Examples:
   kvferry bench transfer --transport tcp --block-bytes 64KiB,1MiB --batch 1,64 --json > now.jsonl
   kvferry bench transfer --planes 80x8KiB,64x32KiB --batch 64")]
     Transfer(TransferArgs),
+    /// Measure a coordinator on this host: publish, locate in a closed and an open loop, churn, a vanishing node.
+    #[command(after_help = "\
+Examples:
+  kvferry bench coordinator --blocks 1M --json > now.jsonl
+  kvferry bench coordinator --parts locate,open --reader full --rate 5000
+  kvferry bench coordinator --parts in-process")]
+    Coordinator(kvferry_bench::coordinator::Options),
     /// Drive a request trace through a cluster: hit ratio, bytes pulled, prefill time saved.
     #[command(after_help = "\
 Each request asks how far its prompt exists anywhere, pulls what its node lacks into the node's pool, and

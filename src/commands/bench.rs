@@ -1,5 +1,6 @@
 //! `kvferry bench`: what a network gives, and what kvferry takes of it.
 
+mod coordinator;
 mod replay;
 
 use std::{
@@ -55,6 +56,8 @@ pub(crate) enum BenchError {
         source: TransferError,
     },
     #[error(transparent)]
+    Coordinator(#[from] kvferry_bench::BenchError),
+    #[error(transparent)]
     Replay(#[from] replay::ReplayFailure),
     #[error("signals cannot be listened for: {0}")]
     Signals(io::Error),
@@ -67,6 +70,7 @@ pub(crate) enum BenchError {
 pub(crate) async fn run(args: BenchArgs) -> Result<Done, BenchError> {
     match args.what {
         BenchCommand::Transfer(args) => transfer(&args).await,
+        BenchCommand::Coordinator(options) => coordinator::measure(options).await,
         BenchCommand::Replay(args) => replay::replay(&args).await,
         BenchCommand::Compare(args) => compare_runs(&args),
         BenchCommand::Pulls(args) => pulls(args).await,

@@ -101,3 +101,67 @@ async fn a_trace_is_replayed_on_paper() {
     assert_eq!(code, 1, "{out}");
     assert!(error.contains("no room for a block"), "{error}");
 }
+
+#[tokio::test]
+async fn a_coordinator_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let words =
+        "bench coordinator --quick --json --nodes 3 --parts publish,locate,open,churn,vanish";
+    let (code, out, error) = run(&words.split(' ').collect::<Vec<_>>(), dir.path()).await;
+    assert_eq!(code, 0, "{out}\n{error}");
+    let figures = lines(&out);
+    for name in [
+        "publish through sessions",
+        "locate of 1000, full reader",
+        "locate of 64, light reader",
+        "open loop, locate of 64",
+        "open loop, locate of 64: p99.9",
+        "open loop, locate of 1: p50",
+        "churn",
+        "churn, locate of 64: p99 meanwhile",
+        "vanished node invisible",
+    ] {
+        let figure = figures.iter().find(|figure| figure["name"] == name);
+        let figure = figure.unwrap_or_else(|| panic!("no {name} in {out}"));
+        assert!(number(figure, "/median") > 0.0, "{figure}");
+    }
+    for wrong in [
+        "--blocks 1.5M",
+        "--rate 0",
+        "--parts nothing",
+        "--seconds 0",
+    ] {
+        let words = ["bench", "coordinator"].into_iter().chain(wrong.split(' '));
+        let (code, ..) = run(&words.collect::<Vec<_>>(), dir.path()).await;
+        assert_eq!(code, 2, "{wrong}");
+    }
+}
+
+#[tokio::test]
+async fn transfers_are_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let words = "bench transfer --block-bytes 64KiB --batch 8 --rounds 1 --slice-ms 20 --patience-s 0 --transport tcp,shm --json --report page.html";
+    let (code, out, error) = run(&words.split(' ').collect::<Vec<_>>(), dir.path()).await;
+    assert_eq!(code, 0, "{out}\n{error}");
+    let points = lines(&out);
+    let transports: Vec<_> = points
+        .iter()
+        .map(|p| p["point"]["transport"].as_str())
+        .collect();
+    assert_eq!(transports, [Some("tcp"), Some("shm")]);
+    for point in &points {
+        assert!(number(point, "/gb_per_s/median") > 0.0);
+        assert!(number(point, "/batches") >= 1.0);
+        // Every call's blocks are compared, those of the last round at least.
+        assert!(
+            number(point, "/verified_bytes") >= f64::from(8 * (64 << 10)),
+            "{point}"
+        );
+        assert!(number(point, "/yardsticks/0/ratio/median") > 0.0);
+    }
+    is_a_page(&dir.path().join("page.html"));
+    std::fs::write(dir.path().join("run.jsonl"), &out).unwrap();
+    let same = ["bench", "compare", "run.jsonl", "run.jsonl"];
+    let (code, out, error) = run(&same, dir.path()).await;
+    assert_eq!(code, 0, "{out}\n{error}");
+}
