@@ -52,7 +52,7 @@ pub(crate) fn figure(caption: &str, inside: &str) -> String {
 }
 
 /// Rows of text under their headings.
-pub(crate) fn table<const N: usize>(headings: [&str; N], rows: Vec<[String; N]>) -> String {
+pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
         let cell = |cell: &String| format!("<{tag}>{}</{tag}>", escape(cell));
         format!("<tr>{}</tr>", cells.iter().map(cell).collect::<String>())

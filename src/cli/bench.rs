@@ -61,7 +61,8 @@ pub(crate) struct TransferArgs {
     /// Few points and short rounds: does everything work?
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How bytes travel: tcp, shm or rdma [default: tcp and shm].
+    /// How bytes travel: tcp, shm or rdma [default: tcp and shm]. Over software RDMA devices blocks always
+    /// carry checksums.
     #[arg(long, value_delimiter = ',', value_parser = transport)]
     pub(crate) transport: Vec<Transport>,
     /// Block sizes, for blocks in one piece.

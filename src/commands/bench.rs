@@ -1,6 +1,7 @@
 //! `kvferry bench`: what a network gives, and what kvferry takes of it.
 
 mod coordinator;
+mod rdma;
 mod replay;
 
 use std::{
@@ -55,6 +56,8 @@ pub(crate) enum BenchError {
         path: PathBuf,
         source: TransferError,
     },
+    #[error("rdma cannot be measured here: {0}")]
+    NoRdma(#[from] rdma::NoRdma),
     #[error(transparent)]
     Coordinator(#[from] kvferry_bench::BenchError),
     #[error(transparent)]
@@ -109,7 +112,8 @@ async fn pulls(args: PullsArgs) -> Result<Done, BenchError> {
 }
 
 async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
-    let points = points(args);
+    let mut points = points(args);
+    rdma::admit(&mut points)?;
     let usual = if args.quick { QUICK } else { USUAL };
     let effort = Effort {
         rounds: args.rounds.unwrap_or(usual.0),

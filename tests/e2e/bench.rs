@@ -140,7 +140,7 @@ async fn a_coordinator_is_measured() {
 #[tokio::test]
 async fn transfers_are_measured() {
     let dir = tempfile::tempdir().unwrap();
-    let words = "bench transfer --block-bytes 64KiB --batch 8 --rounds 1 --slice-ms 20 --patience-s 0 --transport tcp,shm --json --report page.html";
+    let words = "bench transfer --block-bytes 1MiB --batch 8 --rounds 1 --slice-ms 20 --patience-s 0 --transport tcp,shm --json --report page.html";
     let (code, out, error) = run(&words.split(' ').collect::<Vec<_>>(), dir.path()).await;
     assert_eq!(code, 0, "{out}\n{error}");
     let points = lines(&out);
@@ -154,7 +154,7 @@ async fn transfers_are_measured() {
         assert!(number(point, "/batches") >= 1.0);
         // Every call's blocks are compared, those of the last round at least.
         assert!(
-            number(point, "/verified_bytes") >= f64::from(8 * (64 << 10)),
+            number(point, "/verified_bytes") >= f64::from(8 << 20),
             "{point}"
         );
         assert!(number(point, "/yardsticks/0/ratio/median") > 0.0);
@@ -164,4 +164,21 @@ async fn transfers_are_measured() {
     let same = ["bench", "compare", "run.jsonl", "run.jsonl"];
     let (code, out, error) = run(&same, dir.path()).await;
     assert_eq!(code, 0, "{out}\n{error}");
+}
+
+#[tokio::test]
+async fn rdma_is_refused_where_there_is_none() {
+    // Where there is a device, tests/rdma measures over it.
+    let devices = std::fs::read_dir("/sys/class/infiniband");
+    if devices.is_ok_and(|mut devices| devices.next().is_some()) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (code, out, error) = run(
+        &["bench", "transfer", "--transport", "rdma", "--quick"],
+        dir.path(),
+    )
+    .await;
+    assert_eq!(code, 1, "{out}");
+    assert!(error.contains("rdma cannot be measured here"), "{error}");
 }

@@ -48,7 +48,10 @@ pub fn page(results: &[ReplayResult], machine: &str) -> String {
         page += &distribution(result);
     }
     page += "</div><h2>All figures</h2>";
-    page += &page::table(table::HEADINGS, results.iter().map(table::row).collect());
+    page += &page::table(
+        table::HEADINGS,
+        &results.iter().map(table::row).collect::<Vec<_>>(),
+    );
     page += "<h2>Behind them</h2><div class=\"wide\"><pre>";
     for result in results {
         let _ = writeln!(page, "{}", escape(&result.name));

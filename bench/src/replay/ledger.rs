@@ -135,7 +135,7 @@ impl Ledger {
 
     /// The result.
     #[must_use]
-    pub fn close(mut self, plan: &Plan, trace: &Trace, rest: Rest) -> ReplayResult {
+    pub fn close(mut self, plan: &Plan, trace: &Trace, rest: &Rest) -> ReplayResult {
         let real = rest.means == Means::Processes;
         let busiest = self.sources.values().copied().max().unwrap_or(0) as f64;
         let all = self.blocks_pulled.max(1) as f64;
@@ -225,7 +225,7 @@ mod tests {
             network: None,
             took: Duration::ZERO,
         };
-        let result = ledger.close(&plan(), &trace, rest);
+        let result = ledger.close(&plan(), &trace, &rest);
         let blocks = |local, remote, miss| Split {
             local,
             remote,

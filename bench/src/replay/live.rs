@@ -98,7 +98,7 @@ pub async fn replay(
         network: None,
         took,
     };
-    Ok(ledger.close(&plan, trace, rest))
+    Ok(ledger.close(&plan, trace, &rest))
 }
 
 type Done = Result<(Request, Served), ReplayError>;

@@ -28,7 +28,7 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
     page += &bars(&ratios(results));
     page += "<p class=\"legend\">Median over rounds; the line shows the worst and the best round.</p></figure>";
     page += "<h2>Throughput over block size</h2><div class=\"plots\">";
-    for transport in [Transport::Tcp, Transport::Shm] {
+    for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {
         page += &throughput(results, transport);
     }
     page += "</div><h2>Time of a call</h2><p class=\"soft\">Share of calls that took at most so long; the \
@@ -37,7 +37,10 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
         page += &distribution(result);
     }
     page += "</div><h2>All figures</h2>";
-    page += &page::table(table::HEADINGS, results.iter().map(table::row).collect());
+    page += &page::table(
+        table::HEADINGS,
+        &results.iter().map(table::row).collect::<Vec<_>>(),
+    );
     page += "<h2>Behind them</h2><div class=\"wide\"><pre>";
     for result in results {
         let _ = writeln!(page, "{}", escape(&result.name));

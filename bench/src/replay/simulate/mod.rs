@@ -412,6 +412,6 @@ impl<'a> World<'a> {
             network: Some(network),
             took,
         };
-        self.ledger.close(self.plan, self.trace, rest)
+        self.ledger.close(self.plan, self.trace, &rest)
     }
 }

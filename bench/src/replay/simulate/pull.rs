@@ -151,7 +151,7 @@ impl World<'_> {
                 self.queue.at(now + wait, Event::Linked { job: id, source });
             }
             Command::Read { op, source, slots } => {
-                self.read(id, job.node, pull, op, source, &slots)
+                self.read(id, job.node, pull, op, source, &slots);
             }
             Command::ReadGenerations { op, source, slots } => {
                 pull.words.insert(op, (source, slots));
