@@ -14,12 +14,14 @@
 //! | [`vanish`] | a node that goes while readers ask |
 //! | [`coordinator`] | all of these, one after the other: `kvferry bench coordinator` |
 //! | [`in_process`] | the directory without a wire |
+//! | [`instructions`] | pieces of work whose instructions are counted |
 //! | [`replay`] | a request trace through a cluster, real or simulated |
 //! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
 pub mod churn;
 pub mod coordinator;
 pub mod in_process;
+pub mod instructions;
 pub mod locate;
 pub mod memory;
 pub mod open_loop;

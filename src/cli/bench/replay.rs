@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use kvferry_agent::config::ByteSize;
+use kvferry_agent::config::{ByteSize, SizeError};
 use kvferry_bench::{
     replay::{
         model::{Kept, PRESETS, Shape},
@@ -149,11 +149,19 @@ fn positive(word: &str) -> Result<f64, &'static str> {
     }
 }
 
-fn block_bytes(word: &str) -> Result<ByteSize, String> {
-    match word.parse::<ByteSize>() {
-        Ok(size) if size.0 > 0 => Ok(size),
-        Ok(_) => Err("a block has bytes".to_owned()),
-        Err(error) => Err(error.to_string()),
+/// Why a word is no size of a block.
+#[derive(Debug, thiserror::Error)]
+enum BlockBytesError {
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    #[error("a block has bytes")]
+    Zero,
+}
+
+fn block_bytes(word: &str) -> Result<ByteSize, BlockBytesError> {
+    match word.parse::<ByteSize>()? {
+        ByteSize(0) => Err(BlockBytesError::Zero),
+        size => Ok(size),
     }
 }
 

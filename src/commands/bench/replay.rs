@@ -3,6 +3,8 @@
 use std::{
     fs::{self, File},
     io::BufReader,
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
@@ -15,6 +17,8 @@ use kvferry_bench::replay::{
     trace::Trace,
 };
 use kvferry_bench::transfer::point::size;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::oneshot;
 
 use super::{BenchError, agent_at, file_error, machine};
 use crate::{
@@ -29,6 +33,9 @@ const POOL_BYTES: (u64, u64) = (1 << 30, 256 << 30);
 /// Most real agents: each is a process with threads, sockets and a pool of its own.
 const MAX_PROCESSES: u32 = 64;
 
+/// Descriptors of a simulated node (its pool, its generation words), and of everything else together.
+const DESCRIPTORS: (u64, u64) = (2, 64);
+
 /// Why nothing was replayed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplayFailure {
@@ -39,6 +46,10 @@ pub(crate) enum ReplayFailure {
     },
     #[error("{nodes} real agents on one machine; at most {MAX_PROCESSES}: use --simulate for more")]
     TooManyProcesses { nodes: u32 },
+    #[error(
+        "{nodes} simulated nodes need {needed} descriptors, and this process may have {limit}: raise `ulimit -Hn`, or simulate fewer"
+    )]
+    Descriptors { nodes: u32, needed: u64, limit: u64 },
     #[error("{name}: {source}")]
     Run {
         name: String,
@@ -47,7 +58,7 @@ pub(crate) enum ReplayFailure {
 }
 
 pub(super) async fn replay(args: &ReplayArgs) -> Result<Done, BenchError> {
-    let trace = read(args)?;
+    let trace = Arc::new(read(args)?);
     let plans = plans(args)?;
     let interrupted = shutdown::requested(false).map_err(BenchError::Signals)?;
     // What is dropped on an interrupt kills its processes.
@@ -120,27 +131,19 @@ fn plans(args: &ReplayArgs) -> Result<Vec<Plan>, BenchError> {
 async fn run_all(
     args: &ReplayArgs,
     plans: &[Plan],
-    trace: &Trace,
+    trace: &Arc<Trace>,
 ) -> Result<Vec<ReplayResult>, BenchError> {
     let total = trace.requests.len() as u64 * plans.len() as u64;
     let bar = progress::steps(total, "replay");
     let mut results = Vec::new();
     for plan in plans {
         bar.set_message(plan.name());
-        let tick = || bar.inc(1);
+        let tick = {
+            let bar = bar.clone();
+            move || bar.inc(1)
+        };
         let result = match args.simulate {
-            true => {
-                let network = Network {
-                    nic_gbit_per_s: args.nic_gbit_per_s,
-                    rtt: Duration::from_micros(args.rtt_us.into()),
-                };
-                let eviction = EvictionKind::default();
-                let simulate = || simulate::replay(plan, network, eviction, trace, tick);
-                let result = tokio::task::block_in_place(simulate);
-                // Lets an interrupt be heard between two of them.
-                tokio::task::yield_now().await;
-                result.map_err(|source| failed(plan, source))?
-            }
+            true => on_paper(args, plan, trace, tick).await?,
             false => with_processes(args, plan, trace, tick).await?,
         };
         if args.json {
@@ -150,6 +153,59 @@ async fn run_all(
     }
     bar.finish_and_clear();
     Ok(results)
+}
+
+/// On a thread of its own, which ends with the process where somebody interrupts it.
+async fn on_paper(
+    args: &ReplayArgs,
+    plan: &Plan,
+    trace: &Arc<Trace>,
+    tick: impl FnMut() + Send + 'static,
+) -> Result<ReplayResult, BenchError> {
+    room_for(plan.nodes)?;
+    let network = Network {
+        nic_gbit_per_s: args.nic_gbit_per_s,
+        rtt: Duration::from_micros(args.rtt_us.into()),
+    };
+    let (done, result) = oneshot::channel();
+    let (simulated, trace) = (plan.clone(), Arc::clone(trace));
+    let run = thread::spawn(move || {
+        let eviction = EvictionKind::default();
+        // Nobody waits any more after an interrupt.
+        let _ = done.send(simulate::replay(
+            &simulated, network, eviction, &trace, tick,
+        ));
+    });
+    match result.await {
+        Ok(result) => result.map_err(|source| failed(plan, source)),
+        Err(_) => match tokio::task::block_in_place(|| run.join()) {
+            Ok(()) => Err(BenchError::Interrupted),
+            Err(panic) => std::panic::resume_unwind(panic),
+        },
+    }
+}
+
+/// Lets this process have as many descriptors as so many stores hold, as far as it may.
+fn room_for(nodes: u32) -> Result<(), ReplayFailure> {
+    let needed = u64::from(nodes) * DESCRIPTORS.0 + DESCRIPTORS.1;
+    let now = getrlimit(Resource::Nofile);
+    // None is no limit.
+    if now.current.is_none_or(|limit| limit >= needed) {
+        return Ok(());
+    }
+    let limit = now.maximum.unwrap_or(u64::MAX);
+    let raised = Rlimit {
+        current: now.maximum,
+        maximum: now.maximum,
+    };
+    match limit >= needed && setrlimit(Resource::Nofile, raised).is_ok() {
+        true => Ok(()),
+        false => Err(ReplayFailure::Descriptors {
+            nodes,
+            needed,
+            limit,
+        }),
+    }
 }
 
 /// A cluster of its own for each: nobody has anything yet.
