@@ -9,14 +9,26 @@
 //! | [`server`] | a coordinator on threads of its own |
 //! | [`publish`] | agents that publish through sessions |
 //! | [`locate`] | readers that ask |
+//! | [`open_loop`] | readers that ask at a fixed rate |
+//! | [`churn`] | nodes that replace blocks while readers ask |
 //! | [`vanish`] | a node that goes while readers ask |
+//! | [`coordinator`] | all of these, one after the other: `kvferry bench coordinator` |
 //! | [`in_process`] | the directory without a wire |
+//! | [`instructions`] | pieces of work whose instructions are counted |
+//! | [`replay`] | a request trace through a cluster, real or simulated |
 //! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
+pub mod churn;
+pub mod coordinator;
 pub mod in_process;
+pub mod instructions;
 pub mod locate;
 pub mod memory;
+pub mod open_loop;
+mod page;
+mod plot;
 pub mod publish;
+pub mod replay;
 pub mod report;
 pub mod server;
 pub mod stats;

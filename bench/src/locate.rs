@@ -127,7 +127,7 @@ pub async fn run(url: &str, load: Load) -> Result<Outcome, BenchError> {
     Ok(all)
 }
 
-fn request(load: Load, random: u64) -> pb::LocateRequest {
+pub(crate) fn request(load: Load, random: u64) -> pb::LocateRequest {
     let first = load.first + random % (load.blocks - load.hashes + 1);
     pb::LocateRequest {
         namespace: NAMESPACE.into(),
@@ -140,7 +140,7 @@ fn request(load: Load, random: u64) -> pb::LocateRequest {
     }
 }
 
-fn check(load: Load, answered: u32) -> Result<u64, BenchError> {
+pub(crate) fn check(load: Load, answered: u32) -> Result<u64, BenchError> {
     if u64::from(answered) != load.hashes {
         let text = format!("{answered} of {} hashes answered", load.hashes);
         return Err(BenchError::Wrong(text));

@@ -1,6 +1,9 @@
 //! Agents that publish through sessions.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
@@ -30,6 +33,8 @@ pub struct Agent {
     from: Streaming<pb::CoordinatorMessage>,
     seq: u64,
     acked: u64,
+    /// Of the blocks replaced last.
+    generation: u64,
 }
 
 impl Agent {
@@ -61,6 +66,7 @@ impl Agent {
             from: from.into_inner(),
             seq: 0,
             acked: 0,
+            generation: 2,
         };
         let inventory = pb::Inventory {
             seq: 0,
@@ -105,10 +111,42 @@ impl Agent {
             slot += count;
             self.delta(change).await?;
         }
+        self.settle().await?;
+        Ok(u64::from(slot - first_slot))
+    }
+
+    /// Empties slots and puts blocks from `first` on in their place; returns when the window has room.
+    ///
+    /// # Errors
+    /// [`BenchError`] when the session ends.
+    pub async fn replace(&mut self, slots: Range<u32>, first: u64) -> Result<(), BenchError> {
+        let count = slots.len();
+        self.generation += 2;
+        let change = pb::RegionChange {
+            region: 1,
+            removed_slots: slots.clone().collect(),
+            added: Some(pb::SealedSlots {
+                hashes: Some(pb::PackedHashes {
+                    hash_len: HASH_LEN as u32,
+                    hashes: pack((0..count).map(|n| first + n as u64)),
+                }),
+                slots: slots.collect(),
+                generations: vec![self.generation; count],
+                checksums: Vec::new(),
+            }),
+        };
+        self.delta(change).await
+    }
+
+    /// Returns when everything that was said is in the directory.
+    ///
+    /// # Errors
+    /// [`BenchError`] when the session ends.
+    pub async fn settle(&mut self) -> Result<(), BenchError> {
         while self.acked < self.seq {
             self.hear().await?;
         }
-        Ok(u64::from(slot - first_slot))
+        Ok(())
     }
 
     /// Says goodbye: the node goes at once.

@@ -4,15 +4,6 @@ use serde::Serialize;
 
 use crate::stats::Rounds;
 
-/// How figures are printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// A line of text each.
-    Text,
-    /// A JSON object a line.
-    Json,
-}
-
 /// One figure with its spread.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
@@ -62,33 +53,21 @@ impl Figure {
         self
     }
 
-    /// Prints it.
-    pub fn print(&self, format: Format) {
-        match format {
-            Format::Json => {
-                // Numbers and strings only: nothing that could fail.
-                if let Ok(line) = serde_json::to_string(self) {
-                    println!("{line}");
-                }
-            }
-            Format::Text => {
-                let target = match self.target {
-                    Some(target) => format!(" (reach {})", short(target)),
-                    None => String::new(),
-                };
-                println!(
-                    "{:<44} {:>9} {}{target}  [{} .. {}]  {}",
-                    self.name,
-                    short(self.median),
-                    self.unit,
-                    short(self.min),
-                    short(self.max),
-                    self.note
-                );
-            }
-        }
+    /// As columns of text, under [`HEADINGS`].
+    #[must_use]
+    pub fn row(&self) -> [String; 5] {
+        [
+            self.name.clone(),
+            format!("{} {}", short(self.median), self.unit),
+            self.target.map_or_else(String::new, short),
+            format!("{} .. {}", short(self.min), short(self.max)),
+            self.note.clone(),
+        ]
     }
 }
+
+/// Headings of [`Figure::row`].
+pub const HEADINGS: [&str; 5] = ["figure", "median", "reach", "worst .. best", "note"];
 
 /// 12.3 M and the like.
 fn short(value: f64) -> String {

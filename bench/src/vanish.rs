@@ -15,8 +15,6 @@ use crate::{
 
 /// Longest wait for the purge.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long readers ask before the node goes, for comparison.
-const QUIET: Duration = Duration::from_secs(2);
 /// Hashes of the readers' requests.
 const HASHES: u64 = 64;
 
@@ -33,11 +31,17 @@ pub struct Vanished {
     pub meanwhile: Samples,
 }
 
-/// The first agent says goodbye while one connection asks for blocks of the others.
+/// The first agent says goodbye while one connection asks for blocks of the others, after a time in which
+/// nothing happens, for comparison.
 ///
 /// # Errors
 /// [`BenchError`] when a call fails or the purge never ends.
-pub async fn run(url: &str, workload: Workload, agent: &mut Agent) -> Result<Vanished, BenchError> {
+pub async fn run(
+    url: &str,
+    workload: Workload,
+    agent: &mut Agent,
+    quiet: Duration,
+) -> Result<Vanished, BenchError> {
     let gone = workload.first_node_blocks.unwrap_or(0);
     let load = Load {
         first: gone,
@@ -49,7 +53,7 @@ pub async fn run(url: &str, workload: Workload, agent: &mut Agent) -> Result<Van
         reader: Reader::Full,
     };
     let (before, stop) = reader(url, load);
-    tokio::time::sleep(QUIET).await;
+    tokio::time::sleep(quiet).await;
     let before = stop_reader(before, &stop).await?;
 
     let mut operator = client(url).await?;

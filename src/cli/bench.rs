@@ -1,5 +1,7 @@
 //! What can be said to `kvferry bench`.
 
+pub(crate) mod replay;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -24,6 +26,25 @@ Examples:
   kvferry bench transfer --transport tcp --block-bytes 64KiB,1MiB --batch 1,64 --json > now.jsonl
   kvferry bench transfer --planes 80x8KiB,64x32KiB --batch 64")]
     Transfer(TransferArgs),
+    /// Measure a coordinator on this host: publish, locate in a closed and an open loop, churn, a vanishing node.
+    #[command(after_help = "\
+Examples:
+  kvferry bench coordinator --blocks 1M --json > now.jsonl
+  kvferry bench coordinator --parts locate,open --reader full --rate 5000
+  kvferry bench coordinator --parts in-process")]
+    Coordinator(kvferry_bench::coordinator::Options),
+    /// Drive a request trace through a cluster: hit ratio, bytes pulled, prefill time saved.
+    #[command(after_help = "\
+Each request asks how far its prompt exists anywhere, pulls what its node lacks into the node's pool, and
+computes and keeps the rest. Lists (nodes, pools, routes) replay every combination. Real agents hold
+real bytes: give them few requests and small blocks. Simulated ones are the same directory, stores, eviction and
+pull engines over a modelled network, in virtual time.
+
+Examples:
+  kvferry bench replay trace.jsonl --nodes 3 --block-bytes 256KiB --pool 64MiB --requests 300 --speed 20
+  kvferry bench replay trace.jsonl --simulate --nodes 10,100 --pool 64GiB,256GiB --report plan.html
+  kvferry bench replay trace.jsonl --simulate --nodes 1000 --copies 100 --model llama-3-70b --pool 1TiB")]
+    Replay(replay::ReplayArgs),
     /// What changed between two runs of `bench transfer --json`?
     #[command(after_help = "Example:\n  kvferry bench compare before.jsonl after.jsonl")]
     Compare(CompareArgs),
@@ -40,7 +61,8 @@ pub(crate) struct TransferArgs {
     /// Few points and short rounds: does everything work?
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How bytes travel: tcp, shm or rdma [default: tcp and shm].
+    /// How bytes travel: tcp, shm or rdma [default: tcp and shm]. Over software RDMA devices blocks always
+    /// carry checksums.
     #[arg(long, value_delimiter = ',', value_parser = transport)]
     pub(crate) transport: Vec<Transport>,
     /// Block sizes, for blocks in one piece.

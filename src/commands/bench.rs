@@ -1,5 +1,9 @@
 //! `kvferry bench`: what a network gives, and what kvferry takes of it.
 
+mod coordinator;
+mod rdma;
+mod replay;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -20,6 +24,7 @@ use kvferry_bench::transfer::{
 };
 
 use crate::{
+    announce::AgentReady,
     cli::bench::{
         BenchArgs, BenchCommand, Checksum, CompareArgs, PullsArgs, TransferArgs, YardstickArgs,
         YardstickRole,
@@ -51,6 +56,12 @@ pub(crate) enum BenchError {
         path: PathBuf,
         source: TransferError,
     },
+    #[error("rdma cannot be measured here: {0}")]
+    NoRdma(#[from] rdma::NoRdma),
+    #[error(transparent)]
+    Coordinator(#[from] kvferry_bench::BenchError),
+    #[error(transparent)]
+    Replay(#[from] replay::ReplayFailure),
     #[error("signals cannot be listened for: {0}")]
     Signals(io::Error),
     #[error("interrupted; everything it started is stopped")]
@@ -62,6 +73,8 @@ pub(crate) enum BenchError {
 pub(crate) async fn run(args: BenchArgs) -> Result<Done, BenchError> {
     match args.what {
         BenchCommand::Transfer(args) => transfer(&args).await,
+        BenchCommand::Coordinator(options) => coordinator::measure(options).await,
+        BenchCommand::Replay(args) => replay::replay(&args).await,
         BenchCommand::Compare(args) => compare_runs(&args),
         BenchCommand::Pulls(args) => pulls(args).await,
         BenchCommand::Yardstick(args) => be_yardstick(&args),
@@ -99,7 +112,8 @@ async fn pulls(args: PullsArgs) -> Result<Done, BenchError> {
 }
 
 async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
-    let points = points(args);
+    let mut points = points(args);
+    rdma::admit(&mut points)?;
     let usual = if args.quick { QUICK } else { USUAL };
     let effort = Effort {
         rounds: args.rounds.unwrap_or(usual.0),
@@ -263,12 +277,7 @@ async fn start(point: &Point) -> Result<Cluster, BenchError> {
 }
 
 fn fleet(cluster: &Cluster) -> Result<Fleet, BenchError> {
-    let mut agents = cluster.agents().map(|ready| AgentAt {
-        node: ready.node.clone(),
-        pid: ready.pid,
-        socket: ready.socket.clone(),
-        descriptor_socket: ready.descriptor_socket.clone(),
-    });
+    let mut agents = cluster.agents().map(agent_at);
     let owner = agents.next().ok_or_else(|| ClusterError::NotReady {
         name: "the owner".to_owned(),
     })?;
@@ -277,6 +286,15 @@ fn fleet(cluster: &Cluster) -> Result<Fleet, BenchError> {
         readers: agents.collect(),
         coordinator: cluster.coordinator_pid(),
     })
+}
+
+fn agent_at(ready: &AgentReady) -> AgentAt {
+    AgentAt {
+        node: ready.node.clone(),
+        pid: ready.pid,
+        socket: ready.socket.clone(),
+        descriptor_socket: ready.descriptor_socket.clone(),
+    }
 }
 
 fn compare_runs(args: &CompareArgs) -> Result<Done, BenchError> {

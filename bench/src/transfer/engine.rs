@@ -235,7 +235,8 @@ impl Engine {
     }
 }
 
-async fn connect(at: &AgentAt) -> Result<AgentClient<Channel>, TransferError> {
+/// Speaks the agent's local API, on a connection of its own.
+pub(crate) async fn connect(at: &AgentAt) -> Result<AgentClient<Channel>, tonic::transport::Error> {
     let socket = at.socket.clone();
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();

@@ -3,26 +3,14 @@
 use std::{collections::BTreeMap, fmt::Write};
 
 use super::{
-    plot::{Bar, Line, Plot, bars, escape},
     point::{Transport, size},
     result::PointResult,
     table,
 };
-
-const STYLE: &str = "\
-:root{color-scheme:light dark;--fg:#1e293b;--soft:#64748b;--line:#e2e8f0;--bg:#fff;--card:#f8fafc}\
-@media(prefers-color-scheme:dark){:root{--fg:#e2e8f0;--soft:#94a3b8;--line:#334155;--bg:#0f172a;--card:#1e293b}}\
-body{font:15px/1.5 system-ui,sans-serif;color:var(--fg);background:var(--bg);max-width:1080px;margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p{max-width:70ch}.soft{color:var(--soft)}\
-table{border-collapse:collapse;width:100%;font-size:13px}th,td{padding:.3rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}\
-th:first-child,td:first-child,th:last-child,td:last-child{text-align:left}\
-.wide{overflow-x:auto}.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:1rem}\
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem}figcaption{font-weight:600;margin-bottom:.4rem}\
-svg{width:100%;height:auto;display:block}.grid{stroke:var(--line)}.mark{fill:var(--soft);font-size:11px;paint-order:stroke;stroke:var(--card);stroke-width:4px}.name{fill:var(--fg);font-size:12px}\
-.whisker{stroke:var(--fg);stroke-width:1.5}.one{stroke:var(--fg);stroke-dasharray:3 3}\
-.legend{font-size:12px;color:var(--soft);margin:.4rem 0 0}.legend span{margin-right:1rem;white-space:nowrap}.legend i{display:inline-block;width:22px;margin-right:.3rem;vertical-align:middle}\
-.cards{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.6rem 1rem}\
-.card b{font-size:1.5rem;display:block}";
+use crate::{
+    page::{self, card, figure},
+    plot::{Bar, Line, Plot, bars, escape},
+};
 
 /// Most points whose distributions are drawn: more is a page nobody scrolls through.
 const MAX_DISTRIBUTIONS: usize = 12;
@@ -30,13 +18,7 @@ const MAX_DISTRIBUTIONS: usize = 12;
 /// The report of a run, on a machine in words.
 #[must_use]
 pub fn page(results: &[PointResult], machine: &str) -> String {
-    let mut page = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>kvferry bench transfer</title><style>{STYLE}</style></head><body>\
-         <h1>kvferry: transfers</h1><p class=\"soft\">{}</p>",
-        escape(machine)
-    );
+    let mut page = page::begin("kvferry bench transfer", "kvferry: transfers", machine);
     page += "<p>Every pull goes the whole way: located at the coordinator, read, validated against the \
              owner's generation words, sealed and published. Beside it, in the same rounds and in turn, \
              the yardstick: plain sockets of the same shape, or plain copies between shared mappings. \
@@ -46,7 +28,7 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
     page += &bars(&ratios(results));
     page += "<p class=\"legend\">Median over rounds; the line shows the worst and the best round.</p></figure>";
     page += "<h2>Throughput over block size</h2><div class=\"plots\">";
-    for transport in [Transport::Tcp, Transport::Shm] {
+    for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {
         page += &throughput(results, transport);
     }
     page += "</div><h2>Time of a call</h2><p class=\"soft\">Share of calls that took at most so long; the \
@@ -54,26 +36,19 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
     for result in results.iter().take(MAX_DISTRIBUTIONS) {
         page += &distribution(result);
     }
-    page += "</div><h2>All figures</h2><div class=\"wide\"><table><tr>";
-    for heading in table::HEADINGS {
-        let _ = write!(page, "<th>{}</th>", escape(heading));
-    }
-    page += "</tr>";
-    for result in results {
-        page += "<tr>";
-        for cell in table::row(result) {
-            let _ = write!(page, "<td>{}</td>", escape(&cell));
-        }
-        page += "</tr>";
-    }
-    page += "</table></div><h2>Behind them</h2><div class=\"wide\"><pre>";
+    page += "</div><h2>All figures</h2>";
+    page += &page::table(
+        table::HEADINGS,
+        &results.iter().map(table::row).collect::<Vec<_>>(),
+    );
+    page += "<h2>Behind them</h2><div class=\"wide\"><pre>";
     for result in results {
         let _ = writeln!(page, "{}", escape(&result.name));
         for line in table::details(result) {
             let _ = writeln!(page, "{}", escape(&line));
         }
     }
-    page + "</pre></div></body></html>\n"
+    page + "</pre></div>" + page::END
 }
 
 fn cards(results: &[PointResult]) -> String {
@@ -103,11 +78,7 @@ fn cards(results: &[PointResult]) -> String {
         ),
         (noisy.count().to_string(), "points disturbed by others"),
     ];
-    let card = |(figure, what): (String, &str)| {
-        format!("<div class=\"card\"><b>{}</b>{what}</div>", escape(&figure))
-    };
-    let cards: String = cards.into_iter().map(card).collect();
-    format!("<div class=\"cards\">{cards}</div>")
+    page::cards(cards.iter().map(|(figure, what)| card(figure, what)))
 }
 
 fn ratios(results: &[PointResult]) -> Vec<Bar> {
@@ -210,11 +181,6 @@ fn distribution(result: &PointResult) -> String {
         y_max: Some(1.0),
     };
     figure(&result.name, &plot.svg())
-}
-
-fn figure(caption: &str, inside: &str) -> String {
-    let caption = escape(caption);
-    format!("<figure><figcaption>{caption}</figcaption>{inside}</figure>")
 }
 
 #[cfg(test)]

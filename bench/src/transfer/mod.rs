@@ -13,7 +13,6 @@ pub mod compare;
 mod engine;
 pub mod html;
 pub mod measure;
-mod plot;
 pub mod point;
 pub mod process;
 pub mod result;
@@ -22,6 +21,7 @@ pub mod table;
 pub mod yardstick;
 
 pub use engine::AgentAt;
+pub(crate) use engine::connect;
 
 /// Why a measurement stopped. None of these is a slow figure.
 #[derive(Debug, thiserror::Error)]

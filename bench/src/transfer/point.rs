@@ -19,7 +19,7 @@ pub enum Transport {
     Tcp,
     /// The owner's memory, mapped.
     Shm,
-    /// READs by a network card. Not among the usual points: most machines have none.
+    /// READs by a network card. Measured only where it is asked for: most machines have none.
     Rdma,
 }
 
@@ -158,6 +158,7 @@ impl Point {
 #[must_use]
 pub fn size(bytes: u64) -> String {
     match bytes {
+        b if b >= 1 << 30 && b.is_multiple_of(1 << 30) => format!("{}GiB", b >> 30),
         b if b >= 1 << 20 && b.is_multiple_of(1 << 20) => format!("{}MiB", b >> 20),
         b if b >= 1 << 10 && b.is_multiple_of(1 << 10) => format!("{}KiB", b >> 10),
         b => format!("{b}B"),
@@ -171,6 +172,7 @@ pub fn quick() -> Vec<Point> {
         Point::new(Transport::Tcp, 256 << 10, 16),
         Point::new(Transport::Tcp, 0, 8).planes(80, 8 << 10),
         Point::new(Transport::Shm, 1 << 20, 8),
+        Point::new(Transport::Rdma, 256 << 10, 16),
     ]
 }
 
@@ -180,6 +182,7 @@ pub fn usual() -> Vec<Point> {
     let (kib, mib) = (1 << 10, 1 << 20);
     let tcp = |bytes, batch| Point::new(Transport::Tcp, bytes, batch);
     let shm = |bytes, batch| Point::new(Transport::Shm, bytes, batch);
+    let rdma = |bytes, batch| Point::new(Transport::Rdma, bytes, batch);
     let mut points = vec![
         tcp(64 * kib, 1),
         tcp(4 * kib, 128),
@@ -213,6 +216,16 @@ pub fn usual() -> Vec<Point> {
             ..shm(2 * mib, 1000)
         },
     ];
+    points.extend([
+        rdma(64 * kib, 1),
+        rdma(8 * kib, 128),
+        rdma(64 * kib, 64),
+        rdma(256 * kib, 64),
+        rdma(mib, 64),
+        rdma(4 * mib, 64),
+        rdma(0, 64).planes(80, 8 * kib),
+        rdma(0, 64).planes(64, 32 * kib),
+    ]);
     points.sort_by_key(|point| (point.transport, point.connections));
     points
 }

@@ -54,7 +54,7 @@ pub struct Times {
 }
 
 impl Times {
-    pub(super) fn of(samples: &mut Samples) -> Self {
+    pub(crate) fn of(samples: &mut Samples) -> Self {
         let mut at = |share| samples.percentile(share).as_secs_f64() * 1e6;
         Self {
             p50: at(0.5),

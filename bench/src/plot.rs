@@ -20,30 +20,30 @@ const COLOURS: [&str; 6] = [
 ];
 
 /// A named line of `(x, y)`.
-pub(super) struct Line {
-    pub(super) name: String,
-    pub(super) points: Vec<(f64, f64)>,
+pub(crate) struct Line {
+    pub(crate) name: String,
+    pub(crate) points: Vec<(f64, f64)>,
     /// A yardstick's.
-    pub(super) dashed: bool,
+    pub(crate) dashed: bool,
     /// Number of its colour.
-    pub(super) colour: usize,
+    pub(crate) colour: usize,
 }
 
 /// Lines over a logarithmic x axis.
-pub(super) struct Plot<'a> {
-    pub(super) x_name: &'a str,
-    pub(super) y_name: &'a str,
+pub(crate) struct Plot<'a> {
+    pub(crate) x_name: &'a str,
+    pub(crate) y_name: &'a str,
     /// How a mark of the x axis is written.
-    pub(super) x_mark: fn(f64) -> String,
+    pub(crate) x_mark: fn(f64) -> String,
     /// Where marks of the x axis are.
-    pub(super) x_marks: Vec<f64>,
-    pub(super) lines: Vec<Line>,
+    pub(crate) x_marks: Vec<f64>,
+    pub(crate) lines: Vec<Line>,
     /// The y axis ends there, whatever the lines say.
-    pub(super) y_max: Option<f64>,
+    pub(crate) y_max: Option<f64>,
 }
 
 /// What a page must not take for markup.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -51,7 +51,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 impl Plot<'_> {
-    pub(super) fn svg(&self) -> String {
+    pub(crate) fn svg(&self) -> String {
         let points = || self.lines.iter().flat_map(|line| &line.points);
         let xs = || points().map(|(x, _)| x.max(1e-3).ln());
         let (x_min, x_max) = (
@@ -146,15 +146,15 @@ impl Plot<'_> {
 }
 
 /// A named value and its extremes.
-pub(super) struct Bar {
-    pub(super) name: String,
-    pub(super) value: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(crate) struct Bar {
+    pub(crate) name: String,
+    pub(crate) value: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 /// Bars beside their names, with a line at 1.
-pub(super) fn bars(bars: &[Bar]) -> String {
+pub(crate) fn bars(bars: &[Bar]) -> String {
     let height = BAR * bars.len() as f64 + 30.0;
     let most = bars
         .iter()
@@ -200,6 +200,61 @@ pub(super) fn bars(bars: &[Bar]) -> String {
         height - 6.0,
     );
     svg
+}
+
+/// A named whole in three parts.
+pub(crate) struct Part {
+    pub(crate) name: String,
+    pub(crate) shares: [f64; 3],
+    /// Where a line is drawn.
+    pub(crate) mark: f64,
+}
+
+/// Wholes beside their names, with their parts behind each other.
+pub(crate) fn stacks(names: [&str; 3], parts: &[Part]) -> String {
+    const COLOUR: [usize; 3] = [2, 0, 5];
+    let height = BAR * parts.len() as f64 + 8.0;
+    let wide = WIDTH - NAMES - 20.0;
+    let mut svg =
+        format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"shares\">");
+    for (row, part) in parts.iter().enumerate() {
+        let top = BAR * row as f64 + 4.0;
+        let _ = write!(
+            svg,
+            "<text class=\"name\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            NAMES - 8.0,
+            top + BAR / 2.0 + 2.0,
+            escape(&part.name),
+        );
+        let mut from = NAMES;
+        for (share, colour) in part.shares.into_iter().zip(COLOUR) {
+            let _ = write!(
+                svg,
+                "<rect x=\"{from:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"{}\" opacity=\"0.8\"><title>{:.1} %</title></rect>",
+                share * wide,
+                BAR - 8.0,
+                COLOURS[colour],
+                100.0 * share,
+            );
+            from += share * wide;
+        }
+        let mark = NAMES + part.mark * wide;
+        let _ = write!(
+            svg,
+            "<line class=\"whisker\" x1=\"{mark:.1}\" x2=\"{mark:.1}\" y1=\"{:.1}\" y2=\"{:.1}\"/>",
+            top - 2.0,
+            top + BAR - 6.0,
+        );
+    }
+    let entry = |(name, colour): (&str, usize)| {
+        format!(
+            "<span><i style=\"border-top:3px solid {}\"></i>{}</span>",
+            COLOURS[colour],
+            escape(name)
+        )
+    };
+    let legend: String = names.into_iter().zip(COLOUR).map(entry).collect();
+    format!("{svg}</svg><p class=\"legend\">{legend}</p>")
 }
 
 /// An end of an axis that five equal steps lead to in round numbers.
