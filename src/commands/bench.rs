@@ -40,6 +40,9 @@ const USUAL: (u32, u32, u32) = (7, 300, 10);
 /// The same, where only the path is to be seen.
 const QUICK: (u32, u32, u32) = (1, 50, 0);
 
+/// Memory of each yardstick process at least, where only the path is to be seen.
+const QUICK_YARDSTICK_BYTES: u64 = 16 << 20;
+
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
@@ -123,7 +126,7 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
     let interrupted = shutdown::requested(false).map_err(BenchError::Signals)?;
     // What is dropped on an interrupt kills its processes.
     let results = tokio::select! {
-        results = measure_all(&points, effort, args.json) => results?,
+        results = measure_all(&points, effort, args) => results?,
         () = interrupted => return Err(BenchError::Interrupted),
     };
     if !args.json {
@@ -221,10 +224,16 @@ fn points(args: &TransferArgs) -> Vec<Point> {
 async fn measure_all(
     points: &[Point],
     effort: Effort,
-    json: bool,
+    args: &TransferArgs,
 ) -> Result<Vec<PointResult>, BenchError> {
     let program = Path::new(cluster::THIS_PROGRAM);
-    let mut yardstick = Yardstick::start(program, &["bench", "yardstick"], YARDSTICK_BYTES).await?;
+    let bytes = match args.quick {
+        // No figure is wanted: as much as the largest batch takes, which is made ready soon.
+        true => points.iter().map(Point::batch_bytes).max().unwrap_or(0),
+        false => YARDSTICK_BYTES,
+    };
+    let bytes = bytes.clamp(QUICK_YARDSTICK_BYTES, YARDSTICK_BYTES);
+    let mut yardstick = Yardstick::start(program, &["bench", "yardstick"], bytes).await?;
     let bar = progress::steps(points.len() as u64 * u64::from(effort.rounds), "bench");
     let mut results = Vec::new();
     let mut rest = points;
@@ -252,7 +261,7 @@ async fn measure_all(
                     return Err(BenchError::Point { name, source });
                 }
             };
-            if json {
+            if args.json {
                 output::json_line(&result)?;
             }
             results.push(result);

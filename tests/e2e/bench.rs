@@ -140,7 +140,7 @@ async fn a_coordinator_is_measured() {
 #[tokio::test]
 async fn transfers_are_measured() {
     let dir = tempfile::tempdir().unwrap();
-    let words = "bench transfer --publish --block-bytes 1MiB --batch 8 --rounds 1 --slice-ms 20 --patience-s 0 --transport tcp,shm --json --report page.html";
+    let words = "bench transfer --quick --publish --block-bytes 1MiB --batch 8 --slice-ms 20 --transport tcp,shm --json --report page.html";
     let (code, out, error) = run(&words.split(' ').collect::<Vec<_>>(), dir.path()).await;
     assert_eq!(code, 0, "{out}\n{error}");
     let points = lines(&out);

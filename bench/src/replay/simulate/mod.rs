@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | the coordinator's directory, and the messages to and from it | that they take half a round trip each; the coordinator's processor takes none |
 //! | each agent's store: slots, generations, pins, eviction, the change log | memory: a slot has its generation word, and no bytes to speak of |
-//! | the pull engine: sources, windows, validation, retries, deadlines | [`network`]: ports of one speed, no loss, no faults |
+//! | the pull engine: sources, windows, validation, retries, deadlines | [`Network`]: ports of one speed, no loss, no faults |
 //! | the router and the accounts, as in real time | prefill: tokens by a rate, as many prompts at a time as come |
 //!
 //! One thread, no clock and no randomness: the same trace and plan give the same result.
