@@ -54,7 +54,10 @@ impl RdmaGpuWorld {
     /// they do not, or the other way round. Said aloud.
     async fn with(peer_memory: bool, reader: &[(&str, i64)]) -> Option<Self> {
         if peer_memory_loaded() != peer_memory {
-            println!("skipped: the peer-memory module is loaded: {}", !peer_memory);
+            println!(
+                "skipped: the peer-memory module is loaded: {}",
+                !peer_memory
+            );
             return None;
         }
         devices(0)?;
@@ -165,7 +168,9 @@ async fn where_the_machine_orders_writes_nothing_is_flushed() {
     let world = world!(true, &[("ordering", 100), ("dmabuf", 0)]);
     let link = world.plain_link().await;
     let to = world.reader.memory(1 << 20);
-    settled(begin(&link, vec![data(0..1 << 20)], &to)).await.unwrap();
+    settled(begin(&link, vec![data(0..1 << 20)], &to))
+        .await
+        .unwrap();
     assert_eq!((world.reads(), world.reader.cuda.calls(FLUSH)), ((1, 0), 0));
     assert_eq!(world.reader.cuda.calls("cuMemGetHandleForAddressRange"), 0);
     assert!(bytes_of(&to).await == pattern(0..1 << 20));
@@ -178,7 +183,9 @@ async fn cancelled_reads_settle_and_write_no_more() {
     let memories: Vec<Memory> = (0..6).map(|_| world.reader.memory(4 << 20)).collect();
     // Registered, so that all begin at once.
     for to in &memories {
-        settled(begin(&link, vec![data(0..4 << 20)], to)).await.unwrap();
+        settled(begin(&link, vec![data(0..4 << 20)], to))
+            .await
+            .unwrap();
         fill(to, 0x55).await;
     }
     let reads: Vec<_> = memories
@@ -210,10 +217,15 @@ async fn a_gpu_that_is_lost_before_the_flush_never_settles_its_read_and_takes_no
     let world = world!(true, &[]);
     let link = world.plain_link().await;
     let to = world.reader.memory(1 << 20);
-    settled(begin(&link, vec![data(0..1 << 20)], &to)).await.unwrap();
+    settled(begin(&link, vec![data(0..1 << 20)], &to))
+        .await
+        .unwrap();
     world.reader.cuda.fail(FLUSH, 700, 0, i64::MAX);
     let mut pending = begin(&link, vec![data(0..1 << 20)], &to);
-    eventually("the flush was tried", || world.reader.cuda.calls(FLUSH) == 3).await;
+    eventually("the flush was tried", || {
+        world.reader.cuda.calls(FLUSH) == 3
+    })
+    .await;
     // Whether a write is still on its way into it cannot be known, so the memory is never said to be free.
     assert!(is_open(&mut pending).await);
     pending.cancel();
@@ -228,7 +240,9 @@ async fn a_gpu_that_is_lost_before_the_flush_never_settles_its_read_and_takes_no
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_flush_where_one_is_needed_reads_are_staged() {
-    world!(true, &[("flush_options", 2)]).a_read_is_staged().await;
+    world!(true, &[("flush_options", 2)])
+        .a_read_is_staged()
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,8 +31,8 @@ use super::{
     poller::Ended,
 };
 use crate::transport::{
-    Capabilities, GpuRead, GpuRequest, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, TransportKind,
-    operation::check_request, spans::coalesce_remote,
+    Capabilities, GpuRead, GpuRequest, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
+    Transport, TransportKind, operation::check_request, spans::coalesce_remote,
 };
 
 /// As over sockets, which take over what RDMA cannot reach.
