@@ -147,7 +147,7 @@ async fn a_reader_that_loses_its_gpu_before_a_flush_never_frees_what_may_be_writ
     from.publish(&a, published, 0..16).await;
     let mut pulled = 0;
     let failed = loop {
-        let timeout = Duration::from_secs(2);
+        let timeout = Duration::from_secs(6);
         let outcome = pull_what_can_be(&b, &to, landed, pulled, timeout).await;
         if outcome.kind() != OutcomeKind::Pulled {
             break outcome;

@@ -353,3 +353,7 @@ fn take(spans: &mut VecDeque<RemoteSpan>, mut bytes: u64) -> Vec<RemoteSpan> {
     }
     taken
 }
+
+#[cfg(test)]
+#[path = "staged_tests.rs"]
+mod tests;

@@ -23,6 +23,7 @@ gpu_tests() {
   done
 }
 
-gpu_tests "$CONFORMANCE" over_rdma_between_gpus rdma_gpu
+gpu_tests "$CONFORMANCE" rdma_gpu
 gpu_tests "$E2E" gpu_rdma
+gpu_tests "$CONFORMANCE" over_rdma_between_gpus
 exit 0
