@@ -11,7 +11,7 @@ use kvferry_cuda::{
 };
 use parking_lot::Mutex;
 
-use super::{Gpu, GpuMemory};
+use super::{Gpu, GpuMemory, StagedBytes};
 
 /// An engine's memory, as it names it.
 #[derive(Debug, Clone)]
@@ -80,6 +80,7 @@ pub struct Gpus {
     opened: Mutex<HashMap<DeviceUuid, Weak<Gpu>>>,
     /// As few as the machine has.
     lost: Mutex<HashSet<DeviceUuid>>,
+    staged: Arc<StagedBytes>,
 }
 
 impl Default for Gpus {
@@ -97,6 +98,7 @@ impl Gpus {
             load: Box::new(load),
             opened: Mutex::default(),
             lost: Mutex::default(),
+            staged: Arc::default(),
         }
     }
 
@@ -130,7 +132,7 @@ impl Gpus {
             Some(gpu) => gpu,
             None => {
                 let context = (self.load)()?.device_by_uuid(device)?.context()?;
-                let gpu = Gpu::new(&context)?;
+                let gpu = Gpu::counted(&context, Arc::clone(&self.staged))?;
                 opened.retain(|_, gpu| gpu.strong_count() > 0);
                 opened.insert(device, Arc::downgrade(&gpu));
                 gpu
@@ -141,6 +143,12 @@ impl Gpus {
             return Err(GpuError::Lost { device });
         }
         Ok(gpu)
+    }
+
+    /// Bytes staged so far, over all GPUs, those that were let go of included.
+    #[must_use]
+    pub fn staged(&self) -> &StagedBytes {
+        &self.staged
     }
 
     /// A GPU failed: it is not opened again, since the reference says of such failures that the process must end.

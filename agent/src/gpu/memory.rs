@@ -8,8 +8,22 @@ use std::{
 
 use kvferry_cuda::{Context, CopyError, Outbound, Staging, StagingError, StagingOptions};
 use kvferry_memory::{AccessError, HostMemory, HugePages, copy_ranges};
+use kvferry_observe::{ByLabel, Counter};
 
 use super::{GpuError, Ticker};
+
+kvferry_observe::label! {
+    /// Which way bytes are staged.
+    pub enum StagedWay("ring") {
+        /// To readers.
+        Serve = "serve",
+        /// Into the GPU.
+        Land = "land",
+    }
+}
+
+/// Bytes that were staged, over all GPUs.
+pub type StagedBytes = ByLabel<StagedWay, Counter>;
 
 /// Buffers of the rings for readers and for reads: a megabyte is 40 us over PCIe, several times what starting its
 /// copy takes, and this many let as many small reads wait for their owners at once.
@@ -34,6 +48,7 @@ pub struct Gpu {
     land: Arc<Staging>,
     local: Arc<Staging>,
     ticker: Ticker,
+    staged: Arc<StagedBytes>,
 }
 
 impl Gpu {
@@ -42,6 +57,17 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Staging`] or [`GpuError::Thread`].
     pub fn new(context: &Arc<Context>) -> Result<Arc<Self>, GpuError> {
+        Self::counted(context, Arc::default())
+    }
+
+    /// As [`new`](Self::new); what is staged is counted there.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub(super) fn counted(
+        context: &Arc<Context>,
+        staged: Arc<StagedBytes>,
+    ) -> Result<Arc<Self>, GpuError> {
         let ring = |buffers, ahead| {
             let options = StagingOptions {
                 buffers,
@@ -57,6 +83,7 @@ impl Gpu {
             local: ring(LOCAL_BUFFERS, LOCAL_AHEAD)?,
             context: Arc::clone(context),
             ticker: Ticker::new().map_err(GpuError::Thread)?,
+            staged,
         }))
     }
 
@@ -83,6 +110,11 @@ impl Gpu {
     #[must_use]
     pub fn land(&self) -> &Arc<Staging> {
         &self.land
+    }
+
+    /// So many bytes were staged.
+    pub(crate) fn count(&self, way: StagedWay, bytes: u64) {
+        self.staged.of(way).add(bytes);
     }
 
     /// For waiting on copies.
@@ -165,8 +197,11 @@ impl GpuMemory {
         let mut inbound = self.gpu.land.write(&self.memory, ranges)?;
         let filled = (|| {
             while let Some(buffer) = inbound.next_buffer(Instant::now() + LOCAL_BOUND)? {
-                fill(buffer.memory(), buffer.range())?;
+                let range = buffer.range();
+                let bytes = range.end - range.start;
+                fill(buffer.memory(), range)?;
                 inbound.submit(buffer)?;
+                self.gpu.count(StagedWay::Land, bytes);
             }
             Ok(())
         })();

@@ -20,7 +20,7 @@ mod tests;
 mod ticker;
 
 pub use devices::{GpuError, Gpus, IpcSource};
-pub use memory::{Gpu, GpuMemory, NotSettled};
+pub use memory::{Gpu, GpuMemory, NotSettled, StagedBytes, StagedWay};
 pub use ticker::Ticker;
 
 pub(crate) use lost::keep_for_ever;

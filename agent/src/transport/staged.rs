@@ -23,7 +23,7 @@ use tracing::error;
 
 use super::{Link, LocalSpans, PendingRead, ReadError, ReadRequest};
 use crate::{
-    gpu::{Gpu, GpuMemory, keep_for_ever},
+    gpu::{Gpu, GpuMemory, StagedWay, keep_for_ever},
     transfer::PlannedRead,
 };
 
@@ -249,7 +249,9 @@ impl Staged {
             .and_then(|mut part| part.fill.take());
         result?;
         if let Some(fill) = fill {
+            let range = fill.range();
             self.inbound.submit(fill)?;
+            self.gpu.count(StagedWay::Land, range.end - range.start);
         }
         Ok(())
     }

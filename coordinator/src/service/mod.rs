@@ -13,6 +13,7 @@ mod router;
 mod session;
 mod sources;
 mod status;
+mod timed;
 mod told;
 mod watch;
 mod watched;
@@ -30,6 +31,7 @@ use outbound::Outbound;
 pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;
 pub(crate) use sources::SourcesService;
+pub(crate) use timed::Timed;
 pub(crate) use watch::WatchService;
 
 /// `kvferry.v1.Coordinator` over one directory.
