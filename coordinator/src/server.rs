@@ -27,7 +27,7 @@ use crate::{
     metrics::CoordinatorObserved,
     service::{
         ClaimsService, CoordinatorRouter, Hub, HubConfig, LocationsService, ReplicationService,
-        SourcesService, Timed, WatchService,
+        SourcesService, Timed, WatchService, compression::negotiated,
     },
 };
 
@@ -199,12 +199,14 @@ impl Coordinator {
                 .add_service(service)
                 .add_service(Timed::new(
                     hub,
-                    WatchServer::new(WatchService::new(hub.clone()))
+                    negotiated!(WatchServer::new(WatchService::new(hub.clone())))
                 ))
                 .add_service(Timed::new(
                     hub,
-                    ReplicationServer::new(ReplicationService::new(hub.clone()))
-                        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    negotiated!(
+                        ReplicationServer::new(ReplicationService::new(hub.clone()))
+                            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    )
                 ))
                 .add_service(Timed::new(hub, sources.clone().server()))
                 .add_service(Timed::new(hub, ClaimsService::server(hub.clone())))

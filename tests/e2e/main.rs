@@ -9,6 +9,7 @@ mod bad_input;
 mod chaos;
 mod claims;
 mod cluster;
+mod compression;
 mod coordinator_restart;
 mod copies;
 mod engine;

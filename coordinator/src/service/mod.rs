@@ -2,6 +2,7 @@
 
 mod admin;
 mod claims;
+pub(crate) mod compression;
 mod copying;
 mod hub;
 pub(crate) mod locate;

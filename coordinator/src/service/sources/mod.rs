@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::hub::Hub;
+use super::{compression::negotiated, hub::Hub};
 use crate::sources::{Bounds, DEFAULT_PAGE, Filter, MAX_PAGE, MAX_REPORTS, Sources, WorkerState};
 
 /// Publications being received: each may hold some 64 MiB until it is complete.
@@ -48,9 +48,10 @@ impl SourcesService {
     }
 
     pub(crate) fn server(self) -> SourcesServer<Self> {
-        SourcesServer::new(self)
+        let server = SourcesServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        negotiated!(server)
     }
 
     /// Looks which nodes are still there, and lets time pass.
