@@ -11,7 +11,7 @@ use std::{
 pub use kvferry_observe::MetricsListen;
 use kvferry_proto::{IdError, Labels, NodeId};
 use serde::{Deserialize, Serialize};
-use tonic::codegen::http::Uri;
+use tonic::{codec::CompressionEncoding, codegen::http::Uri};
 
 pub use crate::transport::rdma::QPS_PER_PEER;
 pub use size::{ByteSize, SizeError};
@@ -60,6 +60,30 @@ pub enum EvictionChoice {
     Lru,
 }
 
+/// How what is said to coordinators, and heard from them, is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// Not at all: hashes do not get smaller, and within a data centre time is dearer than bytes.
+    #[default]
+    None,
+    /// By zstd, in builds with the feature `zstd`.
+    Zstd,
+}
+
+impl Compression {
+    /// As gRPC has it. None also where this build cannot.
+    pub(crate) fn encoding(self) -> Option<CompressionEncoding> {
+        match self {
+            Self::None => None,
+            #[cfg(feature = "zstd")]
+            Self::Zstd => Some(CompressionEncoding::Zstd),
+            #[cfg(not(feature = "zstd"))]
+            Self::Zstd => None,
+        }
+    }
+}
+
 /// Settings of one agent. Every field has a default; names carry their units.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -101,6 +125,8 @@ pub struct AgentConfig {
     pub stall_bound_ms: u64,
     /// Deadline of a pull that names none.
     pub pull_timeout_ms: u64,
+    /// How messages to and from coordinators are compressed.
+    pub coordinator_compression: Compression,
     /// Publish what was pulled, so that others can read it here.
     pub replicate: bool,
     /// Listen beyond this host although nothing is encrypted and nobody is asked who they are.
@@ -129,6 +155,7 @@ impl Default for AgentConfig {
             tcp_connections_per_peer: 4,
             stall_bound_ms: 2_000,
             pull_timeout_ms: 10_000,
+            coordinator_compression: Compression::default(),
             replicate: true,
             insecure: false,
         }
@@ -178,6 +205,11 @@ pub enum ConfigError {
         /// As given.
         value: String,
     },
+    /// A compression this build does not have.
+    #[error(
+        "coordinator_compression = \"zstd\": this build has no zstd; build with `--features zstd`, or set \"none\""
+    )]
+    NoZstd,
     /// A socket path longer than the system takes.
     #[error(
         "socket: {path} is {len} bytes long; at most {max} are allowed: choose a shorter path",
@@ -313,6 +345,9 @@ impl AgentConfig {
     }
 
     fn check_coordinators(&self) -> Result<(), ConfigError> {
+        if self.coordinator_compression == Compression::Zstd && !cfg!(feature = "zstd") {
+            return Err(ConfigError::NoZstd);
+        }
         let count = self.coordinators.len();
         if !(1..=MAX_COORDINATORS).contains(&count) {
             return Err(ConfigError::CoordinatorCount { count });

@@ -207,7 +207,7 @@ impl Agent {
         let api = LocalApi::new(Shared {
             links: links(&config, &identity, devices),
             deposits: shm.deposits(),
-            coordinators: Coordinators::new(&config.coordinators)?,
+            coordinators: Coordinators::new(&config.coordinators, config.coordinator_compression)?,
             coordinator_addresses: config.coordinators.clone(),
             sessions: statuses,
             served: data.counters(),
@@ -382,6 +382,7 @@ fn sessions(
         let hinted = Arc::clone(store);
         let task = task
             .reporting(Arc::clone(&beside.transfer))
+            .compressed(config.coordinator_compression)
             .with_surplus(Arc::new(move |copies| hinted.surplus(copies)));
         tasks.0.push(task);
         tasks.1.push(status);

@@ -27,7 +27,7 @@ use crate::{
     metrics::CoordinatorObserved,
     service::{
         ClaimsService, CoordinatorRouter, Hub, HubConfig, LocationsService, ReplicationService,
-        SourcesService, WatchService,
+        SourcesService, Timed, WatchService, compression::negotiated,
     },
 };
 
@@ -184,6 +184,7 @@ impl Coordinator {
         });
         self.hub.metrics().serve(true);
         let sources = SourcesService::new(self.hub.clone());
+        let hub = &self.hub;
         let (stop, stopped) = oneshot::channel::<()>();
         let mut server = pin!(
             Server::builder()
@@ -196,14 +197,20 @@ impl Coordinator {
                 .add_service(health_service)
                 .add_service(reflection)
                 .add_service(service)
-                .add_service(WatchServer::new(WatchService::new(self.hub.clone())))
-                .add_service(
-                    ReplicationServer::new(ReplicationService::new(self.hub.clone()))
-                        .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                )
-                .add_service(sources.clone().server())
-                .add_service(ClaimsService::server(self.hub.clone()))
-                .add_service(LocationsService::server(self.hub.clone()))
+                .add_service(Timed::new(
+                    hub,
+                    negotiated!(WatchServer::new(WatchService::new(hub.clone())))
+                ))
+                .add_service(Timed::new(
+                    hub,
+                    negotiated!(
+                        ReplicationServer::new(ReplicationService::new(hub.clone()))
+                            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+                    )
+                ))
+                .add_service(Timed::new(hub, sources.clone().server()))
+                .add_service(Timed::new(hub, ClaimsService::server(hub.clone())))
+                .add_service(Timed::new(hub, LocationsService::server(hub.clone())))
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();

@@ -35,6 +35,12 @@ impl Gauge {
         self.0.fetch_add(change, Ordering::Relaxed);
     }
 
+    /// What it is from now on: for a number that one thread alone keeps.
+    pub fn set(&self, value: u64) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.0.store(value, Ordering::Relaxed);
+    }
+
     /// What it is now.
     #[must_use]
     pub fn get(&self) -> u64 {

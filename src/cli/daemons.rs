@@ -140,6 +140,9 @@ pub(crate) struct AgentFlags {
     /// Deadline of a pull that names none [default: 10000].
     #[arg(long, value_name = "MS")]
     pub(crate) pull_timeout_ms: Option<u64>,
+    /// How messages to and from coordinators are compressed [default: none]; zstd needs a build with that feature.
+    #[arg(long, value_parser = ["none", "zstd"], value_name = "KIND")]
+    pub(crate) coordinator_compression: Option<String>,
     /// Publish what was pulled [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) replicate: Option<bool>,

@@ -10,6 +10,7 @@ mod bench;
 mod chaos;
 mod claims;
 mod cluster;
+mod compression;
 mod coordinator_restart;
 mod copies;
 mod engine;

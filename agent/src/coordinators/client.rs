@@ -23,6 +23,7 @@ use tonic::{
 };
 
 use super::Located;
+use crate::config::Compression;
 
 /// Longest wait for a TCP connection: a coordinator in the same data centre answers in milliseconds.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -72,6 +73,19 @@ pub enum CoordinatorError {
     },
 }
 
+/// A generated client that compresses what it sends, and says that it takes answers like that.
+macro_rules! compressed {
+    ($client:expr, $compression:expr) => {
+        $compression
+            .encoding()
+            .into_iter()
+            .fold($client, |client, encoding| {
+                client.send_compressed(encoding).accept_compressed(encoding)
+            })
+    };
+}
+pub(crate) use compressed;
+
 /// An address that is no URI.
 #[derive(Debug, thiserror::Error)]
 #[error("{address:?} is no coordinator address; write http://HOST:PORT")]
@@ -96,7 +110,7 @@ impl Coordinators {
     ///
     /// # Errors
     /// [`BadAddress`].
-    pub fn new(addresses: &[String]) -> Result<Self, BadAddress> {
+    pub fn new(addresses: &[String], compression: Compression) -> Result<Self, BadAddress> {
         let (mut clients, mut sources) = (Vec::new(), Vec::new());
         let (mut claims, mut locations) = (Vec::new(), Vec::new());
         for address in addresses {
@@ -104,16 +118,17 @@ impl Coordinators {
             let client = CoordinatorClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            clients.push((address.clone(), client));
+            clients.push((address.clone(), compressed!(client, compression)));
             let client = SourcesClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            sources.push((address.clone(), client));
-            claims.push((address.clone(), ClaimsClient::new(channel.clone())));
+            sources.push((address.clone(), compressed!(client, compression)));
+            let client = ClaimsClient::new(channel.clone());
+            claims.push((address.clone(), compressed!(client, compression)));
             let client = LocationsClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            locations.push((address.clone(), client));
+            locations.push((address.clone(), compressed!(client, compression)));
         }
         Ok(Self {
             clients,

@@ -8,6 +8,6 @@ mod sources;
 
 pub use claims::{ClaimedBlocks, Granted};
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};
-pub(crate) use client::{describe, endpoint};
+pub(crate) use client::{compressed, describe, endpoint};
 pub use located::{Located, LocatedCandidate, OwnerRegion};
 pub use sources::GotSource;

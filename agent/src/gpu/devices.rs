@@ -11,7 +11,7 @@ use kvferry_cuda::{
 };
 use parking_lot::Mutex;
 
-use super::{Gpu, GpuMemory, GpuReads};
+use super::{Gpu, GpuMemory, GpuReads, StagedBytes};
 
 /// An engine's memory, as it names it.
 #[derive(Debug, Clone)]
@@ -81,6 +81,7 @@ pub struct Gpus {
     /// As few as the machine has.
     lost: Mutex<HashSet<DeviceUuid>>,
     reads: Arc<GpuReads>,
+    staged: Arc<StagedBytes>,
 }
 
 impl Default for Gpus {
@@ -99,6 +100,7 @@ impl Gpus {
             opened: Mutex::default(),
             lost: Mutex::default(),
             reads: Arc::default(),
+            staged: Arc::default(),
         }
     }
 
@@ -132,7 +134,7 @@ impl Gpus {
             Some(gpu) => gpu,
             None => {
                 let context = (self.load)()?.device_by_uuid(device)?.context()?;
-                let gpu = Gpu::counted(&context, &self.reads)?;
+                let gpu = Gpu::counted(&context, &self.reads, Arc::clone(&self.staged))?;
                 opened.retain(|_, gpu| gpu.strong_count() > 0);
                 opened.insert(device, Arc::downgrade(&gpu));
                 gpu
@@ -149,6 +151,12 @@ impl Gpus {
     #[must_use]
     pub fn reads(&self) -> &GpuReads {
         &self.reads
+    }
+
+    /// Bytes staged so far, over all GPUs, those that were let go of included.
+    #[must_use]
+    pub fn staged(&self) -> &StagedBytes {
+        &self.staged
     }
 
     /// A GPU failed: it is not opened again, since the reference says of such failures that the process must end.

@@ -8,8 +8,22 @@ use std::{
 
 use kvferry_cuda::{Context, CopyError, Outbound, Staging, StagingError, StagingOptions};
 use kvferry_memory::{AccessError, HostMemory, HugePages, copy_ranges};
+use kvferry_observe::{ByLabel, Counter};
 
 use super::{GpuError, GpuReads, Ticker};
+
+kvferry_observe::label! {
+    /// Which way bytes are staged.
+    pub enum StagedWay("ring") {
+        /// To readers.
+        Serve = "serve",
+        /// Into the GPU.
+        Land = "land",
+    }
+}
+
+/// Bytes that were staged, over all GPUs.
+pub type StagedBytes = ByLabel<StagedWay, Counter>;
 
 /// Buffers of the rings for readers and for reads: a megabyte is 40 us over PCIe, several times what starting its
 /// copy takes, and this many let as many small reads wait for their owners at once.
@@ -35,6 +49,7 @@ pub struct Gpu {
     local: Arc<Staging>,
     ticker: Ticker,
     reads: Arc<GpuReads>,
+    staged: Arc<StagedBytes>,
 }
 
 impl Gpu {
@@ -43,14 +58,18 @@ impl Gpu {
     /// # Errors
     /// [`GpuError::Staging`] or [`GpuError::Thread`].
     pub fn new(context: &Arc<Context>) -> Result<Arc<Self>, GpuError> {
-        Self::counted(context, &Arc::default())
+        Self::counted(context, &Arc::default(), Arc::default())
     }
 
     /// As [`Gpu::new`], with counters that others share.
     ///
     /// # Errors
     /// As [`Gpu::new`].
-    pub fn counted(context: &Arc<Context>, reads: &Arc<GpuReads>) -> Result<Arc<Self>, GpuError> {
+    pub fn counted(
+        context: &Arc<Context>,
+        reads: &Arc<GpuReads>,
+        staged: Arc<StagedBytes>,
+    ) -> Result<Arc<Self>, GpuError> {
         let ring = |buffers, ahead| {
             let options = StagingOptions {
                 buffers,
@@ -67,6 +86,7 @@ impl Gpu {
             context: Arc::clone(context),
             ticker: Ticker::new().map_err(GpuError::Thread)?,
             reads: Arc::clone(reads),
+            staged,
         }))
     }
 
@@ -99,6 +119,11 @@ impl Gpu {
     #[must_use]
     pub fn reads(&self) -> &Arc<GpuReads> {
         &self.reads
+    }
+
+    /// So many bytes were staged.
+    pub(crate) fn count(&self, way: StagedWay, bytes: u64) {
+        self.staged.of(way).add(bytes);
     }
 
     /// For waiting on copies.
@@ -181,8 +206,11 @@ impl GpuMemory {
         let mut inbound = self.gpu.land.write(&self.memory, ranges)?;
         let filled = (|| {
             while let Some(buffer) = inbound.next_buffer(Instant::now() + LOCAL_BOUND)? {
-                fill(buffer.memory(), buffer.range())?;
+                let range = buffer.range();
+                let bytes = range.end - range.start;
+                fill(buffer.memory(), range)?;
                 inbound.submit(buffer)?;
+                self.gpu.count(StagedWay::Land, bytes);
             }
             Ok(())
         })();

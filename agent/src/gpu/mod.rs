@@ -21,7 +21,7 @@ mod tests;
 mod ticker;
 
 pub use devices::{GpuError, Gpus, IpcSource};
-pub use memory::{Gpu, GpuMemory, NotSettled};
+pub use memory::{Gpu, GpuMemory, NotSettled, StagedBytes, StagedWay};
 pub use reads::GpuReads;
 pub use ticker::Ticker;
 

@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `pulls` | pulls and what became of their blocks |
+//! | `pulls` | pulls and what became of their blocks; copies ordered; pulls of tensors |
 //! | `page` | names and texts, and what is read from the store and the sessions for a scrape |
 //!
 //! Counters of a part live with it: `transfer/metrics.rs`, `transport/links.rs`. No label names a
@@ -12,4 +12,4 @@ mod page;
 mod pulls;
 
 pub(crate) use page::AgentObserved;
-pub(crate) use pulls::PullMetrics;
+pub(crate) use pulls::{CopyVerdict, PullMetrics, TensorsEnd};

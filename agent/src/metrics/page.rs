@@ -12,7 +12,9 @@ pub(crate) struct AgentObserved(pub(crate) LocalApi);
 impl Observed for AgentObserved {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
         self.pulls(page)?;
+        self.background(page)?;
         self.ways(page)?;
+        self.gpus(page)?;
         memory(&self.0.store.stats(), page)?;
         self.sessions(page)
     }
@@ -84,6 +86,47 @@ impl AgentObserved {
             "kvferry_agent_pulled_bytes_total",
             "Their bytes. What was read and found stale is not part of it",
             proven().map(|kind| (transport(kind), pulls.bytes.of(kind).get())),
+        )
+    }
+
+    /// What was brought here beside what engines asked for block by block.
+    fn background(&self, page: &mut Page<'_>) -> fmt::Result {
+        let pulls = &self.0.pulls;
+        page.counters(
+            "kvferry_agent_copy_orders_total",
+            "Orders of coordinators to copy blocks that were carried out. full: no slot was free; refused: replicate = \
+             false, or the order made no sense. Those that were turned away as too many are counted by coordinators",
+            &pulls.copy_orders,
+        )?;
+        page.counter(
+            "kvferry_agent_copies_made_total",
+            "Blocks that are here because a coordinator ordered it, those that were here already included",
+            pulls.copies_made.get(),
+        )?;
+        page.counter(
+            "kvferry_agent_tensor_pulls_total",
+            "Pulls of tensors begun. Their chunks are blocks, and count as those of pulls do",
+            pulls.tensors_begun.get(),
+        )?;
+        page.counters(
+            "kvferry_agent_tensor_pulls_ended_total",
+            "Pulls of tensors that are over. partial: the deadline came first, or nobody was left to read from; given_up: \
+             the engine went away",
+            &pulls.tensors_ended,
+        )?;
+        page.counter(
+            "kvferry_agent_tensors_total",
+            "Tensors that were complete at the end of their pulls, those that were here before included",
+            pulls.tensors_here.get(),
+        )
+    }
+
+    fn gpus(&self, page: &mut Page<'_>) -> fmt::Result {
+        page.counters(
+            "kvferry_agent_gpu_staged_bytes_total",
+            "Bytes that went through pinned host memory on their way: into GPUs (land), out of them to readers over \
+             sockets (serve). What RDMA devices read from GPU memory themselves is not part of it",
+            self.0.gpus.staged(),
         )
     }
 
@@ -229,6 +272,12 @@ fn memory(stats: &StoreStats, page: &mut Page<'_>) -> fmt::Result {
         "kvferry_agent_evictions_total",
         "Blocks a pool gave up to make room. High beside pulled blocks: pools are too small",
         stats.evictions,
+    )?;
+    page.counter(
+        "kvferry_agent_surplus_evictions_total",
+        "Of those, blocks that a coordinator had called surplus: others hold as many as the namespace wants. Near the \
+         sum: room is made without losing anything",
+        stats.surplus_evictions,
     )
 }
 

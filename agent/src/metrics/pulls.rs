@@ -39,6 +39,29 @@ impl Outcome {
     }
 }
 
+label! {
+    /// What came of an order to copy.
+    pub(crate) enum CopyVerdict("outcome") {
+        Done = "done",
+        /// No slot was free.
+        Full = "full",
+        /// No copies are taken here.
+        Refused = "refused",
+    }
+}
+
+label! {
+    /// What came of a pull of tensors.
+    pub(crate) enum TensorsEnd("outcome") {
+        /// Every tensor asked for is here.
+        Complete = "complete",
+        /// Some are.
+        Partial = "partial",
+        /// Nobody waited for it any more.
+        GivenUp = "given_up",
+    }
+}
+
 /// Of all pulls since the agent started.
 #[derive(Debug, Default)]
 pub(crate) struct PullMetrics {
@@ -54,6 +77,16 @@ pub(crate) struct PullMetrics {
     pub(crate) bytes: ByLabel<TransportKind, Counter>,
     /// Pulls whose deadline came before all their blocks.
     pub(crate) deadlines: Counter,
+    /// Orders of coordinators to copy blocks, carried out.
+    pub(crate) copy_orders: ByLabel<CopyVerdict, Counter>,
+    /// Blocks that are here because of them.
+    pub(crate) copies_made: Counter,
+    /// Pulls of tensors begun.
+    pub(crate) tensors_begun: Counter,
+    /// Those that are over.
+    pub(crate) tensors_ended: ByLabel<TensorsEnd, Counter>,
+    /// Tensors that are here because of them, whatever they came from.
+    pub(crate) tensors_here: Counter,
 }
 
 impl PullMetrics {

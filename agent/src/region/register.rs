@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashSet;
 use kvferry_memory::{GenerationTable, HostMemory, HugePages};
 use kvferry_proto::{Geometry, GeometryError, NamespaceSpec, RegionId};
 
@@ -112,6 +113,7 @@ impl Store {
                 region: Arc::clone(&region),
                 slots: table,
                 policy,
+                surplus: HashSet::new(),
                 evictions: 0,
             },
         );

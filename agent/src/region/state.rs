@@ -22,6 +22,8 @@ pub(super) struct RegionState {
     pub(super) slots: SlotTable,
     /// Only of a pool.
     pub(super) policy: Option<Box<dyn EvictionPolicy>>,
+    /// Slots whose blocks enough others hold, until they are used.
+    pub(super) surplus: HashSet<Slot>,
     /// Blocks given up to make room.
     pub(super) evictions: u64,
 }
@@ -37,6 +39,8 @@ pub(super) struct State {
     pub(super) last_ticket: u64,
     /// Of all pools, those that were unregistered included.
     pub(super) evictions: u64,
+    /// Of those, blocks that enough others held.
+    pub(super) surplus_evictions: u64,
     /// Of all regions.
     pub(super) total_slots: u64,
 }
@@ -152,6 +156,7 @@ impl State {
         }
         if let Some(policy) = &mut region.policy {
             policy.removed(place.slot);
+            region.surplus.remove(&place.slot);
         }
         if block.published {
             sink.record(Change::Removed {
@@ -172,6 +177,7 @@ impl State {
         };
         pool.evictions += 1;
         self.evictions += 1;
+        self.surplus_evictions += u64::from(pool.surplus.contains(&slot));
         self.remove_block(Place { region, slot }, sink);
         true
     }
@@ -182,6 +188,7 @@ impl State {
             && let Some(policy) = &mut region.policy
         {
             policy.touched(place.slot);
+            region.surplus.remove(&place.slot);
         }
     }
 
@@ -196,6 +203,7 @@ impl State {
             && let Some(policy) = &mut region.policy
         {
             policy.pinned(place.slot);
+            region.surplus.remove(&place.slot);
         }
         self.pins.add(pin, Pinned { place, generation });
     }

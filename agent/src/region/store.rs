@@ -88,6 +88,8 @@ pub struct StoreStats {
     pub pins: u64,
     /// Blocks given up to make room since the agent started, also in pools that are gone.
     pub evictions: u64,
+    /// Of those, blocks that enough other nodes held.
+    pub surplus_evictions: u64,
 }
 
 impl Store {
@@ -208,6 +210,7 @@ impl Store {
             reservations: regions.iter().map(|r| u64::from(r.reserved)).sum(),
             pins: state.pins.len() as u64,
             evictions: state.evictions,
+            surplus_evictions: state.surplus_evictions,
             regions,
         }
     }

@@ -19,6 +19,7 @@ impl Store {
                     && let Some(policy) = &mut region.policy
                 {
                     policy.surplus(*slot);
+                    region.surplus.insert(*slot);
                 }
             }
         }

@@ -24,7 +24,11 @@ use super::{
     inbound::{Arrived, Inbound},
     reads::Told,
 };
-use crate::transfer::{CopyFailure, TransferMetrics};
+use crate::{
+    config::Compression,
+    coordinators::compressed,
+    transfer::{CopyFailure, TransferMetrics},
+};
 
 /// Messages between the machine and the wire; beyond it the coordinator is slow and we wait.
 const OUTBOUND_MESSAGES: usize = 64;
@@ -81,6 +85,7 @@ pub struct SessionTask {
     orders: mpsc::Sender<CopyOrder>,
     done: Done,
     surplus: Option<SurplusSink>,
+    compression: Compression,
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
     start: Instant,
@@ -115,6 +120,7 @@ impl SessionTask {
             orders,
             done: Done::new(),
             surplus: None,
+            compression: Compression::default(),
             machine: SessionMachine::new(config),
             status,
             start: Instant::now(),
@@ -147,6 +153,13 @@ impl SessionTask {
     #[must_use]
     pub fn with_surplus(mut self, sink: SurplusSink) -> Self {
         self.surplus = Some(sink);
+        self
+    }
+
+    /// Says how messages are compressed.
+    #[must_use]
+    pub fn compressed(mut self, compression: Compression) -> Self {
+        self.compression = compression;
         self
     }
 
@@ -305,9 +318,10 @@ impl SessionTask {
             Arrived::Channel(channel) => {
                 let (sender, receiver) = mpsc::channel(OUTBOUND_MESSAGES);
                 self.outbound = Some(sender);
-                let mut client = CoordinatorClient::new(channel)
+                let client = CoordinatorClient::new(channel)
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
                     .max_encoding_message_size(MAX_MESSAGE_BYTES);
+                let mut client = compressed!(client, self.compression);
                 // The server may answer only after it has read the hello, so we must not wait.
                 self.inbound = Inbound::Calling(tokio::spawn(async move {
                     let stream = client.session(ReceiverStream::new(receiver)).await?;

@@ -25,7 +25,7 @@ use super::{
     BoxFuture, GpuRead, GpuRequest, GpuSpans, Link, LocalSpans, PendingRead, ReadError, ReadRequest,
 };
 use crate::{
-    gpu::{Gpu, keep_for_ever},
+    gpu::{Gpu, StagedWay, keep_for_ever},
     transfer::PlannedRead,
 };
 
@@ -313,7 +313,9 @@ impl Staged {
             .and_then(|mut part| part.fill.take());
         result?;
         if let Some(fill) = fill {
+            let range = fill.range();
             self.inbound.submit(fill)?;
+            self.gpu.count(StagedWay::Land, range.end - range.start);
         }
         Ok(())
     }

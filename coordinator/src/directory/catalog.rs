@@ -13,7 +13,8 @@ use kvferry_proto::{NamespaceName, NamespaceSpec, RegionId};
 use parking_lot::Mutex;
 
 use super::{
-    BoundReached, Bounds, CreateNamespaceError, RegionDeclaration, RegionRefusal,
+    BoundReached, Bounds, Counts, CreateNamespaceError, LocationEnd, RegionDeclaration,
+    RegionRefusal,
     namespace::{Namespace, NamespaceInfo},
     region::Region,
     slab::Slab,
@@ -35,6 +36,7 @@ pub(super) struct Catalog {
     pub(super) regions: Slab<Region>,
     pub(super) sweeps: Sweeps,
     pub(super) totals: Arc<Totals>,
+    pub(super) counts: Arc<Counts>,
     /// What was deleted and is to be dropped where nobody waits.
     garbage: Vec<Garbage>,
     /// Slots of all regions, sealed or not; not of those that went.
@@ -63,6 +65,7 @@ impl Catalog {
             regions: Slab::new(),
             sweeps: Sweeps::default(),
             totals: Arc::default(),
+            counts: Arc::default(),
             garbage: Vec::new(),
             slots: 0,
             next_log: 1,
@@ -156,7 +159,7 @@ impl Catalog {
         self.end_log(&namespace);
         namespace.index.forget_counts();
         let located = namespace.locations.lock().len() as u64;
-        self.located.fetch_sub(located, Ordering::Relaxed);
+        self.unlocated(&namespace, located, LocationEnd::NamespaceDeleted);
         let mut regions = Vec::new();
         for gone in self.sweeps.forget(|region| {
             let region = self.regions.get(region);
@@ -179,6 +182,24 @@ impl Catalog {
             _regions: regions,
         });
         told
+    }
+
+    /// So many blocks of a namespace have a location that had none.
+    pub(super) fn located(&self, namespace: &Namespace, blocks: u64) {
+        self.located.fetch_add(blocks, Ordering::Relaxed);
+        let counts = &self.counts;
+        counts.locations.add(blocks as i64);
+        counts.locations_bytes.add(namespace.bytes_of(blocks));
+        counts.locations_added.add(blocks);
+    }
+
+    /// So many have none any more.
+    pub(super) fn unlocated(&self, namespace: &Namespace, blocks: u64, why: LocationEnd) {
+        self.located.fetch_sub(blocks, Ordering::Relaxed);
+        let counts = &self.counts;
+        counts.locations.add(-(blocks as i64));
+        counts.locations_bytes.add(-namespace.bytes_of(blocks));
+        counts.locations_ended.of(why).add(blocks);
     }
 
     /// What is to be dropped where nobody waits.

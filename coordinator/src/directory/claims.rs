@@ -13,7 +13,7 @@ use std::{
 use kvferry_proto::{BlockHash, HashError, Incarnation, NamespaceName, NodeId, PackedHashes};
 
 use super::{
-    BoundReached, Directory, NamespaceUnknown, NodeUnknown, SealedSlots,
+    BoundReached, ClaimEnd, Directory, NamespaceUnknown, NodeUnknown, SealedSlots,
     bounds::MAX_HASHES_PER_CLAIM,
     leases::{Leases, Scope, Taken},
     node::NodeState,
@@ -185,13 +185,14 @@ impl Directory {
             });
         let mut claimed = answer.claimed;
         if let ControlFlow::Break(error) = flow {
-            leases.end(token);
+            leases.take_back(token);
             return Err(error.into());
         }
         if leases.lease(token).is_some_and(|lease| lease.left > 0) {
             claimed.token = Some(token);
+            leases.granted(token);
         } else {
-            leases.end(token);
+            leases.take_back(token);
         }
         Ok(claimed)
     }
@@ -209,8 +210,8 @@ impl Directory {
         let mut leases = self.leases.lock();
         leases.expire(now);
         match hashes {
-            Some(hashes) => leases.release(token, hashes.iter()),
-            None => leases.end(token),
+            Some(hashes) => leases.release(token, hashes.iter(), ClaimEnd::Released),
+            None => leases.end(token, ClaimEnd::Released),
         }
     }
 

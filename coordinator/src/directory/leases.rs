@@ -5,12 +5,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
+    sync::Arc,
     time::Duration,
 };
 
 use kvferry_proto::BlockHash;
 
-use super::{BoundReached, Bounds, ClaimPurpose, bounds::MAX_CLAIMS_PER_NODE};
+use super::{BoundReached, Bounds, ClaimEnd, ClaimPurpose, Counts, bounds::MAX_CLAIMS_PER_NODE};
 use crate::sabotage::{self, Bug};
 
 /// Hashes of ended leases forgotten with every operation: more than one operation can add in a slice,
@@ -38,6 +39,7 @@ pub(super) struct Leases {
     held_by: HashMap<u32, u64>,
     /// What ended leases had claimed, to be forgotten.
     ended: Vec<(Scope, u64, Vec<BlockHash>)>,
+    counts: Arc<Counts>,
 }
 
 /// What was granted to one asker in one call.
@@ -63,7 +65,7 @@ pub(super) enum Taken {
 }
 
 impl Leases {
-    pub(super) fn new(epoch: u64, bounds: &Bounds) -> Self {
+    pub(super) fn new(epoch: u64, bounds: &Bounds, counts: Arc<Counts>) -> Self {
         Self {
             most: bounds.claims,
             // A token of an earlier lifetime must not name a lease of this one.
@@ -74,6 +76,7 @@ impl Leases {
             held: 0,
             held_by: HashMap::new(),
             ended: Vec::new(),
+            counts,
         }
     }
 
@@ -129,6 +132,7 @@ impl Leases {
             lease.left += 1;
         }
         self.held += 1;
+        self.counts.claims.add(1);
         *self.held_by.entry(node).or_default() += 1;
         Ok(Taken::Own)
     }
@@ -154,7 +158,9 @@ impl Leases {
             .collect();
         // A block may be named twice in one message.
         let freed = held.iter().filter(|(token, hash)| self.free(*token, hash));
-        freed.count() as u64
+        let freed = freed.count() as u64;
+        self.counts.claims_ended.of(ClaimEnd::Fulfilled).add(freed);
+        freed
     }
 
     /// Starts a lease's time anew. Says how many claims it holds; 0 where it has ended.
@@ -173,12 +179,15 @@ impl Leases {
         &mut self,
         token: u64,
         hashes: impl Iterator<Item = &'a [u8]>,
+        why: ClaimEnd,
     ) -> u64 {
         let freed = hashes.filter(|hash| {
             // Of another length than any it could hold: then it does not hold it.
             BlockHash::new(hash).is_ok_and(|hash| self.free(token, &hash))
         });
-        freed.count() as u64
+        let freed = freed.count() as u64;
+        self.counts.claims_ended.of(why).add(freed);
+        freed
     }
 
     fn free(&mut self, token: u64, hash: &BlockHash) -> bool {
@@ -194,13 +203,14 @@ impl Leases {
         let (node, empty) = (lease.node, lease.left == 0);
         self.uncount(node, 1);
         if empty {
-            self.end(token);
+            self.take_back(token);
         }
         true
     }
 
     fn uncount(&mut self, node: u32, claims: u64) {
         self.held -= claims;
+        self.counts.claims.add(-(claims as i64));
         if let Entry::Occupied(mut of_node) = self.held_by.entry(node) {
             *of_node.get_mut() -= claims;
             if *of_node.get() == 0 {
@@ -209,8 +219,21 @@ impl Leases {
         }
     }
 
+    /// A lease was filled: what it holds is granted.
+    pub(super) fn granted(&mut self, token: u64) {
+        let left = self.leases.get(&token).map_or(0, |lease| lease.left);
+        self.counts.claims_granted.add(left);
+    }
+
     /// Ends a lease, and says how many claims it held: they are free at once.
-    pub(super) fn end(&mut self, token: u64) -> u64 {
+    pub(super) fn end(&mut self, token: u64, why: ClaimEnd) -> u64 {
+        let claims = self.take_back(token);
+        self.counts.claims_ended.of(why).add(claims);
+        claims
+    }
+
+    /// As [`end`](Self::end), of a lease that holds nothing, or whose claims nobody was told of.
+    pub(super) fn take_back(&mut self, token: u64) -> u64 {
         let Some(lease) = self.leases.remove(&token) else {
             return 0;
         };
@@ -229,7 +252,8 @@ impl Leases {
         }
         let of_node = self.leases.iter().filter(|(_, lease)| lease.node == node);
         let tokens: Vec<u64> = of_node.map(|(token, _)| *token).collect();
-        tokens.into_iter().map(|token| self.end(token)).sum()
+        let ended = tokens.into_iter();
+        ended.map(|token| self.end(token, ClaimEnd::NodeGone)).sum()
     }
 
     /// Ends every lease of a namespace that is deleted.
@@ -238,7 +262,7 @@ impl Leases {
         let of_it = of_it.filter(|(_, lease)| lease.scope.namespace == namespace);
         let tokens: Vec<u64> = of_it.map(|(token, _)| *token).collect();
         for token in tokens {
-            self.end(token);
+            self.end(token, ClaimEnd::NamespaceDeleted);
         }
         self.ended
             .retain(|(scope, _, _)| scope.namespace != namespace);
@@ -251,7 +275,7 @@ impl Leases {
             && expires <= now
             && !sabotage::is(Bug::ClaimsNeverExpire)
         {
-            self.end(token);
+            self.end(token, ClaimEnd::Expired);
         }
         self.forget(FORGOTTEN_AT_ONCE);
     }

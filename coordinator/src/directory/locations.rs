@@ -8,8 +8,8 @@ use std::{ops::ControlFlow, sync::atomic::Ordering, time::Duration};
 use kvferry_proto::{BlockHash, HashError, Location, NamespaceName, PackedHashes};
 
 use super::{
-    BoundReached, Directory, NamespacePolicy, NamespaceUnknown, bounds::MAX_HASHES_PER_PUT,
-    location_table::Put, namespace::Namespace,
+    BoundReached, ClaimEnd, Directory, LocationEnd, NamespacePolicy, NamespaceUnknown,
+    bounds::MAX_HASHES_PER_PUT, location_table::Put, namespace::Namespace,
 };
 
 /// Blocks that were stored.
@@ -93,9 +93,9 @@ impl Directory {
             }
         }
         drop(table);
-        let located = &self.catalog.located;
-        located.fetch_add(outcome.added, Ordering::Relaxed);
-        located.fetch_sub(outcome.evicted, Ordering::Relaxed);
+        self.catalog.located(namespace, outcome.added);
+        self.catalog
+            .unlocated(namespace, outcome.evicted, LocationEnd::Quota);
         outcome.evicted += self.evict_coldest();
         if let Some(token) = put.token {
             let mut leases = self.leases.lock();
@@ -103,7 +103,7 @@ impl Directory {
             let handle = self.catalog.find(put.namespace).map(|(handle, _)| handle);
             let of_it = leases.lease(token).map(|lease| lease.scope.namespace);
             if of_it == handle {
-                leases.release(token, put.hashes.iter());
+                leases.release(token, put.hashes.iter(), ClaimEnd::Fulfilled);
             }
         }
         Ok(outcome)
@@ -125,7 +125,8 @@ impl Directory {
         let removed = hashes.iter().filter(|hash| table.remove(hash, location));
         let removed = removed.count() as u64;
         drop(table);
-        self.catalog.located.fetch_sub(removed, Ordering::Relaxed);
+        self.catalog
+            .unlocated(namespace, removed, LocationEnd::Removed);
         Ok(removed)
     }
 
@@ -226,8 +227,10 @@ impl Directory {
             let mut table = namespace.locations.lock();
             let over = (table.len() as u64).saturating_sub(namespace.most_locations());
             more |= over > most as u64;
-            gone += (0..over.min(most as u64)).filter(|_| table.evict()).count() as u64;
-            self.catalog.located.fetch_sub(gone, Ordering::Relaxed);
+            let evicted = (0..over.min(most as u64)).filter(|_| table.evict()).count() as u64;
+            self.catalog.unlocated(namespace, gone, LocationEnd::Ttl);
+            self.catalog
+                .unlocated(namespace, evicted, LocationEnd::Quota);
         }
         more
     }
@@ -258,7 +261,7 @@ impl Directory {
             while self.locations() > most && table.coldest().is_some_and(|used| used < next) {
                 table.evict();
                 evicted += 1;
-                self.catalog.located.fetch_sub(1, Ordering::Relaxed);
+                self.catalog.unlocated(coldest, 1, LocationEnd::Bound);
             }
         }
         evicted
@@ -290,5 +293,10 @@ impl Directory {
 impl Namespace {
     pub(super) fn most_locations(&self) -> u64 {
         self.policy.most_locations(self.spec.layout.block_bytes())
+    }
+
+    /// Far below 2^63, as those of copies are.
+    pub(super) fn bytes_of(&self, blocks: u64) -> i64 {
+        blocks.saturating_mul(self.spec.layout.block_bytes()) as i64
     }
 }

@@ -12,7 +12,7 @@
 //! | `index`, `slots` | hash -> owners, and slot -> entry of the index |
 //! | `copies` | who holds how many copies, for the planner of replicas |
 //! | `watch` | what changes in a namespace, told to those who watch it |
-//! | `totals` | what there is in all, counted as it changes |
+//! | `totals`, `counts` | what there is in all, counted as it changes |
 //! | `claims`, `leases` | who may produce a block, and until when |
 //! | `locations`, `location_table`, `policy` | which blocks lie in shared storage, for how long, how many |
 //! | `surplus` | copies that are more than wanted |
@@ -24,6 +24,7 @@ mod catalog;
 mod changes;
 mod claims;
 mod copies;
+mod counts;
 mod effect;
 mod event;
 mod held;
@@ -70,6 +71,7 @@ pub use claims::{
     ClaimError, ClaimHolder, ClaimLease, ClaimList, ClaimOutcome, ClaimPurpose, ClaimQuery, Claimed,
 };
 pub use copies::{CopyTarget, Survey, Surveyed};
+pub use counts::{ClaimEnd, Counts, LocationEnd};
 pub use effect::{CloseCause, Effect, ProtocolError, RegionRefusal, RemovalCause};
 pub use event::{
     Delta, Event, Hello, InventoryPart, RegionChange, RegionDeclaration, SealedSlots, SessionId,
@@ -143,13 +145,15 @@ impl Directory {
     /// An empty one.
     #[must_use]
     pub fn new(config: DirectoryConfig) -> Self {
+        let catalog = Catalog::new(config.bounds);
+        let leases = Leases::new(config.epoch, &config.bounds, Arc::clone(&catalog.counts));
         Self {
             config,
-            catalog: Catalog::new(config.bounds),
+            catalog,
             nodes: Slab::new(),
             names: BTreeMap::new(),
             sessions: HashMap::new(),
-            leases: Mutex::new(Leases::new(config.epoch, &config.bounds)),
+            leases: Mutex::new(leases),
         }
     }
 
@@ -211,6 +215,12 @@ impl Directory {
     #[must_use]
     pub fn totals(&self) -> Arc<Totals> {
         Arc::clone(&self.catalog.totals)
+    }
+
+    /// What became of claims, locations and watchers. As [`totals`](Self::totals).
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.catalog.counts)
     }
 
     /// How full the tables are.

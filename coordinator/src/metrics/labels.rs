@@ -1,11 +1,15 @@
 //! The values labels may have.
 
-use kvferry_observe::label;
+use kvferry_observe::{Label, label};
 
-use crate::directory::{CloseCause, RegionRefusal, RemovalCause};
+use crate::{
+    directory::{CloseCause, RegionRefusal, RemovalCause},
+    replication::{DrainState, Verdict},
+    sources::WorkerState,
+};
 
 label! {
-    /// A method, as it is called.
+    /// A method, as it is called; those of services beside Coordinator with their service.
     pub(crate) enum Called("method") {
         Locate = "Locate",
         Session = "Session",
@@ -16,6 +20,26 @@ label! {
         ListNodes = "ListNodes",
         DescribeNode = "DescribeNode",
         DrainNode = "DrainNode",
+        Claim = "Claims/Claim",
+        RenewClaims = "Claims/RenewClaims",
+        ReleaseClaims = "Claims/ReleaseClaims",
+        ListClaims = "Claims/ListClaims",
+        PutLocations = "Locations/PutLocations",
+        RemoveLocations = "Locations/RemoveLocations",
+        FindLocations = "Locations/FindLocations",
+        SetNamespacePolicy = "Locations/SetNamespacePolicy",
+        GetNamespacePolicy = "Locations/GetNamespacePolicy",
+        Watch = "Watch/Watch",
+        SetCopies = "Replication/SetCopies",
+        WantCopies = "Replication/WantCopies",
+        DescribeCopies = "Replication/DescribeCopies",
+        SourceAnnounce = "Sources/Announce",
+        SourcePublish = "Sources/Publish",
+        SourceReport = "Sources/Report",
+        SourceList = "Sources/List",
+        SourceGet = "Sources/Get",
+        SourceStatus = "Sources/Status",
+        SourceRemove = "Sources/Remove",
         /// One that this version counts under no name of its own, or does not have.
         Other = "other",
     }
@@ -24,21 +48,12 @@ label! {
 impl Called {
     /// Of a request's path.
     pub(crate) fn of(path: &str) -> Self {
-        let Some(("/kvferry.v1.Coordinator", method)) = path.rsplit_once('/') else {
+        let Some(called) = path.strip_prefix("/kvferry.v1.") else {
             return Self::Other;
         };
-        match method {
-            "Locate" => Self::Locate,
-            "Session" => Self::Session,
-            "CreateNamespace" => Self::CreateNamespace,
-            "ListNamespaces" => Self::ListNamespaces,
-            "DescribeNamespace" => Self::DescribeNamespace,
-            "DeleteNamespace" => Self::DeleteNamespace,
-            "ListNodes" => Self::ListNodes,
-            "DescribeNode" => Self::DescribeNode,
-            "DrainNode" => Self::DrainNode,
-            _ => Self::Other,
-        }
+        let called = called.strip_prefix("Coordinator/").unwrap_or(called);
+        let known = Self::ALL.iter().find(|known| known.as_str() == called);
+        known.copied().unwrap_or(Self::Other)
     }
 }
 
@@ -176,29 +191,144 @@ impl From<&RegionRefusal> for Refused {
     }
 }
 
+label! {
+    /// Why a watcher is told no more.
+    pub(crate) enum Unwatched("reason") {
+        /// It went.
+        Left = "left",
+        /// It took nothing that it was sent.
+        Stuck = "stuck",
+        /// It took less than what changed, and what it has not heard is not kept any more.
+        Behind = "behind",
+        /// Its namespace was deleted.
+        NamespaceDeleted = "namespace_deleted",
+        /// The coordinator goes away.
+        ShuttingDown = "shutting_down",
+    }
+}
+
+label! {
+    /// What came of an order to copy blocks.
+    pub(crate) enum Ordered("outcome") {
+        /// The agent tried; how much of it failed is counted in copies.
+        Done = "done",
+        /// It has no free slot.
+        Full = "full",
+        /// It has enough to do, or does not read what it is told.
+        Busy = "busy",
+        /// It takes no copies.
+        Refused = "refused",
+        /// Nothing was heard in time.
+        TimedOut = "timed_out",
+        /// Its session ended.
+        SessionLost = "session_lost",
+    }
+}
+
+impl From<Verdict> for Ordered {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Done => Self::Done,
+            Verdict::Full => Self::Full,
+            Verdict::Busy => Self::Busy,
+            Verdict::Refused => Self::Refused,
+        }
+    }
+}
+
+label! {
+    /// What came of a copy that was ordered.
+    pub(crate) enum Copied("outcome") {
+        Made = "made",
+        /// Tried elsewhere.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// How far a drain is.
+    pub(crate) enum Draining("state") {
+        Moving = "moving",
+        Moved = "moved",
+        /// Its deadline passed, and blocks are left.
+        Expired = "expired",
+    }
+}
+
+impl From<DrainState> for Draining {
+    fn from(state: DrainState) -> Self {
+        match state {
+            DrainState::Moving => Self::Moving,
+            DrainState::Moved => Self::Moved,
+            DrainState::Expired => Self::Expired,
+        }
+    }
+}
+
+label! {
+    /// How a worker of a source stands.
+    pub(crate) enum Standing("state") {
+        Initialising = "initialising",
+        Ready = "ready",
+        Stale = "stale",
+        Gone = "gone",
+    }
+}
+
+impl From<WorkerState> for Standing {
+    fn from(state: WorkerState) -> Self {
+        match state {
+            WorkerState::Initialising => Self::Initialising,
+            WorkerState::Ready => Self::Ready,
+            WorkerState::Stale(_) => Self::Stale,
+            WorkerState::Gone(_) => Self::Gone,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use kvferry_observe::Label;
     use tonic::Code;
 
     use super::*;
 
     #[test]
-    fn every_method_of_the_service_has_a_name() {
-        let proto = include_str!("../../../proto/proto/kvferry/v1/coordinator.proto");
-        let methods = proto.lines().filter_map(|line| {
-            let (name, _) = line.trim().strip_prefix("rpc ")?.split_once('(')?;
-            Some(name)
-        });
-        for method in methods {
-            let called = Called::of(&format!("/kvferry.v1.Coordinator/{method}"));
-            assert_eq!(called.as_str(), method);
+    fn every_method_of_a_coordinator_has_a_name() {
+        let files = [
+            include_str!("../../../proto/proto/kvferry/v1/coordinator.proto"),
+            include_str!("../../../proto/proto/kvferry/v1/claims.proto"),
+            include_str!("../../../proto/proto/kvferry/v1/locations.proto"),
+            include_str!("../../../proto/proto/kvferry/v1/watch.proto"),
+            include_str!("../../../proto/proto/kvferry/v1/replication.proto"),
+            include_str!("../../../proto/proto/kvferry/v1/sources.proto"),
+        ];
+        let mut named = 0;
+        for file in files {
+            let mut service = "";
+            for line in file.lines().map(str::trim) {
+                if let Some(name) = line.strip_prefix("service ") {
+                    service = name.trim_end_matches(" {");
+                }
+                let method = line
+                    .strip_prefix("rpc ")
+                    .and_then(|rpc| rpc.split_once('('));
+                // An agent serves those.
+                let Some((method, _)) = method.filter(|_| !service.starts_with("Local")) else {
+                    continue;
+                };
+                let name = match service {
+                    "Coordinator" => method.to_owned(),
+                    service => format!("{service}/{method}"),
+                };
+                let called = Called::of(&format!("/kvferry.v1.{service}/{method}"));
+                assert_eq!(called.as_str(), name);
+                named += 1;
+            }
         }
-        assert_eq!(
-            Called::of("/kvferry.v1.Coordinator/Frobnicate"),
-            Called::Other
-        );
-        assert_eq!(Called::of("/other/Locate"), Called::Other);
+        assert_eq!(named + 1, Called::ALL.len(), "and one for all others");
+        for other in ["/kvferry.v1.Coordinator/Frobnicate", "/other/Locate"] {
+            assert_eq!(Called::of(other), Called::Other);
+        }
     }
 
     #[test]

@@ -18,11 +18,11 @@ use std::{
     time::Instant,
 };
 
-use kvferry_observe::{ByLabel, ByLabels, Counter, Histogram};
+use kvferry_observe::{ByLabel, ByLabels, Counter, Gauge, Histogram};
 use tonic::codegen::http::{HeaderMap, header::HeaderValue};
 
-use crate::directory::Effect;
-pub(crate) use labels::{Called, Ended, Said};
+use crate::{directory::Effect, replication, sources};
+pub(crate) use labels::{Called, Copied, Draining, Ended, Ordered, Said, Standing, Unwatched};
 use labels::{Outcome, Refused, Removed, Resync};
 pub(crate) use page::CoordinatorObserved;
 
@@ -40,7 +40,37 @@ pub(crate) struct Metrics {
     removals: ByLabel<Removed, Counter>,
     refusals: ByLabel<Refused, Counter>,
     stale: Counter,
+    /// Copies that agents were told they may evict first.
+    surplus: Counter,
+    /// Changes of structure and of copies that watchers were told, those of their start included.
+    watch_told: Counter,
+    unwatched: ByLabel<Unwatched, Counter>,
+    copying: CopyingMetrics,
+    sources: SourcesMetrics,
     serving: AtomicBool,
+}
+
+/// Copies that are ordered.
+#[derive(Debug, Default)]
+struct CopyingMetrics {
+    /// Orders under way, and what came of the others.
+    under_way: Gauge,
+    orders: ByLabel<Ordered, Counter>,
+    copies: ByLabel<Copied, Counter>,
+    namespaces: Gauge,
+    hot: Gauge,
+    lacking: Gauge,
+    drains: ByLabel<Draining, Gauge>,
+    drains_left: Gauge,
+}
+
+/// Named sets of tensors.
+#[derive(Debug, Default)]
+struct SourcesMetrics {
+    sources: Gauge,
+    workers: ByLabel<Standing, Gauge>,
+    changes: ByLabel<Standing, Counter>,
+    table_bytes: Gauge,
 }
 
 impl Metrics {
@@ -85,12 +115,67 @@ impl Metrics {
                 self.refusals.of(Refused::from(refusal)).inc();
             }
             Effect::Close { cause, .. } => self.ended(Ended::from(cause)),
+            Effect::Surplus { copies, .. } => self.surplus.add(copies.len() as u64),
             Effect::Welcome { .. }
             | Effect::Ack { .. }
             | Effect::HeartbeatAck { .. }
             | Effect::NodeHidden { .. }
-            | Effect::NodeShown { .. }
-            | Effect::Surplus { .. } => {}
+            | Effect::NodeShown { .. } => {}
+        }
+    }
+
+    /// A watcher was told of so many changes.
+    pub(crate) fn watch_told(&self, changes: usize) {
+        self.watch_told.add(changes as u64);
+    }
+
+    /// A watcher is told no more.
+    pub(crate) fn unwatched(&self, why: Unwatched) {
+        self.unwatched.of(why).inc();
+    }
+
+    /// So many orders to copy were given.
+    pub(crate) fn ordered(&self, orders: usize) {
+        self.copying.under_way.add(orders as i64);
+    }
+
+    /// An order is over.
+    pub(crate) fn order_ended(&self, why: Ordered, outcome: &replication::Outcome) {
+        let copying = &self.copying;
+        copying.under_way.add(-1);
+        copying.orders.of(why).inc();
+        copying.copies.of(Copied::Made).add(outcome.copied as u64);
+        copying.copies.of(Copied::Failed).add(outcome.failed as u64);
+    }
+
+    /// What is asked for, as of now.
+    pub(crate) fn wanted(&self, wanted: &replication::Sums) {
+        let copying = &self.copying;
+        copying.namespaces.set(wanted.namespaces);
+        copying.hot.set(wanted.hot);
+        copying.lacking.set(wanted.lacking);
+        copying.drains_left.set(wanted.drains_left);
+        for (state, drains) in wanted.drains {
+            copying.drains.of(state.into()).set(drains);
+        }
+    }
+
+    /// A worker of a source stands otherwise.
+    pub(crate) fn source_changed(&self, state: sources::WorkerState) {
+        self.sources.changes.of(state.into()).inc();
+    }
+
+    /// What there is of sources, as of now.
+    pub(crate) fn sources(&self, sums: &sources::Sums) {
+        self.sources.sources.set(sums.sources as u64);
+        self.sources.table_bytes.set(sums.table_bytes as u64);
+        for (state, gauge) in self.sources.workers.iter() {
+            gauge.set(match state {
+                Standing::Initialising => sums.initialising,
+                Standing::Ready => sums.ready,
+                Standing::Stale => sums.stale,
+                Standing::Gone => sums.gone,
+            });
         }
     }
 

@@ -5,18 +5,26 @@ use std::{fmt, sync::Arc, sync::atomic::Ordering};
 use kvferry_observe::{NotReady, Observed, Page};
 
 use super::Metrics;
-use crate::{directory::Totals, service::Hub};
+use crate::{
+    directory::{Counts, Totals},
+    service::Hub,
+};
 
 /// A coordinator, as its metrics port shows it.
 pub(crate) struct CoordinatorObserved {
     hub: Arc<Hub>,
     totals: Arc<Totals>,
+    counts: Arc<Counts>,
 }
 
 impl CoordinatorObserved {
     pub(crate) fn new(hub: Arc<Hub>) -> Self {
-        let totals = hub.totals();
-        Self { hub, totals }
+        let (totals, counts) = (hub.totals(), hub.counts());
+        Self {
+            hub,
+            totals,
+            counts,
+        }
     }
 }
 
@@ -25,6 +33,11 @@ impl Observed for CoordinatorObserved {
         let metrics = self.hub.metrics();
         calls(metrics, page)?;
         blocks(&self.totals, page)?;
+        claims(&self.counts, page)?;
+        locations(&self.counts, page)?;
+        watchers(metrics, &self.counts, page)?;
+        copying(metrics, page)?;
+        sources(metrics, page)?;
         self.tables(page)?;
         sessions(metrics, page)
     }
@@ -41,7 +54,7 @@ fn calls(metrics: &Metrics, page: &mut Page<'_>) -> fmt::Result {
     let outcomes = metrics.requests.iter();
     page.counters_of(
         "kvferry_coordinator_requests_total",
-        "Calls by method and outcome. refused: the caller is wrong or asks for what is not there; exhausted: a bound \
+        "Calls by method and outcome; methods of services beside Coordinator are named with their service. refused: the caller is wrong or asks for what is not there; exhausted: a bound \
          was reached; unavailable: shutting down, or the caller gave up; failed: a defect, look into the log",
         outcomes.map(|(called, outcome, histogram)| {
             let labels = [
@@ -53,7 +66,7 @@ fn calls(metrics: &Metrics, page: &mut Page<'_>) -> fmt::Result {
     )?;
     page.histograms_seen(
         "kvferry_coordinator_request_duration_seconds",
-        "From a call's head until its answer is ready; of Session, until it is open. Pairs of method and outcome that \
+        "From a call's head until its answer is ready; of Session and Watch, until it is open. Pairs of method and outcome that \
          never were are left out",
         &metrics.requests,
     )?;
@@ -103,6 +116,157 @@ fn blocks(totals: &Totals, page: &mut Page<'_>) -> fmt::Result {
         "kvferry_coordinator_copies_removed_total",
         "Copies that went: evicted, overwritten, unregistered, or gone with their node",
         totals.removed.get(),
+    )
+}
+
+fn claims(counts: &Counts, page: &mut Page<'_>) -> fmt::Result {
+    page.gauge(
+        "kvferry_coordinator_claims",
+        "Claims that are held: the right to produce or store a block, until it is there",
+        counts.claims.get(),
+    )?;
+    page.counter(
+        "kvferry_coordinator_claims_granted_total",
+        "Claims that were granted, to each of their holders once",
+        counts.claims_granted.get(),
+    )?;
+    page.counters(
+        "kvferry_coordinator_claims_ended_total",
+        "Claims that are not held any more. fulfilled: the block is there; expired: the lease ran out first, many say \
+         that claimants die or that leases are too short; node_gone: the claimant's node went",
+        &counts.claims_ended,
+    )
+}
+
+fn locations(counts: &Counts, page: &mut Page<'_>) -> fmt::Result {
+    page.gauge(
+        "kvferry_coordinator_locations",
+        "Blocks that have a location in shared storage",
+        counts.locations.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_locations_bytes",
+        "Bytes of those blocks, by their namespaces' block sizes: what lies in shared storage, if it is stored as it is",
+        counts.locations_bytes.get(),
+    )?;
+    page.counter(
+        "kvferry_coordinator_locations_added_total",
+        "Blocks that were given a location and had none",
+        counts.locations_added.get(),
+    )?;
+    page.counters(
+        "kvferry_coordinator_locations_ended_total",
+        "Blocks whose location was forgotten. ttl: its time was over; quota: its namespace had more than it may; bound: \
+         max_locations was reached, raise it or set quotas; removed: whoever stores blocks said so",
+        &counts.locations_ended,
+    )
+}
+
+fn watchers(metrics: &Metrics, counts: &Counts, page: &mut Page<'_>) -> fmt::Result {
+    page.gauge(
+        "kvferry_coordinator_watchers",
+        "Streams that are told what changes in a namespace",
+        counts.watchers.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_watch_logs",
+        "Namespaces whose changes are kept for those who watch, or did until a minute ago; at most 32",
+        counts.watch_logs.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_watch_log_bytes",
+        "Bytes of changes kept, over all namespaces; at most 32 MiB for each",
+        counts.watch_log_bytes.get(),
+    )?;
+    page.counter(
+        "kvferry_coordinator_watch_changes_total",
+        "Changes that watchers were told, each of them each: of copies, nodes and regions, those of their start included",
+        metrics.watch_told.get(),
+    )?;
+    page.counters(
+        "kvferry_coordinator_watch_ends_total",
+        "Watchers that are told no more. behind: changes came faster than it took them, and were not kept; stuck: it \
+         took nothing for ten seconds. Both start anew",
+        &metrics.unwatched,
+    )
+}
+
+fn copying(metrics: &Metrics, page: &mut Page<'_>) -> fmt::Result {
+    let copying = &metrics.copying;
+    page.counter(
+        "kvferry_coordinator_surplus_hints_total",
+        "Copies that agents were told to evict first, because others hold as many as the namespace wants",
+        metrics.surplus.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_copies_wanted_namespaces",
+        "Namespaces that copies are wanted in: of all blocks, or of hot ones",
+        copying.namespaces.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_copies_wanted_blocks",
+        "Hot blocks: those that copies are wanted of one by one",
+        copying.hot.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_copies_lacking_blocks",
+        "Blocks with fewer copies than wanted, in the last round over their namespace. Staying above nothing: no node \
+         has room, see the outcomes of orders",
+        copying.lacking.get(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_copy_orders_in_flight",
+        "Orders to copy that agents have, and have not answered",
+        copying.under_way.get(),
+    )?;
+    page.counters(
+        "kvferry_coordinator_copy_orders_total",
+        "Orders to copy that are over, of up to 64 blocks each. full: no free slot there; refused: the agent runs with \
+         replicate = false; busy: it has enough to do, or does not read",
+        &copying.orders,
+    )?;
+    page.counters(
+        "kvferry_coordinator_ordered_copies_total",
+        "Copies of blocks that were ordered. failed: they are tried on another node",
+        &copying.copies,
+    )?;
+    let drains = copying.drains.iter();
+    page.gauges_of(
+        "kvferry_coordinator_drains",
+        "Nodes being drained. moving: they hold blocks nobody else has; moved: they may be stopped; expired: the \
+         deadline passed and blocks are left, which stopping them loses",
+        drains.map(|(state, drains)| ([(label_name(state), label_text(state))], drains.get())),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_drains_left_blocks",
+        "Blocks that only nodes being drained held, in the last rounds over them",
+        copying.drains_left.get(),
+    )
+}
+
+fn sources(metrics: &Metrics, page: &mut Page<'_>) -> fmt::Result {
+    let sources = &metrics.sources;
+    page.gauge(
+        "kvferry_coordinator_sources",
+        "Named sets of tensors, those whose workers went a minute ago included",
+        sources.sources.get(),
+    )?;
+    let workers = sources.workers.iter();
+    page.gauges_of(
+        "kvferry_coordinator_source_workers",
+        "Their workers, one per rank and node. stale: silent, rewritten, or reported by several readers; gone: ended, and \
+         remembered for a minute",
+        workers.map(|(state, workers)| ([(label_name(state), label_text(state))], workers.get())),
+    )?;
+    page.counters(
+        "kvferry_coordinator_source_worker_changes_total",
+        "Workers that came to stand like that. Many stale ones: look for nodes that come and go",
+        &sources.changes,
+    )?;
+    page.gauge(
+        "kvferry_coordinator_source_tables_bytes",
+        "Bytes of tensor descriptors kept",
+        sources.table_bytes.get(),
     )
 }
 
@@ -172,6 +336,8 @@ impl CoordinatorObserved {
                 ("nodes", u64::from(sizes.bounds.nodes)),
                 ("namespaces", u64::from(sizes.bounds.namespaces)),
                 ("slots", sizes.bounds.slots),
+                ("claims", sizes.bounds.claims),
+                ("locations", sizes.bounds.locations),
                 ("sessions", self.hub.max_sessions() as u64),
             ]
             .map(|(of, most)| ([("of", of)], most)),

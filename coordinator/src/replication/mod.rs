@@ -20,6 +20,6 @@ mod wants;
 pub use planner::{Cause, Lack, Order, OrderId, Outcome, Plan, Planner, Sight, Verdict};
 pub use rounds::{Rounds, Seen};
 pub use wants::{
-    CopiesStatus, DEFAULT_DRAIN, DEFAULT_HOT, DrainState, DrainStatus, MAX_COPIES, MAX_TIME,
+    CopiesStatus, DEFAULT_DRAIN, DEFAULT_HOT, DrainState, DrainStatus, MAX_COPIES, MAX_TIME, Sums,
     TooManyHot, Wants,
 };

@@ -257,6 +257,8 @@ fn wishes_are_bounded_expire_and_are_taken_back() {
     assert_eq!(wants.want(&name(), &hashes[..1], 3, at(5)), Err(TooManyHot));
     assert_eq!(wants.want(&name(), &hashes[1..], 0, at(0)), Ok(()));
     assert_eq!(wants.status(&name()).hot, 1);
+    let sums = wants.sums(at(0));
+    assert_eq!((sums.namespaces, sums.hot), (1, 1));
     wants.set_copies(&name(), 2);
     wants.tick(at(5), there);
     assert_eq!(
@@ -274,8 +276,11 @@ fn wishes_are_bounded_expire_and_are_taken_back() {
         wants.drain_status(at(9), &node(1)).unwrap().state,
         DrainState::Expired
     );
+    let drains = |now| wants.sums(at(now)).drains.map(|(_, drains)| drains);
+    assert_eq!((drains(8), drains(9)), ([1, 0, 0], [0, 0, 1]));
     wants.tick(at(9), |_| false);
     assert!(wants.is_empty());
+    assert_eq!(wants.sums(at(9)), Wants::default().sums(at(0)));
 }
 
 // ---- with a directory

@@ -70,6 +70,21 @@ pub enum DrainState {
     Expired,
 }
 
+/// What is asked for in all, and how far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sums {
+    /// Namespaces with a wish.
+    pub namespaces: u64,
+    /// Blocks asked for one by one.
+    pub hot: u64,
+    /// Blocks that lacked copies in their last round.
+    pub lacking: u64,
+    /// Drains by how far they are.
+    pub drains: [(DrainState, u64); 3],
+    /// Blocks that only nodes being drained held in their last round.
+    pub drains_left: u64,
+}
+
 #[derive(Debug, Default)]
 struct Wanted {
     status: CopiesStatus,
@@ -91,6 +106,16 @@ struct Drain {
     rounds: u64,
     copied: u64,
     round: Counts,
+}
+
+impl Drain {
+    fn state(&self, now: Duration) -> DrainState {
+        match (self.rounds > 0 && self.left == 0, now < self.until) {
+            (true, _) => DrainState::Moved,
+            (false, true) => DrainState::Moving,
+            (false, false) => DrainState::Expired,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -197,18 +222,31 @@ impl Wants {
     #[must_use]
     pub fn drain_status(&self, now: Duration, node: &NodeId) -> Option<DrainStatus> {
         let drain = self.drains.get(node)?;
-        let state = match (drain.rounds > 0 && drain.left == 0, now < drain.until) {
-            (true, _) => DrainState::Moved,
-            (false, true) => DrainState::Moving,
-            (false, false) => DrainState::Expired,
-        };
         Some(DrainStatus {
-            state,
+            state: drain.state(now),
             left: drain.left,
             rounds: drain.rounds,
             copied: drain.copied,
             deadline: drain.until.saturating_sub(now),
         })
+    }
+
+    /// What is asked for in all. Takes as long as [`tick`](Self::tick), beside which it is called.
+    #[must_use]
+    pub fn sums(&self, now: Duration) -> Sums {
+        use DrainState::{Expired, Moved, Moving};
+        let wanted = || self.namespaces.values();
+        let count = |state| {
+            let of_it = self.drains.values().filter(|d| d.state(now) == state);
+            (state, of_it.count() as u64)
+        };
+        Sums {
+            namespaces: self.namespaces.len() as u64,
+            hot: wanted().map(|wanted| wanted.hot.len() as u64).sum(),
+            lacking: wanted().map(|wanted| wanted.status.lacking).sum(),
+            drains: [Moving, Moved, Expired].map(count),
+            drains_left: self.drains.values().map(|drain| drain.left).sum(),
+        }
     }
 
     /// Copies were made, or were not.

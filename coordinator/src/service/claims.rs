@@ -8,7 +8,7 @@ use kvferry_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{hub::Hub, parse, status};
+use super::{compression::negotiated, hub::Hub, parse, status};
 use crate::directory::{
     ClaimHolder, ClaimLease, ClaimOutcome, ClaimPurpose, ClaimQuery, Claimed, DEFAULT_CLAIM_TTL,
     MAX_CLAIM_TTL,
@@ -22,9 +22,10 @@ pub(crate) struct ClaimsService {
 
 impl ClaimsService {
     pub(crate) fn server(hub: Arc<Hub>) -> claims_server::ClaimsServer<Self> {
-        claims_server::ClaimsServer::new(Self { hub })
+        let server = claims_server::ClaimsServer::new(Self { hub })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        negotiated!(server)
     }
 }
 

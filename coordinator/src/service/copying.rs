@@ -14,8 +14,9 @@ use super::{
 };
 use crate::{
     directory::{LocateMode, LocateQuery, SessionId},
+    metrics::Ordered,
     replication::{
-        CopiesStatus, DrainStatus, Order, OrderId, Planner, Rounds, Sight, Verdict, Wants,
+        CopiesStatus, DrainStatus, Order, OrderId, Outcome, Planner, Rounds, Sight, Verdict, Wants,
     },
 };
 
@@ -59,15 +60,17 @@ impl Hub {
     /// False where nothing is asked for, nor under way.
     fn copying_begins(&self) -> bool {
         let inner = &mut *self.copying().0.lock();
+        let now = self.now();
         if inner.wants.is_empty() && inner.planner.is_idle() {
+            self.metrics().wanted(&inner.wants.sums(now));
             return false;
         }
-        let now = self.now();
         for outcome in inner.planner.tick(now) {
-            inner.wants.note(&outcome);
+            self.order_ended(&mut inner.wants, Ordered::TimedOut, &outcome);
         }
         let directory = self.read();
         inner.wants.tick(now, |node| directory.knows_node(node));
+        self.metrics().wanted(&inner.wants.sums(now));
         if inner.rounds.is_over() {
             inner.rounds.begin(now, &directory, &inner.wants);
         }
@@ -94,6 +97,7 @@ impl Hub {
             };
             let draw = now.as_nanos() as u64;
             let plan = inner.planner.plan(now, draw, sight);
+            self.metrics().ordered(plan.orders.len());
             for order in plan.orders {
                 let sent = state.try_send(order.session, replicate(&state, &order, draw));
                 if !sent {
@@ -102,7 +106,9 @@ impl Hub {
                     let ended = inner
                         .planner
                         .done(now, order.session, order.id, verdict, &[]);
-                    ended.iter().for_each(|outcome| inner.wants.note(outcome));
+                    if let Some(outcome) = ended {
+                        self.order_ended(&mut inner.wants, Ordered::Busy, &outcome);
+                    }
                 }
             }
             if plan.waits {
@@ -128,7 +134,7 @@ impl Hub {
             .planner
             .done(self.now(), session, order, verdict, failed);
         if let Some(outcome) = ended {
-            inner.wants.note(&outcome);
+            self.order_ended(&mut inner.wants, verdict.into(), &outcome);
         }
     }
 
@@ -136,8 +142,13 @@ impl Hub {
     pub(super) fn copying_ends(&self, session: SessionId) {
         let inner = &mut *self.copying().0.lock();
         for outcome in inner.planner.session_ended(self.now(), session) {
-            inner.wants.note(&outcome);
+            self.order_ended(&mut inner.wants, Ordered::SessionLost, &outcome);
         }
+    }
+
+    fn order_ended(&self, wants: &mut Wants, why: Ordered, outcome: &Outcome) {
+        self.metrics().order_ended(why, outcome);
+        wants.note(outcome);
     }
 
     /// Changes what is asked for.

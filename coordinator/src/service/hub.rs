@@ -24,7 +24,8 @@ use super::{
 };
 use crate::{
     directory::{
-        Begun, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId, Sizes, Totals,
+        Begun, Counts, Directory, DirectoryConfig, Effect, Event, Gone, Rest, SessionId, Sizes,
+        Totals,
     },
     metrics::{Ended, Metrics},
 };
@@ -133,6 +134,11 @@ impl Hub {
     /// What there is in all.
     pub(crate) fn totals(&self) -> Arc<Totals> {
         self.read().totals()
+    }
+
+    /// What became of claims, locations and watchers.
+    pub(crate) fn counts(&self) -> Arc<Counts> {
+        self.read().counts()
     }
 
     /// How full the directory's tables are.

@@ -8,7 +8,7 @@ use kvferry_proto::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{hub::Hub, parse, status};
+use super::{compression::negotiated, hub::Hub, parse, status};
 use crate::directory::{NamespacePolicy, PutLocations};
 
 /// `kvferry.v1.Locations` over one directory.
@@ -19,9 +19,10 @@ pub(crate) struct LocationsService {
 
 impl LocationsService {
     pub(crate) fn server(hub: Arc<Hub>) -> locations_server::LocationsServer<Self> {
-        locations_server::LocationsServer::new(Self { hub })
+        let server = locations_server::LocationsServer::new(Self { hub })
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        negotiated!(server)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod admin;
 mod claims;
+pub(crate) mod compression;
 mod copying;
 mod hub;
 pub(crate) mod locate;
@@ -13,6 +14,7 @@ mod router;
 mod session;
 mod sources;
 mod status;
+mod timed;
 mod told;
 mod watch;
 mod watched;
@@ -30,6 +32,7 @@ use outbound::Outbound;
 pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;
 pub(crate) use sources::SourcesService;
+pub(crate) use timed::Timed;
 pub(crate) use watch::WatchService;
 
 /// `kvferry.v1.Coordinator` over one directory.

@@ -19,7 +19,7 @@ use tonic::{
 
 use tracing::Instrument;
 
-use super::{CoordinatorService, Hub, locate, wire};
+use super::{CoordinatorService, Hub, compression::negotiated, locate, wire};
 use crate::metrics::Called;
 
 /// `kvferry.v1.Coordinator` as a server takes it.
@@ -34,6 +34,7 @@ impl CoordinatorRouter {
         let rest = CoordinatorServer::new(CoordinatorService::new(hub.clone()))
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let rest = negotiated!(rest);
         Self { hub, rest }
     }
 }
@@ -74,8 +75,9 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
             });
         }
         let answering = async move {
-            let mut grpc = Grpc::new(wire::LocateCodec)
+            let grpc = Grpc::new(wire::LocateCodec)
                 .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
+            let mut grpc = negotiated!(grpc);
             let answer = grpc.unary(Locate(hub.clone()), request).await;
             hub.metrics().answered(called, since, answer.headers());
             Ok(answer)

@@ -14,7 +14,10 @@ use tokio::{
 use tonic::{Request, Response, Status};
 
 use super::{hub::Hub, outbound::Outbound, status, watched};
-use crate::directory::Watcher;
+use crate::{
+    directory::{Change, WatchEnd, Watcher},
+    metrics::Unwatched,
+};
 
 /// Slots told of at a time at the start: some hundred microseconds in which a session of that region
 /// waits.
@@ -73,12 +76,16 @@ impl Watch for WatchService {
 enum End {
     /// The watcher left.
     Left,
-    Said(Box<Status>),
+    Said(Unwatched, Box<Status>),
 }
 
-impl From<Status> for End {
-    fn from(status: Status) -> Self {
-        Self::Said(Box::new(status))
+impl From<WatchEnd> for End {
+    fn from(end: WatchEnd) -> Self {
+        let why = match end {
+            WatchEnd::TooSlow => Unwatched::Behind,
+            WatchEnd::Deleted => Unwatched::NamespaceDeleted,
+        };
+        Self::Said(why, Box::new(status::watch_end(end)))
     }
 }
 
@@ -98,9 +105,16 @@ impl Teller {
         let end = tokio::select! {
             end = self.tell_all() => end,
             () = messages.closed() => End::Left,
-            _ = closing.wait_for(|closing| *closing) => End::from(status::shutting_down()),
+            _ = closing.wait_for(|closing| *closing) => {
+                End::Said(Unwatched::ShuttingDown, Box::new(status::shutting_down()))
+            }
         };
-        if let End::Said(status) = end {
+        let why = match &end {
+            End::Left => Unwatched::Left,
+            End::Said(why, _) => *why,
+        };
+        self.hub.metrics().unwatched(why);
+        if let End::Said(_, status) = end {
             let namespace = &self.watcher.spec().name;
             tracing::info!(%namespace, %status, "watcher cut off");
             // The far end may have gone already.
@@ -129,7 +143,8 @@ impl Teller {
         }
         loop {
             let changes = poll_fn(|cx| self.watcher.poll_changes(cx, MESSAGE_BYTES)).await;
-            let changes = changes.map_err(status::watch_end)?;
+            let changes = changes?;
+            self.hub.metrics().watch_told(told(&changes));
             let hash_len = self.watcher.spec().hash_len;
             for (seq, message) in watched::messages(&changes, self.watcher.seq(), hash_len) {
                 self.send(seq, message).await?;
@@ -140,9 +155,11 @@ impl Teller {
     async fn tell_what_is_there(&mut self) -> Result<(), End> {
         loop {
             let scanned = self.hub.read().scan(&mut self.watcher, SLICE);
-            let Some(scanned) = scanned.map_err(status::watch_end)? else {
+            let Some(scanned) = scanned? else {
                 break;
             };
+            let told = told(&scanned.changes) + scanned.rows.changes.len();
+            self.hub.metrics().watch_told(told);
             let hash_len = self.watcher.spec().hash_len;
             // Numbers of no use: a start that is broken off cannot be gone on with.
             let changes = watched::messages(&scanned.changes, u64::MAX, hash_len);
@@ -166,7 +183,19 @@ impl Teller {
         match timeout(READ_WITHIN, self.messages.send(message)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_gone)) => Err(End::Left),
-            Err(_) => Err(status::slow_watcher(READ_WITHIN.as_millis()).into()),
+            Err(_) => {
+                let status = status::slow_watcher(READ_WITHIN.as_millis());
+                Err(End::Said(Unwatched::Stuck, Box::new(status)))
+            }
         }
     }
+}
+
+/// How much one hears of: each copy counts, and each change of structure.
+fn told(changes: &[Arc<Change>]) -> usize {
+    let each = changes.iter().map(|change| match &**change {
+        Change::Rows(rows) => rows.changes.len(),
+        _ => 1,
+    });
+    each.sum()
 }

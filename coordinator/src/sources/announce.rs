@@ -330,7 +330,10 @@ impl Sources {
                 said.digest,
                 said.runs.clone(),
             );
-            source.workers.insert(key.clone(), new);
+            if let Some(before) = source.workers.insert(key.clone(), new) {
+                *self.workers.of(before.state) -= 1;
+            }
+            self.workers.initialising += 1;
         }
         if let Some(worker) = source.workers.get_mut(key) {
             worker.say(said.said, said.runs);

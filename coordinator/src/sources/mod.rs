@@ -60,6 +60,34 @@ pub struct Change {
     pub state: WorkerState,
 }
 
+/// What there is in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sums {
+    /// Sources, those whose workers are all gone included.
+    pub sources: usize,
+    /// Workers on their way.
+    pub initialising: u64,
+    /// Workers to pull from.
+    pub ready: u64,
+    /// Workers that may not be there.
+    pub stale: u64,
+    /// Workers that ended, and are remembered for a while.
+    pub gone: u64,
+    /// Bytes of tensor descriptors.
+    pub table_bytes: usize,
+}
+
+impl Sums {
+    fn of(&mut self, state: WorkerState) -> &mut u64 {
+        match state {
+            WorkerState::Initialising => &mut self.initialising,
+            WorkerState::Ready => &mut self.ready,
+            WorkerState::Stale(_) => &mut self.stale,
+            WorkerState::Gone(_) => &mut self.gone,
+        }
+    }
+}
+
 /// One reader's word on one worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -116,6 +144,8 @@ pub struct Sources {
     /// When some worker may be forgotten.
     forget_at: Option<Duration>,
     changes: Vec<Change>,
+    /// Workers by state, kept as they change.
+    workers: Sums,
 }
 
 impl Sources {
@@ -129,6 +159,7 @@ impl Sources {
             table_bytes: 0,
             forget_at: None,
             changes: Vec::new(),
+            workers: Sums::default(),
         }
     }
 
@@ -140,6 +171,16 @@ impl Sources {
     /// What became of workers since the last call.
     pub fn take_changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
+    }
+
+    /// What there is in all.
+    #[must_use]
+    pub fn sums(&self) -> Sums {
+        Sums {
+            sources: self.sources.len(),
+            table_bytes: self.table_bytes,
+            ..self.workers
+        }
     }
 
     /// Time passed: old reports count no more, and what is gone long enough is forgotten.
@@ -227,10 +268,13 @@ impl Sources {
 
     /// Notes what a worker's facts add up to.
     fn settle(&mut self, now: Duration, source: SourceId, key: &Key) {
-        if let Some(worker) = self.worker_mut(source, key)
+        let worker = self.worker_mut(source, key);
+        if let Some((before, worker)) = worker.map(|worker| (worker.state, worker))
             && worker.settle(now)
         {
             let state = worker.state;
+            *self.workers.of(before) -= 1;
+            *self.workers.of(state) += 1;
             self.changes.push(Change {
                 source,
                 rank: key.rank,
@@ -271,15 +315,18 @@ impl Sources {
     /// Forgets gone workers, and what is left empty by that. A worker an operator removed is
     /// remembered as long as its node speaks: else it would come back with the next announcement.
     fn forget(&mut self, old: impl Fn(&Worker) -> bool) {
-        let speakers = &mut self.speakers;
+        let (speakers, workers) = (&mut self.speakers, &mut self.workers);
         self.sources.retain(|id, source| {
             source.workers.retain(|key, worker| {
                 let speaks = speakers
                     .get(&key.node)
                     .is_some_and(|speaker| speaker.incarnation == worker.incarnation);
                 let keep = !worker.is_gone() || !old(worker) || (worker.was_removed() && speaks);
-                if !keep && let Some(speaker) = speakers.get_mut(&key.node) {
-                    speaker.workers.remove(&(*id, key.rank));
+                if !keep {
+                    *workers.of(worker.state) -= 1;
+                    if let Some(speaker) = speakers.get_mut(&key.node) {
+                        speaker.workers.remove(&(*id, key.rank));
+                    }
                 }
                 keep
             });

@@ -1,5 +1,6 @@
 //! Claims over gRPC.
 
+use kvferry_observe::read_page;
 use kvferry_proto::pb::{self, agent_message::Message as Said, claims_client::ClaimsClient};
 
 use crate::{Code, Reason, agent::Agent, agent::sealed, assert_refused, packed, start};
@@ -52,6 +53,18 @@ async fn a_claim_is_granted_once_fulfilled_by_publishing_and_freed_by_goodbye() 
 
     a.say(Said::Goodbye(pb::Goodbye {})).await;
     a.end().await.unwrap();
+    let told = read_page(running.metrics, "/metrics").await.unwrap().1;
+    for sample in [
+        "claims 0",
+        "claims_granted_total 2",
+        "claims_ended_total{cause=\"fulfilled\"} 1",
+        "claims_ended_total{cause=\"node_gone\"} 1",
+        "requests_total{method=\"Claims/Claim\",outcome=\"ok\"} 2",
+        "request_duration_seconds_count{method=\"Claims/RenewClaims\",outcome=\"ok\"} 1",
+    ] {
+        let line = format!("\nkvferry_coordinator_{sample}\n");
+        assert!(told.contains(&line), "no {sample} in {told}");
+    }
     let third = claims.claim(claim("b", &[3])).await.unwrap().into_inner();
     assert_eq!(third.states().next(), Some(Granted));
     let release = pb::ReleaseClaimsRequest {

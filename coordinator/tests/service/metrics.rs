@@ -118,7 +118,7 @@ async fn no_label_names_what_there_may_be_many_of() {
     for family in families(&page(&running).await) {
         for label in family.labels {
             let known = [
-                "method", "outcome", "replicas", "kind", "cause", "reason", "of",
+                "method", "outcome", "replicas", "kind", "cause", "reason", "of", "state",
             ];
             assert!(known.contains(&label.as_str()), "{}: {label}", family.name);
         }

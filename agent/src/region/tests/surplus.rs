@@ -61,5 +61,6 @@ fn a_hint_waits_for_the_end_of_a_pin_and_ends_with_a_later_use() {
         assert_eq!(evicted(&rig, &copies), 0, "4 is pinned");
         rig.store.release(ALICE_ID, pinned).unwrap();
         assert_eq!([evicted(&rig, &copies), evicted(&rig, &copies)], [4, 1]);
+        assert_eq!(rig.store.stats().surplus_evictions, 1, "5 was used since");
     }
 }

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     coordinators::Located,
+    metrics::CopyVerdict,
     region::{Chain, ClientId, PinId},
     session::CopyOrder,
 };
@@ -68,11 +69,27 @@ impl LocalApi {
             };
             let api = self.clone();
             at_work.spawn(async move {
+                let blocks = hashes_in(&message);
                 let said = api.carry_out(message).await;
+                api.count(&said, blocks);
                 // The session is gone only where the agent stops.
                 reply.send(said).await.ok();
                 drop(place);
             });
+        }
+    }
+
+    fn count(&self, said: &pb::Replicated, blocks: usize) {
+        let verdict = match said.verdict() {
+            Verdict::Done => CopyVerdict::Done,
+            Verdict::Full => CopyVerdict::Full,
+            // Busy is what a session says of orders that never come here.
+            Verdict::Refused | Verdict::Busy | Verdict::Unspecified => CopyVerdict::Refused,
+        };
+        self.pulls.copy_orders.of(verdict).inc();
+        if verdict != CopyVerdict::Refused {
+            let made = blocks.saturating_sub(said.failed.len());
+            self.pulls.copies_made.add(made as u64);
         }
     }
 
@@ -169,6 +186,14 @@ impl LocalApi {
     fn engines_pull(&self) -> bool {
         self.pulls.in_flight() > self.background.load(Ordering::Relaxed)
     }
+}
+
+/// Blocks that an order names.
+fn hashes_in(order: &pb::Replicate) -> usize {
+    let hashes = order.hashes.as_ref();
+    hashes.map_or(0, |packed| {
+        packed.hashes.len() / packed.hash_len.max(1) as usize
+    })
 }
 
 /// A pull in the background that is under way: counted, so that it is not taken for an engine's.

@@ -11,7 +11,10 @@ use kvferry_cuda::{Chunk, Outbound, StagingError};
 use kvferry_memory::{AccessError, Piece};
 use kvferry_proto::{Part, RemoteSpan};
 
-use crate::{gpu::GpuMemory, region::Region};
+use crate::{
+    gpu::{GpuMemory, StagedWay},
+    region::Region,
+};
 
 /// Longest wait for a chunk, or for a buffer to copy it to: a thousand times what its copy takes. A GPU that takes
 /// longer hangs, or its ring is held by readers that take nothing; the reader is better off elsewhere.
@@ -60,6 +63,10 @@ impl GpuRun {
         loop {
             match self.outbound.poll_next()? {
                 Poll::Ready(chunk) => {
+                    if let Some(range) = chunk.as_ref().map(Chunk::range) {
+                        let bytes = range.end - range.start;
+                        self.memory.gpu().count(StagedWay::Serve, bytes);
+                    }
                     self.chunk = chunk;
                     self.sent = 0;
                     return Ok(self.chunk.is_some());

@@ -294,3 +294,27 @@ fn watchers_and_watched_namespaces_are_bounded() {
     let more = (0..80).take_while(|_| begin(0).is_ok()).count();
     assert_eq!(more, 63);
 }
+
+#[test]
+fn watchers_and_what_is_kept_for_them_are_counted() {
+    let mut directory = directory();
+    join(&mut directory, 1, "a", &[]);
+    let counts = directory.counts();
+    let kept = || {
+        let logs = counts.watch_logs.get();
+        (counts.watchers.get(), logs, counts.watch_log_bytes.get())
+    };
+    assert_eq!(kept(), (0, 0, 0));
+    let (one, other) = (synced(&mut directory), watch(&mut directory));
+    directory.handle(at(1), change_delta(1, 2, &[], &[(5, 10, 2)]));
+    let (watchers, logs, bytes) = kept();
+    assert_eq!((watchers, logs), (2, 1));
+    assert!(bytes > 0);
+    drop(one);
+    assert_eq!(kept(), (1, 1, bytes), "changes are kept for a while");
+    directory.delete_namespace(&namespace("t/m"), true).unwrap();
+    drop(directory.reap());
+    assert_eq!(kept(), (1, 1, bytes), "it may read what it has not");
+    drop(other);
+    assert_eq!(kept(), (0, 0, 0));
+}

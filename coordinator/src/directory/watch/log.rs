@@ -9,11 +9,14 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Change, LINGER, MAX_LOG_BYTES, WatchEnd};
+use super::{super::Counts, Change, LINGER, MAX_LOG_BYTES, WatchEnd};
 
 /// The last changes of one namespace. Its lock is taken after a slot table's, and alone.
 #[derive(Debug)]
-pub(in super::super) struct Log(Mutex<Ring>);
+pub(in super::super) struct Log {
+    ring: Mutex<Ring>,
+    counts: Arc<Counts>,
+}
 
 #[derive(Debug)]
 struct Ring {
@@ -36,8 +39,9 @@ type Next = (Vec<Arc<Change>>, u64);
 
 impl Log {
     /// An empty one whose first change will have the number after `last`.
-    pub(super) fn new(last: u64) -> Self {
-        Self(Mutex::new(Ring {
+    pub(super) fn new(last: u64, counts: Arc<Counts>) -> Self {
+        counts.watch_logs.add(1);
+        let ring = Ring {
             changes: VecDeque::new(),
             last,
             bytes: 0,
@@ -46,21 +50,26 @@ impl Log {
             watchers: 0,
             idle_since: None,
             waiting: Vec::new(),
-        }))
+        };
+        Self {
+            ring: Mutex::new(ring),
+            counts,
+        }
     }
 
     pub(super) fn last(&self) -> u64 {
-        self.0.lock().last
+        self.ring.lock().last
     }
 
     /// Can one go on after this number?
     pub(super) fn reaches(&self, seq: u64) -> bool {
-        let ring = self.0.lock();
+        let ring = self.ring.lock();
         (ring.oldest()..=ring.last).contains(&seq)
     }
 
     pub(super) fn append(&self, change: Change) {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
+        let before = ring.bytes;
         ring.last += 1;
         ring.bytes += change.bytes();
         ring.changes.push_back(Arc::new(change));
@@ -72,6 +81,8 @@ impl Log {
             dropped.push(oldest);
         }
         let waiting = std::mem::take(&mut ring.waiting);
+        let more = ring.bytes as i64 - before as i64;
+        self.counts.watch_log_bytes.add(more);
         drop(ring);
         waiting.into_iter().for_each(Waker::wake);
     }
@@ -79,7 +90,7 @@ impl Log {
     /// Changes after a number, as many as take at most so many bytes, but one at least if there is
     /// one.
     pub(super) fn after(&self, seq: u64, max_bytes: usize) -> Result<Next, WatchEnd> {
-        self.0.lock().after(seq, max_bytes)
+        self.ring.lock().after(seq, max_bytes)
     }
 
     /// As [`after`](Self::after), and wakes when there are some.
@@ -89,7 +100,7 @@ impl Log {
         seq: u64,
         max_bytes: usize,
     ) -> Poll<Result<Next, WatchEnd>> {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
         match ring.after(seq, max_bytes) {
             Ok((changes, _)) if changes.is_empty() => {
                 if !ring.waiting.iter().any(|w| w.will_wake(cx.waker())) {
@@ -103,7 +114,7 @@ impl Log {
 
     /// The namespace is gone: watchers are told once they have read what there is.
     pub(super) fn end(&self) {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
         ring.ended = true;
         let waiting = std::mem::take(&mut ring.waiting);
         drop(ring);
@@ -112,17 +123,19 @@ impl Log {
 
     /// One more watches; false where `most` do already.
     pub(super) fn join(&self, most: usize) -> bool {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
         let room = ring.watchers < most;
         if room {
             ring.watchers += 1;
             ring.idle_since = None;
+            self.counts.watchers.add(1);
         }
         room
     }
 
     pub(super) fn leave(&self) {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
+        self.counts.watchers.add(-1);
         ring.watchers = ring.watchers.saturating_sub(1);
         if ring.watchers == 0 {
             ring.waiting.clear();
@@ -131,13 +144,13 @@ impl Log {
 
     /// Would [`idle`](Self::idle) do or find anything?
     pub(super) fn idle_is_due(&self, now: Duration) -> bool {
-        let ring = self.0.lock();
+        let ring = self.ring.lock();
         ring.watchers == 0 && ring.idle_since.is_none_or(|since| now >= since + LINGER)
     }
 
     /// Has nobody watched for so long that it may go?
     pub(super) fn idle(&self, now: Duration) -> bool {
-        let mut ring = self.0.lock();
+        let mut ring = self.ring.lock();
         if ring.watchers > 0 {
             return false;
         }
@@ -146,7 +159,15 @@ impl Log {
 
     #[cfg(test)]
     pub(in super::super) fn shorten(&self, max_bytes: usize) {
-        self.0.lock().max_bytes = max_bytes;
+        self.ring.lock().max_bytes = max_bytes;
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let bytes = self.ring.get_mut().bytes;
+        self.counts.watch_log_bytes.add(-(bytes as i64));
+        self.counts.watch_logs.add(-1);
     }
 }
 

@@ -199,7 +199,7 @@ impl super::super::catalog::Catalog {
                 remedy: "watch fewer, or wait a minute for those that were left",
             });
         }
-        let log = Arc::new(Log::new(self.next_log));
+        let log = Arc::new(Log::new(self.next_log, Arc::clone(&self.counts)));
         if let Some(namespace) = self.namespaces.get_mut(handle) {
             namespace.log = Some(log.clone());
         }

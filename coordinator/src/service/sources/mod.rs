@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::hub::Hub;
+use super::{compression::negotiated, hub::Hub};
 use crate::sources::{Bounds, DEFAULT_PAGE, Filter, MAX_PAGE, MAX_REPORTS, Sources, WorkerState};
 
 /// Publications being received: each may hold some 64 MiB until it is complete.
@@ -48,9 +48,10 @@ impl SourcesService {
     }
 
     pub(crate) fn server(self) -> SourcesServer<Self> {
-        SourcesServer::new(self)
+        let server = SourcesServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        negotiated!(server)
     }
 
     /// Looks which nodes are still there, and lets time pass.
@@ -68,7 +69,7 @@ impl SourcesService {
             machine.observe(now, node, presence);
         }
         machine.tick(now);
-        log_changes(&mut machine);
+        self.0.tell(&mut machine);
     }
 
     fn machine(&self) -> MutexGuard<'_, Sources> {
@@ -76,15 +77,22 @@ impl SourcesService {
     }
 }
 
-fn log_changes(machine: &mut Sources) {
-    for change in machine.take_changes() {
-        let (source, rank, node, state) = (change.source, change.rank, change.node, change.state);
-        match state {
-            WorkerState::Stale(_) => {
-                tracing::warn!(%source, rank, %node, ?state, "worker of a source");
+impl Shared {
+    /// Logs and counts what changed.
+    fn tell(&self, machine: &mut Sources) {
+        let metrics = self.hub.metrics();
+        for change in machine.take_changes() {
+            let (source, rank, node) = (change.source, change.rank, change.node);
+            let state = change.state;
+            metrics.source_changed(state);
+            match state {
+                WorkerState::Stale(_) => {
+                    tracing::warn!(%source, rank, %node, ?state, "worker of a source");
+                }
+                _ => tracing::info!(%source, rank, %node, ?state, "worker of a source"),
             }
-            _ => tracing::info!(%source, rank, %node, ?state, "worker of a source"),
         }
+        metrics.sources(&machine.sums());
     }
 }
 
@@ -101,7 +109,7 @@ impl pb::sources_server::Sources for SourcesService {
         let mut machine = self.machine();
         let presence = self.0.hub.read().presence(&who.node);
         let answer = machine.announce(self.0.hub.now(), &who, presence, workers);
-        log_changes(&mut machine);
+        self.0.tell(&mut machine);
         let answer = answer.map_err(|error| say::announce(&error))?;
         Ok(Response::new(pb::AnnounceSourcesResponse {
             unknown: answer.unknown,
@@ -128,7 +136,7 @@ impl pb::sources_server::Sources for SourcesService {
             whole.worker,
             whole.table,
         );
-        log_changes(&mut machine);
+        self.0.tell(&mut machine);
         let published = published.map_err(|error| say::publish(&error))?;
         Ok(Response::new(pb::PublishSourceResponse {
             removed: published == crate::sources::Published::Removed,
@@ -153,7 +161,7 @@ impl pb::sources_server::Sources for SourcesService {
             return Err(say::no_session(&who));
         }
         let counted = machine.report(self.0.hub.now(), &who.node, &reports);
-        log_changes(&mut machine);
+        self.0.tell(&mut machine);
         Ok(Response::new(pb::ReportSourcesResponse { counted }))
     }
 
@@ -255,7 +263,7 @@ impl pb::sources_server::Sources for SourcesService {
         };
         let mut machine = self.machine();
         let removed = machine.remove(self.0.hub.now(), id, node.as_ref());
-        log_changes(&mut machine);
+        self.0.tell(&mut machine);
         let workers_removed = removed.map_err(say::unknown)?;
         Ok(Response::new(pb::RemoveSourceResponse { workers_removed }))
     }

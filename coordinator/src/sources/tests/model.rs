@@ -406,6 +406,15 @@ impl Both {
             }
         }
         prop_assert_eq!(sources.table_bytes, table_bytes);
+        let states = model.facts.iter().map(|(place, f)| model.state(place, f));
+        let named = model.facts.keys().map(|place| place.0);
+        let mut sums = Sums {
+            sources: named.collect::<BTreeSet<_>>().len(),
+            table_bytes,
+            ..Sums::default()
+        };
+        states.for_each(|state| *sums.of(state) += 1);
+        prop_assert_eq!(sources.sums(), sums);
         // What was told of changes is what is shown.
         Ok(())
     }

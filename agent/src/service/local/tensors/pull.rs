@@ -29,6 +29,7 @@ use super::{
 };
 use crate::{
     coordinators::{CoordinatorError, GotSource},
+    metrics::TensorsEnd,
     region::{Chain, ClientId, Region},
     service::{
         client::ClientHandle,
@@ -310,7 +311,16 @@ type Event = pb::pull_tensors_event::Event;
 impl Run {
     async fn run(mut self) {
         // The engine that asked may go away at any time; what landed stays where it is.
-        let _ = self.bring().await;
+        self.api.pulls.tensors_begun.inc();
+        let brought = self.bring().await;
+        let end = match brought {
+            Err(GivenUp) => TensorsEnd::GivenUp,
+            Ok(()) if self.summary.tensors_failed > 0 => TensorsEnd::Partial,
+            Ok(()) => TensorsEnd::Complete,
+        };
+        let pulls = &self.api.pulls;
+        pulls.tensors_ended.of(end).inc();
+        pulls.tensors_here.add(self.summary.tensors_here.into());
     }
 
     async fn bring(&mut self) -> Result<(), GivenUp> {

@@ -59,6 +59,16 @@ fn compare_totals(directory: &Directory, model: &Model) {
     );
     let hidden = model.nodes.keys().filter(|node| model.hidden(**node));
     assert_eq!(totals.hidden.get(), hidden.count() as u64);
+    let counts = directory.counts();
+    let ended = counts.claims_ended.iter().map(|(_, ended)| ended.get());
+    let claims = counts.claims_granted.get() - ended.sum::<u64>();
+    let held = directory.claims_held();
+    assert_eq!((counts.claims.get(), claims), (held, held));
+    let ended = counts.locations_ended.iter().map(|(_, ended)| ended.get());
+    let locations = counts.locations_added.get() - ended.sum::<u64>();
+    let there = directory.locations();
+    assert_eq!((counts.locations.get(), locations), (there, there));
+    assert_eq!(counts.locations_bytes.get(), there * BLOCK_BYTES);
     let sizes = directory.sizes();
     assert_eq!(sizes.nodes, model.nodes.len());
     assert_eq!(sizes.namespaces, model.namespaces.len());
