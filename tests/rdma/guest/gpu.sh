@@ -1,5 +1,5 @@
 # GPUs on both ends of a wire, on a fake libcuda: READs out of one GPU's memory straight into another's (GPUDirect).
-# bound: 600
+# bound: 900
 here=$(dirname "$0")
 for part in test net programs; do . "$here/lib/$part.sh"; done
 
