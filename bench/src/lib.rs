@@ -10,6 +10,7 @@
 //! | [`publish`] | agents that publish through sessions |
 //! | [`locate`] | readers that ask |
 //! | [`vanish`] | a node that goes while readers ask |
+//! | [`soak`] | an hour of churn in minutes, and the curve of the coordinator's memory |
 //! | [`in_process`] | the directory without a wire |
 //! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
@@ -19,6 +20,7 @@ pub mod memory;
 pub mod publish;
 pub mod report;
 pub mod server;
+pub mod soak;
 pub mod stats;
 pub mod transfer;
 pub mod vanish;
