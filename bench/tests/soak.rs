@@ -8,7 +8,14 @@ use serde_json::Value;
 #[test]
 fn a_short_soak_does_everything_and_leaves_nothing() {
     let output = Command::new(env!("CARGO_BIN_EXE_coordinator-soak"))
-        .args(["--minutes", "0.07", "--nodes", "8", "--blocks-per-node", "2000"])
+        .args([
+            "--minutes",
+            "0.07",
+            "--nodes",
+            "8",
+            "--blocks-per-node",
+            "2000",
+        ])
         .args(["--samples", "24", "--json"])
         .output()
         .unwrap();
@@ -24,7 +31,15 @@ fn a_short_soak_does_everything_and_leaves_nothing() {
     let samples: Vec<&Value> = lines.iter().map(|line| &line["sample"]).collect();
     assert!(samples.len() >= 16, "{} samples", samples.len());
     let most = |key: &str| samples.iter().filter_map(|s| s[key].as_u64()).max();
-    for key in ["resident_bytes", "files", "blocks", "copies", "claims", "locations", "wishes"] {
+    for key in [
+        "resident_bytes",
+        "files",
+        "blocks",
+        "copies",
+        "claims",
+        "locations",
+        "wishes",
+    ] {
         assert!(most(key) > Some(0), "{key}: {told}");
     }
     assert!(most("nodes") >= Some(8));
@@ -37,7 +52,10 @@ fn a_short_soak_does_everything_and_leaves_nothing() {
             assert!(count.as_u64() > Some(0), "{kind} never happened: {last}");
         }
     }
-    assert!(last["fit"]["growth"].is_f64() && last["fit"]["growth_error"].is_f64(), "{last}");
+    assert!(
+        last["fit"]["growth"].is_f64() && last["fit"]["growth_error"].is_f64(),
+        "{last}"
+    );
     assert_eq!(last["settled"], true, "{after}");
     let flat = last["verdict"] == "flat";
     assert_eq!(output.status.code(), Some(i32::from(!flat)), "{last}");

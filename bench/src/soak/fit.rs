@@ -92,7 +92,10 @@ fn likeness(off: &[f64], squares: f64) -> f64 {
     if squares == 0.0 {
         return 1.0;
     }
-    let neighbours: f64 = off.windows(2).map(|pair| pair.iter().product::<f64>()).sum();
+    let neighbours: f64 = off
+        .windows(2)
+        .map(|pair| pair.iter().product::<f64>())
+        .sum();
     let correlation = (neighbours / squares).clamp(0.0, 0.99);
     (1.0 + correlation) / (1.0 - correlation)
 }
@@ -107,7 +110,10 @@ mod tests {
         let one = |n: u64| {
             let random = (mix(n + 1) >> 11) as f64 / (1u64 << 53) as f64;
             let at = n as f64;
-            (at, 1_000.0 + noise * (2.0 * random - 1.0) + growth * at / 99.0)
+            (
+                at,
+                1_000.0 + noise * (2.0 * random - 1.0) + growth * at / 99.0,
+            )
         };
         (0..100).map(one).collect()
     }
@@ -119,7 +125,10 @@ mod tests {
     #[test]
     fn a_line_is_found() {
         let fit = Fit::of(&points(0.0, 50.0)).unwrap();
-        assert!((fit.growth - 50.0).abs() < 1e-6 && fit.noise < 1e-6, "{fit:?}");
+        assert!(
+            (fit.growth - 50.0).abs() < 1e-6 && fit.noise < 1e-6,
+            "{fit:?}"
+        );
         assert!((fit.mean - 1_025.0).abs() < 1e-6, "{fit:?}");
         let fit = Fit::of(&points(30.0, 0.0)).unwrap();
         assert!((10.0..30.0).contains(&fit.noise), "{fit:?}");

@@ -118,6 +118,8 @@ struct Node {
     step: u64,
     claims: u64,
     puts: u64,
+    /// What will be taken from its location next.
+    put: Option<Vec<u64>>,
     orders: u64,
 }
 
@@ -133,10 +135,11 @@ impl Node {
             names: 0,
             seq: 0,
             holding: Holding::new(slots),
-            // So that nodes do different things at a time.
-            step: u64::from(number) * 37,
+            // So that nodes do different things at a time, and the first does what is rare soon.
+            step: 190 + u64::from(number) * 37,
             claims: 0,
             puts: 0,
+            put: None,
             orders: 0,
         }
     }
@@ -267,11 +270,7 @@ impl Node {
         session.say(Said::Delta(pb::Delta { seq, ..delta })).await
     }
 
-    async fn publish(
-        &mut self,
-        session: &Session,
-        blocks: Vec<u64>,
-    ) -> Result<(), BenchError> {
+    async fn publish(&mut self, session: &Session, blocks: Vec<u64>) -> Result<(), BenchError> {
         let count = blocks.len();
         let change = self.holding.seal(blocks.into_iter());
         let counts = &self.world.counts;
@@ -392,11 +391,10 @@ impl Node {
     }
 
     async fn locate(&mut self, session: &mut Session) -> Result<(), BenchError> {
-        let blocks = self.world.blocks(&mut self.draw, RUN);
-        if self.puts % 4 != 3 {
+        let Some(blocks) = self.put.take() else {
+            let blocks = self.world.blocks(&mut self.draw, RUN);
             return self.put(session, blocks, 0).await;
-        }
-        self.puts += 1;
+        };
         let request = pb::RemoveLocationsRequest {
             namespace: NAMESPACE.into(),
             hashes: Some(packed(blocks.into_iter())),
@@ -417,6 +415,8 @@ impl Node {
     ) -> Result<(), BenchError> {
         self.puts += 1;
         let count = blocks.len() as u64;
+        // Every fourth is taken back by and by, before it expires.
+        self.put = (self.puts % 4 == 3).then(|| blocks.clone());
         let request = pb::PutLocationsRequest {
             namespace: NAMESPACE.into(),
             hashes: Some(packed(blocks.into_iter())),
