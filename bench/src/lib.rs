@@ -13,6 +13,7 @@
 //! | [`churn`] | nodes that replace blocks while readers ask |
 //! | [`vanish`] | a node that goes while readers ask |
 //! | [`coordinator`] | all of these, one after the other: `kvferry bench coordinator` |
+//! | [`soak`] | an hour of churn in minutes, and the curve of the coordinator's memory |
 //! | [`in_process`] | the directory without a wire |
 //! | [`instructions`] | pieces of work whose instructions are counted |
 //! | [`replay`] | a request trace through a cluster, real or simulated |
@@ -31,6 +32,7 @@ pub mod publish;
 pub mod replay;
 pub mod report;
 pub mod server;
+pub mod soak;
 pub mod stats;
 pub mod transfer;
 pub mod vanish;

@@ -77,9 +77,31 @@ impl Rows {
         self.hashes.extend_from_slice(hash);
     }
 
-    /// Memory they take.
+    /// Memory they take: columns grow by doubling, so that up to half of it may be empty.
     pub(super) fn bytes(&self) -> usize {
-        const COLUMNS: usize = size_of::<CopyChange>() + 2 * size_of::<u32>() + size_of::<u64>();
-        self.len() * COLUMNS + self.hashes.len()
+        self.changes.capacity() * size_of::<CopyChange>()
+            + (self.regions.capacity() + self.slots.capacity()) * size_of::<u32>()
+            + self.generations.capacity() * size_of::<u64>()
+            + self.hashes.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_halves_of_columns_count() {
+        let mut rows = Rows::default();
+        assert_eq!(rows.bytes(), 0);
+        // One more than columns of a power of two have room for.
+        for slot in 0..129 {
+            rows.push(CopyChange::Added, (0, slot), 2, &[0; 32]);
+        }
+        let used = 129 * (1 + 4 + 4 + 8 + 32);
+        assert!(rows.bytes() > used * 3 / 2, "{} of {used}", rows.bytes());
+        rows.hashes.shrink_to_fit();
+        rows.generations.shrink_to_fit();
+        assert!(rows.bytes() < used * 3 / 2, "{} of {used}", rows.bytes());
     }
 }
