@@ -27,7 +27,7 @@ pub(super) async fn run(world: Arc<World>, number: u32) -> Result<(), BenchError
         let blocks = world.blocks(&mut draw, RUN);
         let hashes = Some(packed(blocks.into_iter()));
         let namespace = NAMESPACE.to_owned();
-        if turn % 4 == 0 {
+        if turn.is_multiple_of(4) {
             let request = pb::FindLocationsRequest { namespace, hashes };
             locations.find_locations(request).await?;
         } else {
