@@ -85,12 +85,12 @@ fn wear(options: &Options) -> Result<bool, BenchError> {
         if !options.json {
             println!("{HEADINGS}");
         }
-        let mut looks = 0;
+        let mut looks = 0u32;
         let every = (options.samples / ROWS).max(1);
         let shown = |sample: &Sample| {
             if options.json {
                 print_json(&json!({ "sample": sample }));
-            } else if looks % every == 0 {
+            } else if looks.is_multiple_of(every) {
                 println!("{}", row(sample));
             }
             looks += 1;
