@@ -7,6 +7,7 @@ mod cluster;
 mod commands;
 mod content;
 mod demo;
+mod descriptors;
 mod failure;
 mod files;
 mod logging;

@@ -6,6 +6,7 @@ use tracing::info;
 use crate::{
     announce::AgentReady,
     cli::AgentArgs,
+    descriptors,
     failure::{Done, Failure},
     metrics_note::note_metrics,
     output,
@@ -20,6 +21,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<Done, Failure> {
         variable: &|name| std::env::var(name).ok(),
         flags: &args.settings,
     })?;
+    descriptors::prepare();
     let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
     let agent = Agent::start(config).await?;
     let at = agent.addresses();

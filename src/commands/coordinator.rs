@@ -6,6 +6,7 @@ use tracing::info;
 use crate::{
     announce::CoordinatorReady,
     cli::CoordinatorArgs,
+    descriptors,
     failure::{Done, Failure},
     metrics_note::note_metrics,
     output,
@@ -20,6 +21,7 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<Done, Failure> {
         variable: &|name| std::env::var(name).ok(),
         flags: &args.settings,
     })?;
+    descriptors::prepare();
     let stop = shutdown::requested(args.supervised.until_stdin_closes).map_err(Failure::Signals)?;
     let coordinator = Coordinator::bind(&config)?;
     let (listen, metrics) = (coordinator.local_addr(), coordinator.metrics_addr());

@@ -39,9 +39,23 @@ impl Process {
 
     /// As above, with these in its environment.
     async fn start_with(args: &[String], environment: &[(String, String)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kvferry"))
-            .args(args)
-            .envs(environment.iter().cloned())
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
+        command.args(args).envs(environment.iter().cloned());
+        Self::spawn(command, args).await
+    }
+
+    /// Behind a command that becomes it: `ip netns exec`, a shell that sets limits.
+    pub(crate) async fn start_behind(prefix: &[&str], args: &[String]) -> Self {
+        let mut command = Command::new(prefix[0]);
+        command
+            .args(&prefix[1..])
+            .arg(env!("CARGO_BIN_EXE_kvferry"))
+            .args(args);
+        Self::spawn(command, args).await
+    }
+
+    async fn spawn(mut command: Command, args: &[String]) -> Self {
+        let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
@@ -61,7 +75,11 @@ impl Process {
         Self { child, ready }
     }
 
-    fn text(&self, key: &str) -> String {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("it still runs")
+    }
+
+    pub(crate) fn text(&self, key: &str) -> String {
         self.ready[key]
             .as_str()
             .unwrap_or_else(|| panic!("{key} is in {}", self.ready))
@@ -70,7 +88,7 @@ impl Process {
 
     /// Sends a signal by name.
     pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.id().expect("it still runs");
+        let pid = self.pid();
         let status = std::process::Command::new("kill")
             .args([&format!("-{name}"), &pid.to_string()])
             .status()
@@ -103,7 +121,7 @@ pub(crate) struct Cluster {
 }
 
 /// Short, so that tests of absence need not wait long; long enough for a busy machine.
-const HEARTBEAT: [&str; 6] = [
+pub(crate) const HEARTBEAT: [&str; 6] = [
     "--heartbeat-interval-ms",
     "200",
     "--hide-after-ms",
@@ -160,8 +178,28 @@ impl Cluster {
         environment: &[(String, String)],
     ) -> Engine {
         let socket = self.socket(node);
+        let args = self.agent_args(node, more);
+        let process = Process::start_with(&args, environment).await;
+        self.agents.insert(node.to_owned(), process);
+        Engine::connect(&socket).await
+    }
+
+    /// As `agent`, behind a command that becomes it.
+    pub(crate) async fn agent_behind(
+        &mut self,
+        prefix: &[&str],
+        node: &str,
+        more: &[&str],
+    ) -> Engine {
+        let args = self.agent_args(node, more);
+        let process = Process::start_behind(prefix, &args).await;
+        self.agents.insert(node.to_owned(), process);
+        Engine::connect(&self.socket(node)).await
+    }
+
+    fn agent_args(&self, node: &str, more: &[&str]) -> Vec<String> {
         let coordinator = format!("http://{}", self.coordinator_address);
-        let args = [
+        [
             "agent",
             "--announce",
             "--node",
@@ -175,15 +213,12 @@ impl Cluster {
             "--listen-metrics",
             "127.0.0.1:0",
             "--socket",
-            &socket.display().to_string(),
+            &self.socket(node).display().to_string(),
         ]
         .iter()
         .chain(more)
         .map(ToString::to_string)
-        .collect::<Vec<_>>();
-        let process = Process::start_with(&args, environment).await;
-        self.agents.insert(node.to_owned(), process);
-        Engine::connect(&socket).await
+        .collect()
     }
 
     pub(crate) fn agent_data_address(&self, node: &str) -> SocketAddr {
@@ -198,6 +233,14 @@ impl Cluster {
     pub(crate) fn coordinator_metrics(&self) -> SocketAddr {
         let coordinator = self.coordinator.as_ref().expect("it runs");
         coordinator.text("metrics").parse().expect("an address")
+    }
+
+    pub(crate) fn agent_peer_address(&self, node: &str) -> SocketAddr {
+        self.agents[node].text("peer").parse().expect("an address")
+    }
+
+    pub(crate) fn coordinator_process(&self) -> &Process {
+        self.coordinator.as_ref().expect("it runs")
     }
 
     pub(crate) fn agent_process(&self, node: &str) -> &Process {

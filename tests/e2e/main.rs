@@ -18,6 +18,7 @@ mod engine_death;
 mod faults;
 mod gpu;
 mod gpu_rdma;
+mod hosts;
 mod locations;
 mod metrics;
 mod publish_and_pull;

@@ -17,13 +17,13 @@ use kvferry_bench::replay::{
     trace::Trace,
 };
 use kvferry_bench::transfer::point::size;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::oneshot;
 
 use super::{BenchError, agent_at, file_error, machine};
 use crate::{
     cli::bench::replay::ReplayArgs,
     cluster::{AgentPlan, Cluster},
+    descriptors,
     failure::Done,
     output, progress, shutdown,
 };
@@ -188,19 +188,9 @@ async fn on_paper(
 /// Lets this process have as many descriptors as so many stores hold, as far as it may.
 fn room_for(nodes: u32) -> Result<(), ReplayFailure> {
     let needed = u64::from(nodes) * DESCRIPTORS.0 + DESCRIPTORS.1;
-    let now = getrlimit(Resource::Nofile);
-    // None is no limit.
-    if now.current.is_none_or(|limit| limit >= needed) {
-        return Ok(());
-    }
-    let limit = now.maximum.unwrap_or(u64::MAX);
-    let raised = Rlimit {
-        current: now.maximum,
-        maximum: now.maximum,
-    };
-    match limit >= needed && setrlimit(Resource::Nofile, raised).is_ok() {
-        true => Ok(()),
-        false => Err(ReplayFailure::Descriptors {
+    match descriptors::take_all() {
+        limit if limit >= needed => Ok(()),
+        limit => Err(ReplayFailure::Descriptors {
             nodes,
             needed,
             limit,
