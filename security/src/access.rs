@@ -147,11 +147,7 @@ impl Access {
         }
     }
 
-    pub(crate) fn by(
-        rules: Arc<Rules>,
-        credential: Credential,
-        from: Option<SocketAddr>,
-    ) -> Self {
+    pub(crate) fn by(rules: Arc<Rules>, credential: Credential, from: Option<SocketAddr>) -> Self {
         Self {
             rules: Some(rules),
             from,

@@ -136,7 +136,9 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
         }
         let (bytes, after) = rest.split_at_checked(count)?;
         rest = after;
-        bytes.iter().fold(0, |len, byte| len << 8 | usize::from(*byte))
+        bytes
+            .iter()
+            .fold(0, |len, byte| len << 8 | usize::from(*byte))
     };
     let (content, rest) = rest.split_at_checked(len)?;
     Some((tag, content, rest))
@@ -153,7 +155,9 @@ mod tests {
         let mut params = CertificateParams::new(vec!["node-7".to_owned()]).unwrap();
         let uri = "kvferry:node-7".try_into().unwrap();
         params.subject_alt_names.push(SanType::URI(uri));
-        params.distinguished_name.push(DnType::OrganizationName, "x".repeat(200));
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "x".repeat(200));
         params.distinguished_name.push(DnType::CommonName, "Node 7");
         let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         let caller = Caller::with_certificate(None, certificate.der());
@@ -164,7 +168,13 @@ mod tests {
 
     #[test]
     fn no_subject_makes_it_panic() {
-        for bad in [&[][..], &[0x30], &[0x31, 0x82, 0xff], &[0x31, 0x03, 0x30, 0x01, 0x06], &[0x30, 0x80, 0, 0]] {
+        for bad in [
+            &[][..],
+            &[0x30],
+            &[0x31, 0x82, 0xff],
+            &[0x31, 0x03, 0x30, 0x01, 0x06],
+            &[0x30, 0x80, 0, 0],
+        ] {
             assert_eq!(common_name(bad), None);
         }
     }

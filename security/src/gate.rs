@@ -175,6 +175,19 @@ impl Gate {
         }
     }
 
+    /// Completes when the policy says something else of this caller than it did. Never without a policy.
+    pub async fn revoked(&self, access: &Access) {
+        let Some(mut changes) = self.changes() else {
+            return std::future::pending().await;
+        };
+        // A policy that came between the request and this is looked at, too.
+        while self.still(access) {
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Whether the policy in force still says the same of this caller.
     #[must_use]
     pub fn still(&self, access: &Access) -> bool {

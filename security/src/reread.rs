@@ -125,7 +125,10 @@ impl<T, E: fmt::Display> Reread<T, E> {
             Err(error) => {
                 watch.bad = true;
                 self.failed.inc();
-                tracing::warn!("{} changed and is of no use: {error}; what was read before stays in force", self.what);
+                tracing::warn!(
+                    "{} changed and is of no use: {error}; what was read before stays in force",
+                    self.what
+                );
                 Looked::Bad
             }
         }
@@ -135,7 +138,9 @@ impl<T, E: fmt::Display> Reread<T, E> {
 impl<T, E> fmt::Debug for Reread<T, E> {
     // What was read may be a secret.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reread").field("files", &self.files).finish_non_exhaustive()
+        f.debug_struct("Reread")
+            .field("files", &self.files)
+            .finish_non_exhaustive()
     }
 }
 

@@ -128,8 +128,7 @@ fn read(path: &Path) -> Result<MetadataValue<Ascii>, TokenError> {
     if !fits || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(none());
     }
-    let mut value: MetadataValue<Ascii> =
-        format!("Bearer {token}").parse().map_err(|_| none())?;
+    let mut value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| none())?;
     // Nobody who logs headers logs it.
     value.set_sensitive(true);
     Ok(value)
@@ -153,7 +152,12 @@ mod tests {
     fn a_token_is_one_line_and_never_shown() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token");
-        for bad in ["", "short\n", "two words are no token\n", "0123456789abcdef\nmore\n"] {
+        for bad in [
+            "",
+            "short\n",
+            "two words are no token\n",
+            "0123456789abcdef\nmore\n",
+        ] {
             fs::write(&path, bad).unwrap();
             let error = TokenFile::open(&path).unwrap_err();
             assert!(matches!(error, TokenError::NoToken { .. }), "{error}");

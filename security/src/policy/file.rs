@@ -32,7 +32,9 @@ impl Entry {
             () if self.certificate.is_none() && self.name.is_none() => Err(Fault::NoName),
             () if self.own_node && self.certificate.is_none() => Err(Fault::OwnNode),
             () if self.own_node && self.node.is_some() => Err(Fault::TwoNodes),
-            () if patterns.any(|text| star_within(text)) || certificate.is_some_and(star_within) => {
+            () if patterns.any(|text| star_within(text))
+                || certificate.is_some_and(star_within) =>
+            {
                 Err(Fault::Pattern)
             }
             () => Ok(()),

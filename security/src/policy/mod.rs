@@ -67,7 +67,9 @@ pub enum Fault {
     #[error("give it a `name`: a token has none")]
     NoName,
     /// Not a hash.
-    #[error("`token_sha256` takes 64 hexadecimal digits (`kvferry keys token` prints them), not the token itself")]
+    #[error(
+        "`token_sha256` takes 64 hexadecimal digits (`kvferry keys token` prints them), not the token itself"
+    )]
     TokenHash,
     /// A certificate's name is needed.
     #[error("`own_node` needs a `certificate`, whose names are the node's")]
@@ -200,7 +202,11 @@ impl Policy {
     /// beginning.
     pub(crate) fn of_certificate(&self, certified: &Certified) -> Option<Rules> {
         let names = certified.names();
-        let exact = || names.iter().find_map(|name| Some((name, self.certificates.get(name)?)));
+        let exact = || {
+            names
+                .iter()
+                .find_map(|name| Some((name, self.certificates.get(name)?)))
+        };
         let begins = || {
             self.beginnings.iter().find_map(|(beginning, identity)| {
                 let name = names.iter().find(|name| name.starts_with(beginning))?;

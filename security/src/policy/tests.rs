@@ -69,7 +69,10 @@ fn what_makes_no_sense_is_named() {
     };
     let hash = "0".repeat(64);
     assert_eq!(fault("[[identity]]\nname = \"x\""), Fault::Nobody);
-    assert_eq!(fault(&format!("[[identity]]\ntoken_sha256 = \"{hash}\"")), Fault::NoName);
+    assert_eq!(
+        fault(&format!("[[identity]]\ntoken_sha256 = \"{hash}\"")),
+        Fault::NoName
+    );
     let own = format!("[[identity]]\nname = \"x\"\ntoken_sha256 = \"{hash}\"\nown_node = true");
     assert_eq!(fault(&own), Fault::OwnNode);
     let secret = "[[identity]]\nname = \"x\"\ntoken_sha256 = \"the token itself\"";

@@ -43,6 +43,29 @@ pub struct Secured {
     pub insecure: bool,
 }
 
+impl Secured {
+    /// Looks whether an address can be dialled with this.
+    ///
+    /// # Errors
+    /// [`DialRefusal`].
+    pub fn check(&self, url: &str) -> Result<Uri, DialRefusal> {
+        let url = || url.to_owned();
+        let no_address = || DialRefusal::NoAddress { url: url() };
+        let uri: Uri = url().parse().map_err(|_| no_address())?;
+        let host = uri.host().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(no_address)?;
+        match uri.scheme_str() {
+            Some("https") if self.files.ca.is_none() => Err(DialRefusal::NoCa { url: url() }),
+            Some("https") => Ok(uri),
+            Some("http") if self.token.is_some() && !self.insecure && !is_loopback(host) => {
+                Err(DialRefusal::TokenInClear { url: url() })
+            }
+            Some("http") => Ok(uri),
+            _ => Err(no_address()),
+        }
+    }
+}
+
 /// Why an address is not dialled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DialRefusal {
@@ -53,7 +76,9 @@ pub enum DialRefusal {
         url: String,
     },
     /// Nobody to trust.
-    #[error("{url}: https takes the CA that issued the server's certificate: give its file (--tls-ca)")]
+    #[error(
+        "{url}: https takes the CA that issued the server's certificate: give its file (--tls-ca)"
+    )]
     NoCa {
         /// As given.
         url: String,
@@ -84,7 +109,6 @@ pub enum DialerError {
 pub struct Dialer {
     tls: Option<Arc<Trust>>,
     token: Option<Arc<TokenFile>>,
-    insecure: bool,
 }
 
 #[derive(Debug)]
@@ -113,7 +137,6 @@ impl Dialer {
         Ok(Self {
             tls: tls.map(Arc::new),
             token: token.map(Arc::new),
-            insecure: secured.insecure,
         })
     }
 
@@ -127,27 +150,6 @@ impl Dialer {
     #[must_use]
     pub fn scheme(&self) -> &'static str {
         if self.has_tls() { "https" } else { "http" }
-    }
-
-    /// Looks whether an address can be dialled.
-    ///
-    /// # Errors
-    /// [`DialRefusal`].
-    pub fn check(&self, url: &str) -> Result<Uri, DialRefusal> {
-        let refused = || url.to_owned();
-        let no_address = || DialRefusal::NoAddress { url: refused() };
-        let uri: Uri = url.parse().map_err(|_| no_address())?;
-        let host = uri.host().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(no_address)?;
-        match uri.scheme_str() {
-            Some("https") if self.tls.is_none() => Err(DialRefusal::NoCa { url: refused() }),
-            Some("https") => Ok(uri),
-            Some("http") if self.token.is_some() && !self.insecure && !is_loopback(host) => {
-                Err(DialRefusal::TokenInClear { url: refused() })
-            }
-            Some("http") => Ok(uri),
-            _ => Err(no_address()),
-        }
     }
 
     /// Connects when it is needed.
@@ -178,7 +180,11 @@ impl Dialer {
         name: Option<&str>,
     ) -> Result<Line, TransportError> {
         let channel = match endpoint.uri().scheme_str() {
-            Some("https") => endpoint.connect_with_connector(self.connector(name)).await?,
+            Some("https") => {
+                endpoint
+                    .connect_with_connector(self.connector(name))
+                    .await?
+            }
             _ => endpoint.connect().await?,
         };
         Ok(self.line(channel))
@@ -239,7 +245,10 @@ fn trust(files: &TlsFiles, ca: &Path) -> Result<Trust, TlsFileError> {
 
 fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
 }
 
 /// A channel to a server, on which every call says who calls.
@@ -295,15 +304,19 @@ impl Service<Uri> for Connector {
             let host = uri.host().unwrap_or_default();
             let host = host.trim_start_matches('[').trim_end_matches(']');
             let port = uri.port_u16().unwrap_or(443);
-            let server = uri.authority().map_or_else(String::new, ToString::to_string);
-            // Whoever dials has asked `check` first.
+            let server = uri
+                .authority()
+                .map_or_else(String::new, ToString::to_string);
+            // Whoever dials has asked `Secured::check` first.
             let Some(tls) = tls else {
                 let url = uri.to_string();
                 return Err(io::Error::other(DialRefusal::NoCa { url }));
             };
             let expected = name.as_deref().unwrap_or(host);
             let Ok(name) = ServerName::try_from(expected.to_owned()) else {
-                let detail = format!("{expected:?} can be no certificate's name: letters, digits, '-' and '_' can, of at most 63 to a dot");
+                let detail = format!(
+                    "{expected:?} can be no certificate's name: letters, digits, '-' and '_' can, of at most 63 to a dot"
+                );
                 return Err(io::Error::other(TlsRefusal::Other { server, detail }));
             };
             let stream = TcpStream::connect((host, port)).await?;

@@ -59,7 +59,9 @@ impl TlsFiles {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
     /// One without the other.
-    #[error("{given} is set and {missing} is not: a certificate and its key belong together (--tls-cert and --tls-key)")]
+    #[error(
+        "{given} is set and {missing} is not: a certificate and its key belong together (--tls-cert and --tls-key)"
+    )]
     Half {
         /// The setting that is there.
         given: &'static str,

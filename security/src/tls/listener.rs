@@ -261,7 +261,11 @@ mod tests {
         assert!(waiting.place(other).is_some() && origin(mapped) == other);
         drop(places);
         assert!(waiting.place(neighbour).is_some());
-        assert_eq!(waiting.0.lock().1.len(), 0, "nothing is kept of those who left");
+        assert_eq!(
+            waiting.0.lock().1.len(),
+            0,
+            "nothing is kept of those who left"
+        );
         let all: Vec<_> = (0..MAX_HANDSHAKES as u32)
             .map(|n| waiting.place(IpAddr::from((n + 1).to_be_bytes())).unwrap())
             .collect();

@@ -11,6 +11,7 @@ mod stream;
 pub use client::{DialRefusal, Dialer, DialerError, Line, Secured};
 pub use files::{TlsFileError, TlsFiles};
 pub use listener::{DoorCounts, HANDSHAKE_WITHIN, Handshake, Incoming, Listener};
+pub use plaintext::go_away;
 pub use refusal::TlsRefusal;
 pub use server::ServerTls;
 pub use stream::Accepted;

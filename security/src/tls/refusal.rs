@@ -31,7 +31,9 @@ pub enum TlsRefusal {
         ca: String,
     },
     /// Its certificate is out of date.
-    #[error("the certificate of {server} has expired: renew it there (files are read again by themselves)")]
+    #[error(
+        "the certificate of {server} has expired: renew it there (files are read again by themselves)"
+    )]
     Expired {
         /// Who was dialled.
         server: String,
@@ -43,13 +45,17 @@ pub enum TlsRefusal {
         server: String,
     },
     /// It speaks in clear.
-    #[error("{server} does not speak TLS: use http:// for it, or start it with --tls-cert and --tls-key")]
+    #[error(
+        "{server} does not speak TLS: use http:// for it, or start it with --tls-cert and --tls-key"
+    )]
     NotTls {
         /// Who was dialled.
         server: String,
     },
     /// It wants to know who we are.
-    #[error("{server} wants a client certificate: give one that its CA issued (--tls-cert, --tls-key)")]
+    #[error(
+        "{server} wants a client certificate: give one that its CA issued (--tls-cert, --tls-key)"
+    )]
     CertificateWanted {
         /// Who was dialled.
         server: String,
@@ -65,7 +71,9 @@ pub enum TlsRefusal {
         alert: String,
     },
     /// It hung up.
-    #[error("{server} closed the connection in the handshake: it may be busy, or speak something else")]
+    #[error(
+        "{server} closed the connection in the handshake: it may be busy, or speak something else"
+    )]
     HungUp {
         /// Who was dialled.
         server: String,
@@ -109,7 +117,11 @@ impl TlsRefusal {
                 CertificateError::NotValidForNameContext { presented, .. } => Self::WrongName {
                     server,
                     expected: expected.to_owned(),
-                    presented: presented.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", "),
+                    presented: presented
+                        .iter()
+                        .map(|name| plain(name))
+                        .collect::<Vec<_>>()
+                        .join(", "),
                 },
                 CertificateError::UnknownIssuer => Self::UnknownIssuer {
                     server,
@@ -194,7 +206,9 @@ fn rustls_error(error: &io::Error) -> Option<&RustlsError> {
 
 /// `DnsName("x")` is `x`.
 fn plain(presented: &str) -> String {
-    let inner = presented.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    let inner = presented
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
     inner.unwrap_or(presented).trim_matches('"').to_owned()
 }
 
@@ -209,9 +223,13 @@ mod tests {
 
     #[test]
     fn what_went_wrong_says_what_to_do() {
-        let clear = refusal(RustlsError::InvalidMessage(InvalidMessage::InvalidContentType));
+        let clear = refusal(RustlsError::InvalidMessage(
+            InvalidMessage::InvalidContentType,
+        ));
         assert!(matches!(clear, TlsRefusal::NotTls { .. }));
-        let wanted = refusal(RustlsError::AlertReceived(AlertDescription::CertificateRequired));
+        let wanted = refusal(RustlsError::AlertReceived(
+            AlertDescription::CertificateRequired,
+        ));
         assert!(wanted.to_string().contains("--tls-cert"), "{wanted}");
         let ca = refusal(CertificateError::UnknownIssuer.into());
         assert!(ca.to_string().contains("ca.pem") && ca.to_string().contains("10.0.0.1:7400"));

@@ -70,9 +70,8 @@ fn config(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Arc<ServerConfig
             let roots = files::roots(ca)?;
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, files::provider());
             let verifier = verifier.build();
-            builder.with_client_cert_verifier(
-                verifier.map_err(|error| broken(ca, error.to_string()))?,
-            )
+            builder
+                .with_client_cert_verifier(verifier.map_err(|error| broken(ca, error.to_string()))?)
         }
     };
     let mut config = builder
