@@ -12,13 +12,13 @@ use std::{
 use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
+use kvferry_security::tls::{Dialer, DialerError, DoorCounts, Listener, ServerTls, TlsFileError};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -44,7 +44,7 @@ use crate::{
         shm::{ShmOptions, ShmServer, ShmTransport, host_id},
         tcp::{BindError, TcpConfig, TcpLimits, TcpServer, TcpTransport},
     },
-    unix_socket::{BoundSocket, Reach, SocketError},
+    unix_socket::{BoundSocket, Guarded, Reach, SocketError},
 };
 
 /// Everything must have ended this long after the signal; what has not is dropped.
@@ -68,6 +68,12 @@ pub enum StartError {
     /// A coordinator's address that cannot be.
     #[error(transparent)]
     Coordinator(#[from] BadAddress),
+    /// Certificate, key or CA are of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
+    /// What is needed to dial is of no use.
+    #[error(transparent)]
+    Dialer(#[from] DialerError),
     /// A TCP port that is not to be had.
     #[error(
         "cannot listen on {address} ({what}): {source}; stop what listens there, or choose another port"
@@ -134,8 +140,9 @@ pub struct Agent {
     clients: Clients,
     gone: mpsc::UnboundedReceiver<ClientId>,
     copies: mpsc::Receiver<CopyOrder>,
-    local: BoundSocket,
-    peer: TcpListener,
+    local: Guarded,
+    peer: Listener,
+    door: Arc<DoorCounts>,
     data: TcpServer,
     metrics: Option<MetricsServer>,
     shm: ShmServer,
@@ -150,6 +157,9 @@ impl Agent {
     /// [`StartError`]; nothing stays bound then.
     pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
         config.validate()?;
+        let tls = ServerTls::open(&config.tls_files())?.map(Arc::new);
+        let dialer = Dialer::open(&config.secured())?;
+        warn_of_open_doors(&config);
         let node = NodeId::new(&config.node)?;
         let labels = Labels::new(config.labels.clone())?;
         let incarnation = new_incarnation()?;
@@ -158,12 +168,25 @@ impl Agent {
         let devices = open_devices(&config)?;
         let rdma = devices.as_ref().map(|all| RdmaOwner::new(all, &catalog));
 
-        let local = BoundSocket::bind(&config.socket_path(), Reach::ThisUser)?;
+        let users = config.socket_uids()?;
+        // Who connects is asked who he is, each time: the file's mode only keeps others away from there.
+        let reach = match users.is_empty() {
+            true => Reach::ThisUser,
+            false => Reach::Everybody,
+        };
+        let local = BoundSocket::bind(&config.socket_path(), reach)?;
         let shm = ShmServer::bind(
             &config.descriptor_socket_path(),
             Arc::clone(&catalog),
-            ShmOptions::default(),
+            ShmOptions {
+                engine_uids: users.clone(),
+                ..ShmOptions::default()
+            },
         )?;
+        let local = Guarded {
+            socket: local,
+            users,
+        };
         let data = TcpServer::bind(
             config.listen_data,
             Arc::clone(&catalog),
@@ -173,6 +196,8 @@ impl Agent {
         let metrics = config.listen_metrics.address();
         let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
+        let door = Arc::<DoorCounts>::default();
+        let peer = Listener::new(peer, tls, Arc::clone(&door));
 
         let reachable = |bound: SocketAddr| match config.advertise_host {
             Some(host) => SocketAddr::new(host, bound.port()),
@@ -203,11 +228,15 @@ impl Agent {
             reads: Arc::default(),
             orders,
         };
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside)?;
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside, &dialer)?;
         let api = LocalApi::new(Shared {
-            links: links(&config, &identity, devices),
+            links: links(&config, &identity, devices, &dialer),
             deposits: shm.deposits(),
-            coordinators: Coordinators::new(&config.coordinators, config.coordinator_compression)?,
+            coordinators: Coordinators::new(
+                &config.coordinators,
+                config.coordinator_compression,
+                &dialer,
+            )?,
             coordinator_addresses: config.coordinators.clone(),
             sessions: statuses,
             served: data.counters(),
@@ -244,6 +273,7 @@ impl Agent {
             copies,
             local,
             peer,
+            door,
             data,
             metrics,
             shm,
@@ -285,7 +315,7 @@ impl Agent {
         }
         tasks.spawn(self.api.clone().make_copies(self.copies, stop.clone()));
         if let Some(metrics) = self.metrics {
-            let observed = Arc::new(AgentObserved(self.api.clone()));
+            let observed = Arc::new(AgentObserved(self.api.clone(), self.door));
             tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
@@ -328,6 +358,30 @@ fn new_incarnation() -> Result<Incarnation, IdError> {
     Incarnation::new(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
+/// Says at every start what strangers can do.
+fn warn_of_open_doors(config: &AgentConfig) {
+    let files = config.tls_files();
+    for (what, address) in [
+        ("listen_peer", config.listen_peer),
+        ("listen_data", config.listen_data),
+    ] {
+        if !files.serve() && !address.ip().is_loopback() {
+            warn!(
+                %address,
+                "insecure: {what} asks nobody who they are, and speaks in clear: whoever reaches it can read what is held here (--tls-cert, --tls-key, --tls-ca)"
+            );
+        }
+    }
+    if files.serve() && files.ca.is_none() {
+        warn!("insecure: listen_peer asks nobody for a certificate (--tls-ca)");
+    }
+    if let Some(metrics) = config.listen_metrics.address()
+        && !metrics.ip().is_loopback()
+    {
+        warn!(%metrics, "insecure: whoever reaches this port can read the metrics, in clear");
+    }
+}
+
 async fn listen(
     what: &'static str,
     address: SocketAddr,
@@ -357,6 +411,7 @@ fn sessions(
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
     beside: &Beside,
+    dialer: &Dialer,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -383,6 +438,7 @@ fn sessions(
         let task = task
             .reporting(Arc::clone(&beside.transfer))
             .compressed(config.coordinator_compression)
+            .dialing(dialer.clone())
             .with_surplus(Arc::new(move |copies| hinted.surplus(copies)));
         tasks.0.push(task);
         tasks.1.push(status);
@@ -412,7 +468,12 @@ fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
     }
 }
 
-fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>>) -> Links {
+fn links(
+    config: &AgentConfig,
+    identity: &Identity,
+    devices: Option<Arc<Devices>>,
+    dialer: &Dialer,
+) -> Links {
     let forced = match config.transport {
         TransportChoice::Auto => None,
         TransportChoice::Rdma => Some(TransportKind::Rdma),
@@ -431,7 +492,8 @@ fn links(config: &AgentConfig, identity: &Identity, devices: Option<Arc<Devices>
     if let Some(devices) = devices {
         let behind = forced.is_none().then(|| Arc::clone(&tcp));
         let node = identity.node.as_str();
-        transports.push(Arc::new(RdmaTransport::new(devices, node, behind)));
+        let rdma = RdmaTransport::new(devices, node, behind);
+        transports.push(Arc::new(rdma.dialing(dialer.clone())));
     }
     transports.push(tcp);
     Links::new(transports, forced, LinksConfig::default())
@@ -455,12 +517,7 @@ fn defaults(config: &AgentConfig) -> Defaults {
     }
 }
 
-async fn serve_local(
-    api: LocalApi,
-    socket: BoundSocket,
-    clients: Clients,
-    stop: CancellationToken,
-) {
+async fn serve_local(api: LocalApi, socket: Guarded, clients: Clients, stop: CancellationToken) {
     let (sender, incoming) = mpsc::channel(1);
     let accepting = async {
         loop {
@@ -496,7 +553,7 @@ async fn serve_local(
     }
 }
 
-async fn serve_peers(api: PeerServer<PeerApi>, listener: TcpListener, stop: CancellationToken) {
+async fn serve_peers(api: PeerServer<PeerApi>, listener: Listener, stop: CancellationToken) {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
         .set_service_status("kvferry.v1.Peer", tonic_health::ServingStatus::Serving)
@@ -504,7 +561,7 @@ async fn serve_peers(api: PeerServer<PeerApi>, listener: TcpListener, stop: Canc
     let served = Server::builder()
         .add_service(api)
         .add_service(health)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(listener.incoming(), stop.cancelled_owned())
         .await;
     if let Err(error) = served {
         warn!("the Peer service ended: {error}");

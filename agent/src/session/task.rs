@@ -9,6 +9,7 @@ use kvferry_proto::{
         coordinator_message::Message as Answer,
     },
 };
+use kvferry_security::tls::Dialer;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -76,6 +77,7 @@ pub type SurplusSink = Arc<dyn Fn(&[(RegionId, Slot, Generation)]) + Send + Sync
 /// One session's shell.
 pub struct SessionTask {
     endpoint: Endpoint,
+    dialer: Dialer,
     address: String,
     identity: Identity,
     log: Arc<ChangeLog>,
@@ -112,6 +114,7 @@ impl SessionTask {
         let task = Self {
             address: endpoint.uri().to_string(),
             endpoint,
+            dialer: Dialer::clear(),
             identity,
             log,
             inventory,
@@ -153,6 +156,13 @@ impl SessionTask {
     #[must_use]
     pub fn with_surplus(mut self, sink: SurplusSink) -> Self {
         self.surplus = Some(sink);
+        self
+    }
+
+    /// Says how the coordinator is dialled, if not in clear.
+    #[must_use]
+    pub fn dialing(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
         self
     }
 
@@ -217,10 +227,10 @@ impl SessionTask {
         use std::ops::ControlFlow::{Break, Continue};
         match command {
             Command::Connect => {
-                let endpoint = self.endpoint.clone();
-                self.inbound = Inbound::Opening(tokio::spawn(async move {
-                    endpoint.connect_timeout(CONNECT_BOUND).connect().await
-                }));
+                let endpoint = self.endpoint.clone().connect_timeout(CONNECT_BOUND);
+                let dialer = self.dialer.clone();
+                let opening = async move { dialer.connect(&endpoint).await };
+                self.inbound = Inbound::Opening(tokio::spawn(opening));
             }
             Command::SendHello { epoch } => {
                 let hello = self.hello(epoch);

@@ -9,10 +9,8 @@ use kvferry_proto::{
     Incarnation, NodeId, RegionId,
     pb::{self, peer_client::PeerClient},
 };
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use kvferry_security::tls::{Dialer, Line};
+use tonic::{Code, Status, transport::Endpoint};
 
 use super::{
     config::{CALL_BOUND, MAX_DESCRIBED},
@@ -53,7 +51,7 @@ impl From<Status> for CallError {
 /// One owner's Peer service and our session there.
 #[derive(Clone)]
 pub(super) struct OwnerClient {
-    client: PeerClient<Channel>,
+    client: PeerClient<Line>,
     /// 0 until the owner has made one.
     session: Arc<AtomicU64>,
     /// Who we are, for the owner's messages to people.
@@ -61,7 +59,11 @@ pub(super) struct OwnerClient {
 }
 
 impl OwnerClient {
-    pub(super) async fn connect(peer: &PeerTarget, from: &str) -> Result<Self, ConnectError> {
+    pub(super) async fn connect(
+        peer: &PeerTarget,
+        from: &str,
+        dialer: &Dialer,
+    ) -> Result<Self, ConnectError> {
         let Some(address) = peer.addresses.peer else {
             return Err(no_path(&peer.node, "it has no Peer service"));
         };
@@ -78,14 +80,16 @@ impl OwnerClient {
                 detail,
             }
         };
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
-        let channel = endpoint
+        let url = format!("{}://{address}", dialer.scheme());
+        let endpoint = Endpoint::from_shared(url).map_err(unreachable)?;
+        let endpoint = endpoint
             .connect_timeout(CALL_BOUND)
             .timeout(CALL_BOUND)
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(unreachable)?;
+            .tcp_nodelay(true);
+        // Agents know each other by name: whoever took an owner's address has not its certificate.
+        let name = Some(peer.node.as_str());
+        let connected = dialer.connect_as(&endpoint, name).await;
+        let channel = connected.map_err(unreachable)?;
         Ok(Self {
             client: PeerClient::new(channel),
             session: Arc::default(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvferry_security::tls::Dialer;
 use tokio::time::timeout;
 
 use super::{
@@ -16,6 +17,8 @@ pub struct RdmaTransport {
     /// Who we are, for owners' messages to people.
     from: Arc<str>,
     behind: Option<Arc<dyn Transport>>,
+    /// How owners' Peer services are dialled.
+    dialer: Dialer,
 }
 
 impl RdmaTransport {
@@ -27,11 +30,19 @@ impl RdmaTransport {
             devices,
             from: from.into(),
             behind,
+            dialer: Dialer::clear(),
         }
     }
 
+    /// Says how owners' Peer services are dialled, if not in clear.
+    #[must_use]
+    pub fn dialing(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
+        self
+    }
+
     async fn open(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
-        let client = OwnerClient::connect(peer, &self.from).await?;
+        let client = OwnerClient::connect(peer, &self.from, &self.dialer).await?;
         let all: Vec<usize> = (0..self.devices.list.len()).collect();
         let lanes = match connect::lanes(&self.devices, &client, peer, &all).await {
             Ok(lanes) => lanes,
