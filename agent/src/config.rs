@@ -13,7 +13,7 @@ use kvferry_proto::{IdError, Labels, NodeId};
 use serde::{Deserialize, Serialize};
 use tonic::{codec::CompressionEncoding, codegen::http::Uri};
 
-pub use crate::transport::rdma::QPS_PER_PEER;
+pub use crate::{tickets::RequireTickets, transport::rdma::QPS_PER_PEER};
 pub use size::{ByteSize, SizeError};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the closing zero.
@@ -28,6 +28,8 @@ pub const POOL_BYTES: (u64, u64) = (1 << 20, 1 << 46);
 pub const TCP_CONNECTIONS_PER_PEER: (u64, u64) = (1, 16);
 /// Places of a GID table: the verbs have 8 bits for one.
 pub const GID_INDEX: (u64, u64) = (0, 255);
+/// Most users that may map regions: it is looked through at every connection.
+pub const MAX_ALLOWED_UIDS: usize = 64;
 /// How long a peer may stay silent in a transfer: below, a busy peer is called dead; above, a
 /// dead one eats the deadlines of most pulls.
 pub const STALL_BOUND_MS: (u64, u64) = (50, 60_000);
@@ -129,6 +131,11 @@ pub struct AgentConfig {
     pub coordinator_compression: Compression,
     /// Publish what was pulled, so that others can read it here.
     pub replicate: bool,
+    /// Whether readers need tickets.
+    pub require_tickets: RequireTickets,
+    /// Users besides the agent's own whose processes may map regions for reading, with a ticket where those are
+    /// needed.
+    pub allow_uids: Vec<u32>,
     /// Listen beyond this host although nothing is encrypted and nobody is asked who they are.
     pub insecure: bool,
 }
@@ -157,6 +164,8 @@ impl Default for AgentConfig {
             pull_timeout_ms: 10_000,
             coordinator_compression: Compression::default(),
             replicate: true,
+            require_tickets: RequireTickets::default(),
+            allow_uids: Vec::new(),
             insecure: false,
         }
     }
@@ -204,6 +213,12 @@ pub enum ConfigError {
     CoordinatorAddress {
         /// As given.
         value: String,
+    },
+    /// More users than a list of people has.
+    #[error("allow_uids names {count} users: at most {MAX_ALLOWED_UIDS} are allowed")]
+    TooManyUids {
+        /// How many there are.
+        count: usize,
     },
     /// A compression this build does not have.
     #[error(
@@ -281,6 +296,10 @@ impl AgentConfig {
         })?;
         self.check_numbers()?;
         self.check_nics()?;
+        if self.allow_uids.len() > MAX_ALLOWED_UIDS {
+            let count = self.allow_uids.len();
+            return Err(ConfigError::TooManyUids { count });
+        }
         self.check_coordinators()?;
         self.check_listeners()?;
         self.check_socket()

@@ -1,6 +1,6 @@
 //! What a coordinator can be told, and which values make sense.
 
-use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use kvferry_observe::MetricsListen;
 use serde::Deserialize;
@@ -17,6 +17,11 @@ pub struct CoordinatorConfig {
     pub listen_metrics: MetricsListen,
     /// Allows to listen beyond loopback although nothing is encrypted or authenticated yet.
     pub insecure: bool,
+    /// Keys to sign tickets with, which only this user can read; `kvferry keys ticket` makes them. None: owners let
+    /// readers in without tickets.
+    pub ticket_key: Option<PathBuf>,
+    /// How long a ticket lets its reader in, in milliseconds. Rights taken away end no later.
+    pub ticket_ttl_ms: u32,
     /// How often agents are told to send a sign of life, in milliseconds.
     pub heartbeat_interval_ms: u32,
     /// A node silent for this long is not offered to readers, in milliseconds.
@@ -47,6 +52,9 @@ impl Default for CoordinatorConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             listen_metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 7409))),
             insecure: false,
+            ticket_key: None,
+            // A reader of a hundred owners asks every other second; a reader that was thrown out reads on for minutes.
+            ticket_ttl_ms: 300_000,
             heartbeat_interval_ms: 1_000,
             // Three heartbeats: one may be late and one lost.
             hide_after_ms: 3_000,
@@ -118,6 +126,8 @@ impl CoordinatorConfig {
             return Err(ConfigError::SamePort { value: self.listen });
         }
         let (heartbeat, hide) = (self.heartbeat_interval_ms, self.hide_after_ms);
+        // Shorter ones are load without use; longer ones are refused by owners.
+        check("ticket_ttl_ms", self.ticket_ttl_ms, 1_000..=3_600_000)?;
         // Faster heartbeats are load without use; slower ones hide nothing in time.
         check("heartbeat_interval_ms", heartbeat, 10..=60_000)?;
         // One heartbeat may always be lost.
@@ -150,6 +160,10 @@ impl CoordinatorConfig {
 
     pub(crate) fn hide_after(&self) -> Duration {
         Duration::from_millis(self.hide_after_ms.into())
+    }
+
+    pub(crate) fn ticket_ttl(&self) -> Duration {
+        Duration::from_millis(self.ticket_ttl_ms.into())
     }
 
     pub(crate) fn purge_after(&self) -> Duration {

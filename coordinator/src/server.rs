@@ -4,6 +4,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -14,6 +15,7 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
 };
+use kvferry_security::ticket::{Issuer, KeyFileError};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
@@ -27,7 +29,7 @@ use crate::{
     metrics::CoordinatorObserved,
     service::{
         ClaimsService, CoordinatorRouter, Hub, HubConfig, LocationsService, ReplicationService,
-        SourcesService, Timed, WatchService, compression::negotiated,
+        SourcesService, TicketsService, Timed, WatchService, compression::negotiated,
     },
 };
 
@@ -78,6 +80,14 @@ pub enum StartError {
     /// The metrics port is not to be had.
     #[error(transparent)]
     Metrics(#[from] BindError),
+    /// No keys to sign tickets with: mend the file, or make one with `kvferry keys ticket`.
+    #[error("ticket_key = {path}: {source}", path = path.display())]
+    TicketKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KeyFileError,
+    },
 }
 
 /// Why a coordinator stopped although it was not asked to.
@@ -101,6 +111,7 @@ pub struct Coordinator {
     local_addr: SocketAddr,
     metrics: Option<MetricsServer>,
     hub: Arc<Hub>,
+    tickets: TicketsService,
     epoch: u64,
 }
 
@@ -111,6 +122,7 @@ impl Coordinator {
     /// [`StartError`]; nothing is bound then.
     pub fn bind(config: &CoordinatorConfig) -> Result<Self, StartError> {
         config.validate()?;
+        let issuer = open_issuer(config)?;
         let listen = config.listen;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::AddressInUse { listen },
@@ -122,7 +134,7 @@ impl Coordinator {
         let metrics = config.listen_metrics.address();
         let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let epoch = new_epoch();
-        let hub = Hub::new(HubConfig {
+        let hub = Arc::new(Hub::new(HubConfig {
             directory: DirectoryConfig {
                 epoch,
                 hide_after: config.hide_after(),
@@ -132,12 +144,14 @@ impl Coordinator {
             heartbeat_interval_ms: config.heartbeat_interval_ms,
             hide_after_ms: config.hide_after_ms,
             max_sessions: config.max_sessions as usize,
-        });
+            ticket_keys: issuer.as_ref().map(Issuer::public).unwrap_or_default(),
+        }));
         Ok(Self {
             listener,
             local_addr,
             metrics,
-            hub: Arc::new(hub),
+            tickets: TicketsService::new(hub.clone(), issuer, config.ticket_ttl()),
+            hub,
             epoch,
         })
     }
@@ -211,6 +225,7 @@ impl Coordinator {
                 .add_service(Timed::new(hub, sources.clone().server()))
                 .add_service(Timed::new(hub, ClaimsService::server(hub.clone())))
                 .add_service(Timed::new(hub, LocationsService::server(hub.clone())))
+                .add_service(Timed::new(hub, self.tickets.server()))
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();
@@ -235,6 +250,18 @@ impl Coordinator {
         }
         Ok(())
     }
+}
+
+fn open_issuer(config: &CoordinatorConfig) -> Result<Option<Issuer>, StartError> {
+    let Some(path) = &config.ticket_key else {
+        return Ok(None);
+    };
+    let issuer = Issuer::open(path).map_err(|source| StartError::TicketKey {
+        path: path.clone(),
+        source,
+    })?;
+    tracing::info!(keys = ?issuer.public(), "signs tickets: readers need one to get in");
+    Ok(Some(issuer))
 }
 
 /// A task that ends with whoever started it.

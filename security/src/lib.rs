@@ -3,5 +3,6 @@
 //! Knows nothing of coordinators and agents: it turns files into rules, and callers into [`Access`].
 
 pub mod access;
+pub mod ticket;
 
 pub use access::{Access, Right};

@@ -40,6 +40,12 @@ pub(crate) struct CoordinatorFlags {
     /// Listen beyond this host although nothing is encrypted yet.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,
+    /// Keys to sign tickets with, from `kvferry keys ticket` [default: none, and readers need none].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ticket_key: Option<String>,
+    /// How long a ticket lets its reader in [default: 300000].
+    #[arg(long, value_name = "MS")]
+    pub(crate) ticket_ttl_ms: Option<u32>,
     /// How often agents give a sign of life.
     #[arg(long, value_name = "MS")]
     pub(crate) heartbeat_interval_ms: Option<u32>,
@@ -146,6 +152,12 @@ pub(crate) struct AgentFlags {
     /// Publish what was pulled [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) replicate: Option<bool>,
+    /// Whether readers need tickets [default: auto, where a coordinator signs some].
+    #[arg(long, value_parser = ["auto", "always", "never"], value_name = "WHEN")]
+    pub(crate) require_tickets: Option<String>,
+    /// Users besides the agent's own whose processes may map memory for reading.
+    #[arg(long, alias = "allow-uid", value_name = "UID[,UID]")]
+    pub(crate) allow_uids: Option<String>,
     /// Listen beyond this host although nothing is encrypted yet.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,

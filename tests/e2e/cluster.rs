@@ -34,12 +34,20 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it and waits for its line of readiness.
     async fn start(args: &[String]) -> Self {
-        Self::start_with(args, &[]).await
+        Self::start_as(None, args, &[]).await
     }
 
-    /// As above, with these in its environment.
-    async fn start_with(args: &[String], environment: &[(String, String)]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kvferry"))
+    /// As above, by another user, with these in its environment.
+    async fn start_as(
+        user: Option<u32>,
+        args: &[String],
+        environment: &[(String, String)],
+    ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
+        if let Some(user) = user {
+            command.uid(user);
+        }
+        let mut child = command
             .args(args)
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
@@ -98,6 +106,8 @@ impl Process {
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     coordinator: Option<Process>,
+    /// What it was started with, beside what all are.
+    flags: Vec<String>,
     pub(crate) coordinator_address: SocketAddr,
     agents: BTreeMap<String, Process>,
 }
@@ -126,6 +136,7 @@ impl Cluster {
         Self {
             dir,
             coordinator: Some(coordinator),
+            flags: more.iter().map(ToString::to_string).collect(),
             coordinator_address: address,
             agents: BTreeMap::new(),
         }
@@ -160,6 +171,18 @@ impl Cluster {
         environment: &[(String, String)],
     ) -> Engine {
         let socket = self.socket(node);
+        self.agent_as(None, node, &socket, more, environment).await
+    }
+
+    /// As above, by another user, who can make a socket there.
+    pub(crate) async fn agent_as(
+        &mut self,
+        user: Option<u32>,
+        node: &str,
+        socket: &Path,
+        more: &[&str],
+        environment: &[(String, String)],
+    ) -> Engine {
         let coordinator = format!("http://{}", self.coordinator_address);
         let args = [
             "agent",
@@ -181,9 +204,9 @@ impl Cluster {
         .chain(more)
         .map(ToString::to_string)
         .collect::<Vec<_>>();
-        let process = Process::start_with(&args, environment).await;
+        let process = Process::start_as(user, &args, environment).await;
         self.agents.insert(node.to_owned(), process);
-        Engine::connect(&socket).await
+        Engine::connect(socket).await
     }
 
     pub(crate) fn agent_data_address(&self, node: &str) -> SocketAddr {
@@ -216,7 +239,8 @@ impl Cluster {
     /// Starts a coordinator where the last one was.
     pub(crate) async fn restart_coordinator(&mut self) {
         let listen = self.coordinator_address.to_string();
-        self.coordinator = Some(Self::coordinator(&listen, &[]).await);
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        self.coordinator = Some(Self::coordinator(&listen, &flags).await);
     }
 
     pub(crate) async fn client(&self) -> CoordinatorClient<Channel> {

@@ -13,6 +13,7 @@ use kvferry_proto::{
     pb::{
         claims_client::ClaimsClient, coordinator_client::CoordinatorClient,
         locations_client::LocationsClient, sources_client::SourcesClient,
+        tickets_client::TicketsClient,
     },
     reason_of,
 };
@@ -101,6 +102,7 @@ pub struct Coordinators {
     pub(super) claims: Vec<(String, ClaimsClient<Channel>)>,
     pub(super) locations: Vec<(String, LocationsClient<Channel>)>,
     pub(super) sources: Vec<(String, SourcesClient<Channel>)>,
+    pub(super) tickets: Vec<(String, TicketsClient<Channel>)>,
     /// The one that answered last; the next call starts there.
     pub(super) preferred: AtomicUsize,
 }
@@ -113,6 +115,7 @@ impl Coordinators {
     pub fn new(addresses: &[String], compression: Compression) -> Result<Self, BadAddress> {
         let (mut clients, mut sources) = (Vec::new(), Vec::new());
         let (mut claims, mut locations) = (Vec::new(), Vec::new());
+        let mut tickets = Vec::new();
         for address in addresses {
             let channel = endpoint(address)?.connect_lazy();
             let client = CoordinatorClient::new(channel.clone())
@@ -125,6 +128,7 @@ impl Coordinators {
             sources.push((address.clone(), compressed!(client, compression)));
             let client = ClaimsClient::new(channel.clone());
             claims.push((address.clone(), compressed!(client, compression)));
+            tickets.push((address.clone(), TicketsClient::new(channel.clone())));
             let client = LocationsClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -135,6 +139,7 @@ impl Coordinators {
             claims,
             locations,
             sources,
+            tickets,
             preferred: AtomicUsize::new(0),
         })
     }

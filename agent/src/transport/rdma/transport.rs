@@ -7,7 +7,10 @@ use tokio::time::timeout;
 use super::{
     config::CONNECT_BOUND, connect, devices::Devices, link::RdmaLink, owner_client::OwnerClient,
 };
-use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
+use crate::{
+    tickets::Wallet,
+    transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind},
+};
 
 /// Opens links over RDMA.
 #[derive(Clone)]
@@ -16,6 +19,7 @@ pub struct RdmaTransport {
     /// Who we are, for owners' messages to people.
     from: Arc<str>,
     behind: Option<Arc<dyn Transport>>,
+    tickets: Option<Arc<Wallet>>,
 }
 
 impl RdmaTransport {
@@ -27,11 +31,21 @@ impl RdmaTransport {
             devices,
             from: from.into(),
             behind,
+            tickets: None,
+        }
+    }
+
+    /// Shows owners tickets, where they are in use.
+    #[must_use]
+    pub fn with_tickets(self, wallet: Arc<Wallet>) -> Self {
+        Self {
+            tickets: Some(wallet),
+            ..self
         }
     }
 
     async fn open(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
-        let client = OwnerClient::connect(peer, &self.from).await?;
+        let client = OwnerClient::connect(peer, &self.from, self.tickets.clone()).await?;
         let all: Vec<usize> = (0..self.devices.list.len()).collect();
         let lanes = match connect::lanes(&self.devices, &client, peer, &all).await {
             Ok(lanes) => lanes,
