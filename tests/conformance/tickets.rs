@@ -36,18 +36,18 @@ use crate::{
 
 const SEED: [u8; 32] = [1; 32];
 /// A region that the readers' tickets do not name.
-const SECRET: RegionId = RegionId(66);
+pub const SECRET: RegionId = RegionId(66);
 
 /// What tickets say.
 #[derive(Clone)]
-struct Terms {
+pub struct Terms {
     owner: String,
     incarnation: u64,
-    scopes: Vec<&'static str>,
+    pub scopes: Vec<&'static str>,
     /// How long owners honour them, the drift of clocks included; past ones are negative.
-    honoured_ms: i64,
+    pub honoured_ms: i64,
     /// How many are given out.
-    left: usize,
+    pub left: usize,
 }
 
 /// A coordinator, as far as tickets go.
@@ -96,22 +96,21 @@ impl TicketOffice for Office {
     }
 }
 
-pub struct TicketWorld {
-    owner: TcpWorld,
-    gate: Arc<Gate>,
+/// A coordinator, an owner's gate and a reader's wallet.
+pub struct Parties {
+    pub gate: Arc<Gate>,
     office: Arc<Office>,
-    wallet: Arc<Wallet>,
+    pub wallet: Arc<Wallet>,
 }
 
-impl TicketWorld {
-    async fn with(limits: TcpLimits) -> Self {
-        let owner = peer(Default::default());
-        let gate = Gate::new(owner.node.clone(), incarnation(), RequireTickets::Auto);
-        let gate = Arc::new(gate);
+impl Parties {
+    pub fn new() -> Self {
+        let owner = peer(Default::default()).node;
+        let gate = Gate::new(owner.clone(), incarnation(), RequireTickets::Auto);
         let office = Arc::new(Office {
             issuer: Issuer::new(SigningKey::from_seed(&SEED).unwrap()),
             terms: Mutex::new(Terms {
-                owner: owner.node.to_string(),
+                owner: owner.to_string(),
                 incarnation: incarnation().get(),
                 scopes: vec!["test"],
                 honoured_ms: 300_000,
@@ -123,19 +122,46 @@ impl TicketWorld {
         let reader = NodeId::new("reader").unwrap();
         let wallet = Arc::new(Wallet::new(reader, office.clone()).unwrap());
         wallet.use_tickets(true);
-        let owner = TcpWorld::behind(Arc::clone(&gate), limits).await;
-        let secret = insert_in("secret", &owner.catalog, SECRET, host_memory(1 << 20), 16);
-        secret.memory.write_at(0, &[0x5e; 4096]).unwrap();
         Self {
-            owner,
-            gate,
+            gate: Arc::new(gate),
             office,
             wallet,
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut Terms)) {
+    pub fn change(&self, change: impl FnOnce(&mut Terms)) {
         change(&mut self.office.terms.lock());
+    }
+
+    pub fn refused(&self, refusal: Refusal) -> u64 {
+        self.gate.counters().refused.of(refusal).get()
+    }
+}
+
+/// A region in another namespace than the others.
+pub fn add_secret(catalog: &RegionCatalog) {
+    let secret = insert_in("secret", catalog, SECRET, host_memory(1 << 20), 16);
+    secret.memory.write_at(0, &[0x5e; 4096]).unwrap();
+}
+
+pub struct TicketWorld {
+    owner: TcpWorld,
+    parties: Parties,
+}
+
+impl std::ops::Deref for TicketWorld {
+    type Target = Parties;
+    fn deref(&self) -> &Parties {
+        &self.parties
+    }
+}
+
+impl TicketWorld {
+    async fn with(limits: TcpLimits) -> Self {
+        let parties = Parties::new();
+        let owner = TcpWorld::behind(Arc::clone(&parties.gate), limits).await;
+        add_secret(&owner.catalog);
+        Self { owner, parties }
     }
 
     fn terms(&self) -> Terms {
@@ -155,10 +181,6 @@ impl TicketWorld {
             }
             other => panic!("{other:?}"),
         }
-    }
-
-    fn refused(&self, refusal: Refusal) -> u64 {
-        self.gate.counters().refused.of(refusal).get()
     }
 }
 

@@ -311,10 +311,7 @@ impl RdmaOwner {
         let permit = match self.let_in(request.ticket.as_ref()) {
             Ok(permit) => permit,
             Err(refusal) => {
-                debug!(
-                    reader = request.from_node.get(..64),
-                    "not let in: {refusal}"
-                );
+                debug!(reader = reader_name(request), "not let in: {refusal}");
                 response.refused = refusal.code().into();
                 return Ok(response);
             }
@@ -368,8 +365,7 @@ impl RdmaOwner {
         sessions.insert(
             number,
             Session {
-                // A peer's text, bounded before it is kept.
-                from: request.from_node.chars().take(64).collect(),
+                from: reader_name(request),
                 renewed: Instant::now(),
                 permit,
                 pairs: Vec::new(),
@@ -486,6 +482,11 @@ impl Session {
             None => needs == Needs::Ticket,
         }
     }
+}
+
+/// A peer's text, bounded before it is kept.
+fn reader_name(request: &pb::ConnectRdmaRequest) -> String {
+    request.from_node.chars().take(64).collect()
 }
 
 /// The namespaces whose regions are kept apart for this reader; None for one that may read all.

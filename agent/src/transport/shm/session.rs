@@ -172,18 +172,19 @@ async fn serve(
 
 async fn handshake(stream: &UnixStream, shared: &Shared) -> Result<Rights, SessionEnd> {
     let uid = stream.peer_cred()?.uid();
-    let Some((hello, _)) = channel::receive(stream).await? else {
-        return Err(SessionEnd::Closed);
-    };
-    let hello = Greeting::decode(&hello)?;
     let own = shared.catalog.incarnation().get();
     let greet = async |status, refusal| {
         channel::send(stream, &greeting(status, refusal, shared), &[]).await
     };
+    // Not waited for: strangers must not use up the connections there may be.
     let Some(user) = user(uid, &shared.options) else {
         greet(NOT_ALLOWED, 0).await?;
         return Err(SessionEnd::NotAllowed { uid });
     };
+    let Some((hello, _)) = channel::receive(stream).await? else {
+        return Err(SessionEnd::Closed);
+    };
+    let hello = Greeting::decode(&hello)?;
     if hello.incarnation != 0 && hello.incarnation != own {
         greet(WRONG_INCARNATION, 0).await?;
         return Err(SessionEnd::WrongIncarnation {
