@@ -105,6 +105,13 @@ pub struct Parties {
 
 impl Parties {
     pub fn new() -> Self {
+        let parties = Self::strangers();
+        parties.meet();
+        parties
+    }
+
+    /// The owner has not heard from the coordinator yet.
+    fn strangers() -> Self {
         let owner = peer(Default::default()).node;
         let gate = Gate::new(owner.clone(), incarnation(), RequireTickets::Auto);
         let office = Arc::new(Office {
@@ -118,7 +125,6 @@ impl Parties {
             }),
             asked: AtomicUsize::new(0),
         });
-        gate.heard(0, office.issuer.public());
         let reader = NodeId::new("reader").unwrap();
         let wallet = Arc::new(Wallet::new(reader, office.clone()).unwrap());
         wallet.use_tickets(true);
@@ -127,6 +133,11 @@ impl Parties {
             office,
             wallet,
         }
+    }
+
+    /// The owner hears what tickets are signed with.
+    fn meet(&self) {
+        self.gate.heard(0, self.office.issuer.public());
     }
 
     pub fn change(&self, change: impl FnOnce(&mut Terms)) {
@@ -158,7 +169,10 @@ impl std::ops::Deref for TicketWorld {
 
 impl TicketWorld {
     async fn with(limits: TcpLimits) -> Self {
-        let parties = Parties::new();
+        Self::of(Parties::new(), limits).await
+    }
+
+    async fn of(parties: Parties, limits: TcpLimits) -> Self {
         let owner = TcpWorld::behind(Arc::clone(&parties.gate), limits).await;
         add_secret(&owner.catalog);
         Self { owner, parties }
@@ -496,12 +510,13 @@ async fn a_ticket_is_renewed_under_a_long_pull_and_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_came_before_tickets_were_needed_is_asked_for_one() {
-    let world = TicketWorld::start().await;
-    world.gate.heard(0, []);
+    let parties = Parties::strangers();
+    parties.gate.heard(0, []);
+    let world = TicketWorld::of(parties, TcpLimits::default()).await;
     let plain = TcpTransport::default();
     let old = plain.connect(&world.owner.direct).await.unwrap();
     check_alive(&old).await;
-    world.gate.heard(0, world.office.issuer.public());
+    world.meet();
     let refused = read(&old, vec![data(0..10)], whole(&local(10))).await;
     assert!(
         matches!(refused, Err(ReadError::LinkLost { .. })),
@@ -512,10 +527,8 @@ async fn who_came_before_tickets_were_needed_is_asked_for_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_has_not_heard_is_not_open() {
-    let owner = peer(Default::default());
-    let gate = Gate::new(owner.node, incarnation(), RequireTickets::Auto);
-    let world = TcpWorld::behind(gate, TcpLimits::default()).await;
-    let refused = world.connect(&world.direct).await.map(drop);
+    let world = TicketWorld::of(Parties::strangers(), TcpLimits::default()).await;
+    let refused = world.connect(&world.owner.direct).await.map(drop);
     // Worth trying again soon, unlike a refusal.
     assert!(
         matches!(refused, Err(ConnectError::Unreachable { .. })),

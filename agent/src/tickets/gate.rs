@@ -107,29 +107,30 @@ impl Gate {
     }
 
     /// A coordinator said what it signs with. What it said before is void; what others said is not, nor is anything
-    /// when it goes away.
+    /// when it goes away. Once a ticket is needed it stays so: a coordinator that comes back without its key must not
+    /// open what was closed.
     pub fn heard(&self, coordinator: usize, keys: impl IntoIterator<Item = PublicKey>) {
         let mut told = self.told.lock();
         told.insert(coordinator, keys.into_iter().take(MAX_KEYS).collect());
         let ring = KeyRing::new(told.values().flatten().copied());
+        let before = self.needs();
         let needs = match (self.require, ring.is_empty()) {
-            (RequireTickets::Never, _) | (RequireTickets::Auto, true) => Needs::Nothing,
-            (RequireTickets::Always, _) | (RequireTickets::Auto, false) => Needs::Ticket,
+            (RequireTickets::Never, _) => Needs::Nothing,
+            (RequireTickets::Auto, true) if before != Needs::Ticket => Needs::Nothing,
+            (RequireTickets::Always | RequireTickets::Auto, _) => Needs::Ticket,
         };
-        let before = self.needs.swap(needs as u8, Ordering::AcqRel);
-        *self.ring.lock() = Arc::new(ring);
-        drop(told);
-        if before == Needs::Ticket as u8 && needs == Needs::Nothing {
+        if needs == Needs::Ticket && ring.is_empty() {
             tracing::warn!(
-                "no coordinator signs tickets any more: whoever reaches the data port reads (require_tickets = \
-                 \"always\" forbids that)"
+                "no coordinator signs tickets, and nobody is let in without: give them their ticket_key"
             );
-        } else if before != needs as u8 {
+        } else if before != needs {
             tracing::info!(
                 tickets = needs == Needs::Ticket,
                 "whether readers need tickets is known"
             );
         }
+        *self.ring.lock() = Arc::new(ring);
+        self.needs.store(needs as u8, Ordering::Release);
     }
 
     /// Does any coordinator sign tickets, as far as is known?
@@ -290,6 +291,9 @@ mod tests {
         assert_eq!(auto.needs(), Needs::Ticket, "one of them signs");
         auto.heard(0, []);
         assert_eq!(auto.needs(), Needs::Ticket);
+        auto.heard(1, []);
+        assert_eq!(auto.needs(), Needs::Ticket, "what was closed is not opened");
+        assert!(!auto.knows_keys());
         let always = gate(RequireTickets::Always);
         always.heard(0, []);
         assert_eq!(always.needs(), Needs::Ticket);
