@@ -2,7 +2,7 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "types",
     "coordinator",
     "agent",
@@ -13,6 +13,7 @@ const FILES: [&str; 10] = [
     "replication",
     "claims",
     "locations",
+    "tickets",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -4,6 +4,7 @@ pub(crate) mod bench;
 mod claims;
 pub(crate) mod copies;
 mod daemons;
+mod keys;
 mod sources;
 pub(crate) mod watch;
 
@@ -19,6 +20,7 @@ pub(crate) use claims::{ClaimsAction, ClaimsArgs};
 pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
 #[cfg(test)]
 pub(crate) use daemons::{AgentFlags, CoordinatorFlags};
+pub(crate) use keys::{KeysAction, KeysArgs};
 pub(crate) use sources::{ListSources, PublishArgs, PullArgs, SourcesAction, SourcesArgs};
 
 const EXIT_CODES: &str = "\
@@ -111,6 +113,8 @@ Examples:
         after_help = "Example:\n  kvferry claims claim -n team/llama-3-8b dc918a88b139e5afe60b88eda27508d4aee16c10fdc354791efea06206ac0749"
     )]
     Claims(ClaimsArgs),
+    /// Make the keys that coordinators sign with.
+    Keys(KeysArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
     /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.

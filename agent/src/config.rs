@@ -14,7 +14,7 @@ use kvferry_security::tls::{DialRefusal, Secured, TlsFiles};
 use serde::{Deserialize, Serialize};
 use tonic::{codec::CompressionEncoding, codegen::http::Uri};
 
-pub use crate::transport::rdma::QPS_PER_PEER;
+pub use crate::{tickets::RequireTickets, transport::rdma::QPS_PER_PEER};
 pub use size::{ByteSize, SizeError};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the closing zero.
@@ -31,6 +31,8 @@ pub const POOL_BYTES: (u64, u64) = (1 << 20, 1 << 46);
 pub const TCP_CONNECTIONS_PER_PEER: (u64, u64) = (1, 16);
 /// Places of a GID table: the verbs have 8 bits for one.
 pub const GID_INDEX: (u64, u64) = (0, 255);
+/// Most users that may map regions: it is looked through at every connection.
+pub const MAX_ALLOWED_UIDS: usize = 64;
 /// How long a peer may stay silent in a transfer: below, a busy peer is called dead; above, a
 /// dead one eats the deadlines of most pulls.
 pub const STALL_BOUND_MS: (u64, u64) = (50, 60_000);
@@ -141,6 +143,11 @@ pub struct AgentConfig {
     pub tls_ca: Option<PathBuf>,
     /// A file with the token that coordinators know this agent by.
     pub token_file: Option<PathBuf>,
+    /// Whether readers need tickets.
+    pub require_tickets: RequireTickets,
+    /// Users besides the agent's own whose processes may map regions for reading, with a ticket where those are
+    /// needed.
+    pub allow_uids: Vec<u32>,
     /// Listen beyond this host in clear, with nobody asked who they are, and send the token in clear.
     pub insecure: bool,
     /// Metrics beyond this host, in clear, to whoever asks.
@@ -177,6 +184,8 @@ impl Default for AgentConfig {
             tls_key: None,
             tls_ca: None,
             token_file: None,
+            require_tickets: RequireTickets::default(),
+            allow_uids: Vec::new(),
             insecure: false,
             insecure_metrics: false,
             socket_users: Vec::new(),
@@ -230,6 +239,12 @@ pub enum ConfigError {
     /// A coordinator that cannot be dialled with what is set.
     #[error("coordinators: {0}")]
     Coordinator(DialRefusal),
+    /// More users than a list of people has.
+    #[error("allow_uids names {count} users: at most {MAX_ALLOWED_UIDS} are allowed")]
+    TooManyUids {
+        /// How many there are.
+        count: usize,
+    },
     /// A compression this build does not have.
     #[error(
         "coordinator_compression = \"zstd\": this build has no zstd; build with `--features zstd`, or set \"none\""
@@ -322,6 +337,10 @@ impl AgentConfig {
         })?;
         self.check_numbers()?;
         self.check_nics()?;
+        if self.allow_uids.len() > MAX_ALLOWED_UIDS {
+            let count = self.allow_uids.len();
+            return Err(ConfigError::TooManyUids { count });
+        }
         self.check_coordinators()?;
         self.check_listeners()?;
         self.socket_uids()?;

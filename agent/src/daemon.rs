@@ -12,6 +12,7 @@ use std::{
 use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
+use kvferry_security::ticket::NoRandomness;
 use kvferry_security::tls::{Dialer, DialerError, DoorCounts, Listener, ServerTls, TlsFileError};
 use tokio::{
     net::TcpListener,
@@ -37,6 +38,7 @@ use crate::{
         ChangeLog, CopyOrder, Identity, InventorySource, Reads, SessionConfig, SessionStatus,
         SessionTask, inventory_messages,
     },
+    tickets::{Gate, Tickets, Wallet},
     transfer::{TransferConfig, TransferMetrics},
     transport::{
         Links, LinksConfig, Transport, TransportKind,
@@ -95,6 +97,9 @@ pub enum StartError {
     /// The metrics port is not to be had.
     #[error(transparent)]
     Metrics(#[from] MetricsBindError),
+    /// No key to prove with who we are.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
     /// A unix socket that is not to be had.
     #[error(transparent)]
     Socket(#[from] SocketError),
@@ -165,8 +170,20 @@ impl Agent {
         let incarnation = new_incarnation()?;
         let catalog = Arc::new(RegionCatalog::new(incarnation));
 
+        let coordinators = Coordinators::new(
+            &config.coordinators,
+            config.coordinator_compression,
+            &dialer,
+        )?;
+        let coordinators = Arc::new(coordinators);
+        let tickets = Tickets {
+            gate: Arc::new(Gate::new(node.clone(), incarnation, config.require_tickets)),
+            wallet: Arc::new(Wallet::new(node.clone(), Arc::clone(&coordinators) as _)?),
+        };
+
         let devices = open_devices(&config)?;
-        let rdma = devices.as_ref().map(|all| RdmaOwner::new(all, &catalog));
+        let owner = |all| RdmaOwner::behind(Arc::clone(&tickets.gate), all, &catalog);
+        let rdma = devices.as_ref().map(owner);
 
         let users = config.socket_uids()?;
         // Who connects is asked who he is, each time: the file's mode only keeps others away from there.
@@ -180,9 +197,11 @@ impl Agent {
             Arc::clone(&catalog),
             ShmOptions {
                 engine_uids: users.clone(),
+                reader_uids: config.allow_uids.clone(),
                 ..ShmOptions::default()
             },
-        )?;
+        )?
+        .behind(Arc::clone(&tickets.gate));
         let local = Guarded {
             socket: local,
             users,
@@ -192,7 +211,8 @@ impl Agent {
             Arc::clone(&catalog),
             TcpLimits::default(),
         )
-        .await?;
+        .await?
+        .behind(Arc::clone(&tickets.gate));
         let metrics = config.listen_metrics.address();
         let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
@@ -227,16 +247,13 @@ impl Agent {
             transfer: Arc::clone(&transfer),
             reads: Arc::default(),
             orders,
+            tickets,
         };
         let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside, &dialer)?;
         let api = LocalApi::new(Shared {
-            links: links(&config, &identity, devices, &dialer),
+            links: links(&config, &identity, devices, &dialer, &beside.tickets.wallet),
             deposits: shm.deposits(),
-            coordinators: Coordinators::new(
-                &config.coordinators,
-                config.coordinator_compression,
-                &dialer,
-            )?,
+            coordinators,
             coordinator_addresses: config.coordinators.clone(),
             sessions: statuses,
             served: data.counters(),
@@ -248,6 +265,7 @@ impl Agent {
             pulls: Arc::default(),
             background: Arc::default(),
             reads: beside.reads,
+            tickets: beside.tickets,
             transfer,
             tensors: Registry::new(config.coordinators.len()),
             holders: AtomicU64::new(1),
@@ -401,6 +419,7 @@ struct Beside {
     transfer: Arc<TransferMetrics>,
     reads: Arc<Reads>,
     orders: mpsc::Sender<CopyOrder>,
+    tickets: Tickets,
 }
 
 type Sessions = (Vec<SessionTask>, Vec<watch::Receiver<SessionStatus>>);
@@ -435,10 +454,12 @@ fn sessions(
             },
         );
         let hinted = Arc::clone(store);
+        let tickets = beside.tickets.clone();
         let task = task
             .reporting(Arc::clone(&beside.transfer))
             .compressed(config.coordinator_compression)
             .dialing(dialer.clone())
+            .with_keys(Arc::new(move |keys| tickets.heard(index, keys)))
             .with_surplus(Arc::new(move |copies| hinted.surplus(copies)));
         tasks.0.push(task);
         tasks.1.push(status);
@@ -473,6 +494,7 @@ fn links(
     identity: &Identity,
     devices: Option<Arc<Devices>>,
     dialer: &Dialer,
+    wallet: &Arc<Wallet>,
 ) -> Links {
     let forced = match config.transport {
         TransportChoice::Auto => None,
@@ -480,11 +502,12 @@ fn links(
         TransportChoice::Tcp => Some(TransportKind::Tcp),
         TransportChoice::Shm => Some(TransportKind::Shm),
     };
-    let tcp: Arc<dyn Transport> = Arc::new(TcpTransport::new(TcpConfig {
+    let tcp = TcpTransport::new(TcpConfig {
         max_connections: config.tcp_connections_per_peer as usize,
         ..TcpConfig::default()
-    }));
-    let mut shm = ShmTransport::new(&identity.addresses.host_id);
+    });
+    let tcp: Arc<dyn Transport> = Arc::new(tcp.with_tickets(Arc::clone(wallet)));
+    let mut shm = ShmTransport::new(&identity.addresses.host_id).with_tickets(Arc::clone(wallet));
     if forced.is_none() {
         shm = shm.with_behind(Arc::clone(&tcp));
     }
@@ -492,8 +515,10 @@ fn links(
     if let Some(devices) = devices {
         let behind = forced.is_none().then(|| Arc::clone(&tcp));
         let node = identity.node.as_str();
-        let rdma = RdmaTransport::new(devices, node, behind);
-        transports.push(Arc::new(rdma.dialing(dialer.clone())));
+        let rdma = RdmaTransport::new(devices, node, behind)
+            .dialing(dialer.clone())
+            .with_tickets(Arc::clone(wallet));
+        transports.push(Arc::new(rdma));
     }
     transports.push(tcp);
     Links::new(transports, forced, LinksConfig::default())

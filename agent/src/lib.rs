@@ -15,6 +15,7 @@ pub mod sabotage;
 mod sabotage;
 mod service;
 pub mod session;
+pub mod tickets;
 pub mod transfer;
 pub mod transport;
 mod unix_socket;

@@ -28,6 +28,11 @@ pub struct CoordinatorConfig {
     pub insecure: bool,
     /// Allows metrics beyond loopback, in clear, to whoever asks.
     pub insecure_metrics: bool,
+    /// Keys to sign tickets with, which only this user can read; `kvferry keys ticket` makes them. None: owners let
+    /// readers in without tickets.
+    pub ticket_key: Option<PathBuf>,
+    /// How long a ticket lets its reader in, in milliseconds. Rights taken away end no later.
+    pub ticket_ttl_ms: u32,
     /// How often agents are told to send a sign of life, in milliseconds.
     pub heartbeat_interval_ms: u32,
     /// A node silent for this long is not offered to readers, in milliseconds.
@@ -63,6 +68,9 @@ impl Default for CoordinatorConfig {
             policy: None,
             insecure: false,
             insecure_metrics: false,
+            ticket_key: None,
+            // A reader of a hundred owners asks every other second; a reader that was thrown out reads on for minutes.
+            ticket_ttl_ms: 300_000,
             heartbeat_interval_ms: 1_000,
             // Three heartbeats: one may be late and one lost.
             hide_after_ms: 3_000,
@@ -152,6 +160,8 @@ impl CoordinatorConfig {
             return Err(ConfigError::SamePort { value: self.listen });
         }
         let (heartbeat, hide) = (self.heartbeat_interval_ms, self.hide_after_ms);
+        // Shorter ones are load without use; longer ones are refused by owners.
+        check("ticket_ttl_ms", self.ticket_ttl_ms, 1_000..=3_600_000)?;
         // Faster heartbeats are load without use; slower ones hide nothing in time.
         check("heartbeat_interval_ms", heartbeat, 10..=60_000)?;
         // One heartbeat may always be lost.
@@ -194,6 +204,10 @@ impl CoordinatorConfig {
 
     pub(crate) fn hide_after(&self) -> Duration {
         Duration::from_millis(self.hide_after_ms.into())
+    }
+
+    pub(crate) fn ticket_ttl(&self) -> Duration {
+        Duration::from_millis(self.ticket_ttl_ms.into())
     }
 
     pub(crate) fn purge_after(&self) -> Duration {

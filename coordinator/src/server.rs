@@ -4,6 +4,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     io,
     net::{SocketAddr, TcpListener},
+    path::PathBuf,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -14,6 +15,7 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
 };
+use kvferry_security::ticket::{Issuer, KeyFileError};
 use kvferry_security::{
     Gate, PolicyError,
     tls::{DoorCounts, Listener, ServerTls, TlsFileError},
@@ -31,7 +33,7 @@ use crate::{
     metrics::CoordinatorObserved,
     service::{
         ClaimsService, CoordinatorRouter, Hub, HubConfig, LocationsService, ReplicationService,
-        SourcesService, Timed, WatchService, compression::negotiated,
+        SourcesService, TicketsService, Timed, WatchService, compression::negotiated,
     },
 };
 
@@ -88,6 +90,14 @@ pub enum StartError {
     /// The policy is of no use.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// No keys to sign tickets with: mend the file, or make one with `kvferry keys ticket`.
+    #[error("ticket_key = {path}: {source}", path = path.display())]
+    TicketKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: KeyFileError,
+    },
 }
 
 /// Why a coordinator stopped although it was not asked to.
@@ -112,6 +122,7 @@ pub struct Coordinator {
     metrics: Option<MetricsServer>,
     tls: Option<Arc<ServerTls>>,
     hub: Arc<Hub>,
+    tickets: TicketsService,
     epoch: u64,
 }
 
@@ -127,6 +138,7 @@ impl Coordinator {
             None => Gate::open(),
             Some(path) => Gate::with_policy(path)?,
         };
+        let issuer = open_issuer(config)?;
         let listen = config.listen;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::AddressInUse { listen },
@@ -148,15 +160,17 @@ impl Coordinator {
             heartbeat_interval_ms: config.heartbeat_interval_ms,
             hide_after_ms: config.hide_after_ms,
             max_sessions: config.max_sessions as usize,
+            ticket_keys: issuer.as_ref().map(Issuer::public).unwrap_or_default(),
         });
-        let hub = hub.behind(gate);
+        let hub = Arc::new(hub.behind(gate));
         warn_of_open_doors(config, tls.as_deref());
         Ok(Self {
             listener,
             local_addr,
             metrics,
             tls,
-            hub: Arc::new(hub),
+            tickets: TicketsService::new(hub.clone(), issuer, config.ticket_ttl()),
+            hub,
             epoch,
         })
     }
@@ -231,6 +245,7 @@ impl Coordinator {
                 .add_service(Timed::new(hub, sources.clone().server()))
                 .add_service(Timed::new(hub, ClaimsService::server(hub.clone())))
                 .add_service(Timed::new(hub, LocationsService::server(hub.clone())))
+                .add_service(Timed::new(hub, self.tickets.server()))
                 .serve_with_incoming_shutdown(incoming, async {
                     // A dropped sender means the same.
                     stopped.await.ok();
@@ -278,6 +293,18 @@ fn warn_of_open_doors(config: &CoordinatorConfig, tls: Option<&ServerTls>) {
     {
         tracing::warn!(%metrics, "insecure: whoever reaches this port can read the metrics, in clear");
     }
+}
+
+fn open_issuer(config: &CoordinatorConfig) -> Result<Option<Issuer>, StartError> {
+    let Some(path) = &config.ticket_key else {
+        return Ok(None);
+    };
+    let issuer = Issuer::open(path).map_err(|source| StartError::TicketKey {
+        path: path.clone(),
+        source,
+    })?;
+    tracing::info!(keys = ?issuer.public(), "signs tickets: readers need one to get in");
+    Ok(Some(issuer))
 }
 
 /// A task that ends with whoever started it.

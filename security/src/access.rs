@@ -185,6 +185,14 @@ impl Access {
         grants.any(|grant| !grant.rights.is_empty() && grant.covers(namespace))
     }
 
+    /// The namespaces and beginnings of namespaces where `right` is granted; `None`: everywhere.
+    #[must_use]
+    pub fn granted(&self, right: Right) -> Option<Vec<&str>> {
+        let grants = self.rules.as_ref()?.grants.iter();
+        let granting = grants.filter(|grant| grant.rights.contains(&right));
+        Some(granting.map(|grant| grant.namespace.as_str()).collect())
+    }
+
     /// Whether it may speak for the node of this name.
     #[must_use]
     pub fn may_be(&self, node: &str) -> bool {
@@ -291,6 +299,13 @@ mod tests {
         assert!(!reader().may(Right::Read, "qwen"));
         assert!(!reader().may(Right::Write, "llama-70b"));
         assert!(reader().sees("llama-70b") && !reader().sees("qwen"));
+    }
+
+    #[test]
+    fn what_is_granted_can_be_listed() {
+        assert_eq!(reader().granted(Right::Read), Some(vec!["llama*"]));
+        assert_eq!(reader().granted(Right::Admin), Some(Vec::new()));
+        assert_eq!(Access::unrestricted().granted(Right::Read), None);
     }
 
     #[test]

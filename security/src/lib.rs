@@ -10,6 +10,7 @@ pub mod caller;
 pub mod gate;
 pub mod policy;
 mod reread;
+pub mod ticket;
 pub mod tls;
 pub mod token;
 

@@ -55,6 +55,12 @@ pub(crate) struct CoordinatorFlags {
     /// Metrics beyond this host, in clear, to whoever asks.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure_metrics: Option<bool>,
+    /// Keys to sign tickets with, from `kvferry keys ticket` [default: none, and readers need none].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ticket_key: Option<String>,
+    /// How long a ticket lets its reader in [default: 300000].
+    #[arg(long, value_name = "MS")]
+    pub(crate) ticket_ttl_ms: Option<u32>,
     /// How often agents give a sign of life.
     #[arg(long, value_name = "MS")]
     pub(crate) heartbeat_interval_ms: Option<u32>,
@@ -173,6 +179,12 @@ pub(crate) struct AgentFlags {
     /// A file with the token that coordinators know this agent by.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<String>,
+    /// Whether readers need tickets [default: auto, where a coordinator signs some].
+    #[arg(long, value_parser = ["auto", "always", "never"], value_name = "WHEN")]
+    pub(crate) require_tickets: Option<String>,
+    /// Users besides the agent's own whose processes may map memory for reading.
+    #[arg(long, alias = "allow-uid", value_name = "UID[,UID]")]
+    pub(crate) allow_uids: Option<String>,
     /// Listen beyond this host in clear, with nobody asked who they are.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,

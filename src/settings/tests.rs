@@ -48,6 +48,25 @@ fn flags_win_over_variables_and_those_over_the_file() {
 }
 
 #[test]
+fn a_list_of_numbers_has_one_or_more() {
+    for (text, uids) in [("65534", vec![65_534]), ("1, 2", vec![1, 2])] {
+        let flags = AgentFlags {
+            allow_uids: Some(text.into()),
+            require_tickets: Some("always".into()),
+            ..AgentFlags::default()
+        };
+        let config = layered(None, &[], &flags).unwrap();
+        assert_eq!(config.allow_uids, uids);
+    }
+    let refused = layered(
+        None,
+        &[("KVFERRY_ALLOW_UIDS", "root")],
+        &AgentFlags::default(),
+    );
+    assert!(refused.is_err());
+}
+
+#[test]
 fn variables_are_read_as_what_their_key_takes() {
     let variables = [
         ("KVFERRY_NODE", "17"),

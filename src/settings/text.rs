@@ -8,7 +8,7 @@ use toml::{Table, Value};
 #[error("{0}")]
 pub(crate) struct Refusal(String);
 
-/// Reads text as what the key of `T` takes: text, a number or truth value, a list `a,b`, or a map
+/// Reads text as what the key of `T` takes: text, a number or truth value, a list `a,b` or `1,2`, or a map
 /// `k=v,k=v`. The error is the key's own, for people.
 pub(super) fn fit<T: DeserializeOwned>(key: &str, text: &str) -> Result<Value, Refusal> {
     let as_text = Value::String(text.to_owned());
@@ -23,7 +23,7 @@ pub(super) fn fit<T: DeserializeOwned>(key: &str, text: &str) -> Result<Value, R
             Err(of_scalar) => refusal = of_scalar,
         }
     }
-    [Some(list(text)), map(text)]
+    [Some(list(text)), numbers(text), map(text)]
         .into_iter()
         .flatten()
         .find(|value| accepts::<T>(key, value).is_ok())
@@ -52,6 +52,15 @@ fn list(text: &str) -> Value {
         .map(str::trim)
         .filter(|part| !part.is_empty());
     Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
+}
+
+fn numbers(text: &str) -> Option<Value> {
+    let parts = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty());
+    let numbers = parts.map(|part| part.parse().ok().map(Value::Integer));
+    numbers.collect::<Option<Vec<_>>>().map(Value::Array)
 }
 
 fn map(text: &str) -> Option<Value> {

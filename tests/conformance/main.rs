@@ -15,6 +15,7 @@ mod sim;
 mod stalls;
 mod suite;
 mod tcp;
+mod tickets;
 mod world;
 
 /// Runs the suite against a world.
@@ -69,9 +70,11 @@ macro_rules! stalling_transport {
 
 every_transport!(over_sim, crate::sim::SimWorld);
 every_transport!(over_tcp, crate::tcp::TcpWorld);
+every_transport!(over_tcp_with_tickets, crate::tickets::TicketWorld);
 every_transport!(over_shm, crate::shm::ShmWorld);
 every_transport!(over_rdma, crate::rdma::RdmaWorld);
 every_transport!(over_rdma_between_gpus, crate::rdma_gpu::RdmaGpuWorld);
 every_transport!(between_gpus, crate::gpu::GpuWorld);
 stalling_transport!(stalled_sim, crate::sim::SimWorld);
 stalling_transport!(stalled_tcp, crate::tcp::TcpWorld);
+stalling_transport!(stalled_tcp_with_tickets, crate::tickets::TicketWorld);

@@ -13,16 +13,19 @@ use kvferry_agent::{
     PeerApi,
     region::RegionCatalog,
     session::Identity,
+    tickets::Gate,
     transport::{
-        PeerTarget, ReadError, ReadRequest, Transport,
+        ConnectError, PeerTarget, ReadError, ReadRequest, Transport,
         rdma::{Devices, RdmaConfig, RdmaOwner, RdmaTransport},
     },
 };
 use kvferry_proto::{Labels, NodeAddresses, RegionId, RemoteSpan};
+use kvferry_security::ticket::Refusal;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
 
+use crate::tickets::{Parties, SECRET, add_secret};
 use crate::world::{
     PATIENCE, World, add_region, catalog, check_alive, contents, data, eventually, local, pattern,
     peer, read, settled, whole,
@@ -68,8 +71,13 @@ impl RdmaWorld {
 
     /// As above, of these regions.
     pub async fn serving(catalog: Arc<RegionCatalog>) -> Option<Self> {
+        Self::behind(Arc::new(Gate::open()), catalog).await
+    }
+
+    /// To those whom the gate lets in.
+    async fn behind(gate: Arc<Gate>, catalog: Arc<RegionCatalog>) -> Option<Self> {
         let (serving, reader) = (devices(0)?, devices(1)?);
-        let owner = RdmaOwner::new(&serving, &catalog);
+        let owner = RdmaOwner::behind(gate, &serving, &catalog);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let identity = Identity {
@@ -187,6 +195,91 @@ async fn a_dropped_link_says_goodbye() {
     assert_eq!(world.owner.sessions(), 1);
     drop(link);
     eventually("goodbye", || world.owner.sessions() == 0).await;
+}
+
+/// An owner that lets nobody in without a ticket, a coordinator that gives some, and a reader.
+async fn ticketed() -> Option<(RdmaWorld, Parties, RdmaTransport)> {
+    let (parties, catalog) = (Parties::new(), catalog());
+    add_secret(&catalog);
+    let world = RdmaWorld::behind(Arc::clone(&parties.gate), catalog).await?;
+    let reader = RdmaTransport::new(Arc::clone(&world.reader), "reader", None);
+    let reader = reader.with_tickets(Arc::clone(&parties.wallet));
+    Some((world, parties, reader))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queue_pairs_are_for_those_with_a_ticket() {
+    let Some((world, parties, reader)) = ticketed().await else {
+        return;
+    };
+    // The world's own way shows none.
+    let refused = world.connect(&world.peer()).await.map(drop);
+    assert!(
+        matches!(
+            refused,
+            Err(ConnectError::TicketRefused {
+                refusal: Refusal::Absent,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(world.owner.sessions(), 0);
+    let link = reader.connect(&world.peer()).await.unwrap();
+    check_alive(&link).await;
+    assert_eq!(parties.gate.counters().admitted.get(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_other_namespaces_are_not_told() {
+    let Some((world, parties, reader)) = ticketed().await else {
+        return;
+    };
+    let link = reader.connect(&world.peer()).await.unwrap();
+    check_alive(&link).await;
+    let secret = RemoteSpan {
+        region: SECRET,
+        ..data(0..4096)
+    };
+    let memory = local(4096);
+    let refused = read(&link, vec![secret], whole(&memory)).await;
+    assert!(
+        matches!(
+            refused,
+            Err(ReadError::TicketRefused {
+                refusal: Refusal::OtherNamespace,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    assert!(contents(&memory, 0..4096).iter().all(|byte| *byte == 0));
+    // Another ticket, another room: with all that it names.
+    parties.change(|terms| terms.scopes = vec!["test", "secret"]);
+    let link = reader.connect(&world.peer()).await.unwrap();
+    read(&link, vec![secret], whole(&memory)).await.unwrap();
+    assert!(contents(&memory, 0..4096) == [0x5e; 4096]);
+    check_alive(&link).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_ends_with_its_ticket_and_goes_on_with_another() {
+    let Some((world, parties, reader)) = ticketed().await else {
+        return;
+    };
+    // The owner looks every 2.5 seconds, and the reader renews as often.
+    parties.change(|terms| {
+        terms.honoured_ms = 12_000;
+        terms.left = 2;
+    });
+    let link = reader.connect(&world.peer()).await.unwrap();
+    eventually("renewed", || parties.gate.counters().renewed.get() >= 1).await;
+    check_alive(&link).await;
+    eventually("ended", || parties.gate.counters().expired.get() == 1).await;
+    assert_eq!(world.owner.sessions(), 0);
+    eventually("noticed", || link.is_lost()).await;
+    parties.change(|terms| terms.left = 1);
+    check_alive(&reader.connect(&world.peer()).await.unwrap()).await;
 }
 
 fn ip(words: &str) {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use kvferry_agent::{
     region::RegionCatalog,
+    tickets::Gate,
     transport::{
         Link, PeerTarget, ReadError, ReadRequest, Transport,
         tcp::{ServeCounters, TcpConfig, TcpLimits, TcpServer, TcpTransport},
@@ -32,11 +33,17 @@ pub struct TcpWorld {
 
 impl TcpWorld {
     pub async fn with(limits: TcpLimits) -> Self {
+        Self::behind(Gate::open(), limits).await
+    }
+
+    /// An owner that lets in whom the gate does.
+    pub async fn behind(gate: impl Into<Arc<Gate>>, limits: TcpLimits) -> Self {
         let catalog = catalog();
         let loopback = "127.0.0.1:0".parse().unwrap();
         let server = TcpServer::bind(loopback, Arc::clone(&catalog), limits)
             .await
-            .unwrap();
+            .unwrap()
+            .behind(gate.into());
         let (address, counters) = (server.local_addr(), server.counters());
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);

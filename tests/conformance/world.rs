@@ -103,12 +103,23 @@ pub fn insert(
     memory: impl Into<Memory>,
     slots: u32,
 ) -> Arc<Region> {
+    insert_in("test", catalog, id, memory, slots)
+}
+
+/// As [`insert`], in a namespace of its own.
+pub fn insert_in(
+    namespace: &str,
+    catalog: &RegionCatalog,
+    id: RegionId,
+    memory: impl Into<Memory>,
+    slots: u32,
+) -> Arc<Region> {
     let memory = memory.into();
     let block = memory.len() / u64::from(slots);
     let region = Arc::new(Region {
         id,
         namespace: Arc::new(NamespaceSpec {
-            name: NamespaceName::new("test").unwrap(),
+            name: NamespaceName::new(namespace).unwrap(),
             layout: Layout::new("u8", 1, 1, block).unwrap(),
             hash_len: HashLen::new(32).unwrap(),
             checksum: ChecksumPolicy::default(),

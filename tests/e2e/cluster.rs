@@ -34,12 +34,19 @@ pub(crate) struct Process {
 impl Process {
     /// Starts it and waits for its line of readiness.
     async fn start(args: &[String]) -> Self {
-        Self::start_with(args, &[]).await
+        Self::start_as(None, args, &[]).await
     }
 
-    /// As above, with these in its environment.
-    async fn start_with(args: &[String], environment: &[(String, String)]) -> Self {
+    /// As above, by another user, with these in its environment.
+    async fn start_as(
+        user: Option<u32>,
+        args: &[String],
+        environment: &[(String, String)],
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
+        if let Some(user) = user {
+            command.uid(user);
+        }
         command.args(args).envs(environment.iter().cloned());
         Self::spawn(command, args).await
     }
@@ -116,6 +123,8 @@ impl Process {
 pub(crate) struct Cluster {
     pub(crate) dir: tempfile::TempDir,
     coordinator: Option<Process>,
+    /// What it was started with, beside what all are.
+    flags: Vec<String>,
     pub(crate) coordinator_address: SocketAddr,
     agents: BTreeMap<String, Process>,
 }
@@ -144,6 +153,7 @@ impl Cluster {
         Self {
             dir,
             coordinator: Some(coordinator),
+            flags: more.iter().map(ToString::to_string).collect(),
             coordinator_address: address,
             agents: BTreeMap::new(),
         }
@@ -178,10 +188,22 @@ impl Cluster {
         environment: &[(String, String)],
     ) -> Engine {
         let socket = self.socket(node);
-        let args = self.agent_args(node, more);
-        let process = Process::start_with(&args, environment).await;
+        self.agent_as(None, node, &socket, more, environment).await
+    }
+
+    /// As above, by another user, who can make a socket there.
+    pub(crate) async fn agent_as(
+        &mut self,
+        user: Option<u32>,
+        node: &str,
+        socket: &Path,
+        more: &[&str],
+        environment: &[(String, String)],
+    ) -> Engine {
+        let args = self.agent_args(node, socket, more);
+        let process = Process::start_as(user, &args, environment).await;
         self.agents.insert(node.to_owned(), process);
-        Engine::connect(&socket).await
+        Engine::connect(socket).await
     }
 
     /// As `agent`, behind a command that becomes it.
@@ -191,13 +213,14 @@ impl Cluster {
         node: &str,
         more: &[&str],
     ) -> Engine {
-        let args = self.agent_args(node, more);
+        let socket = self.socket(node);
+        let args = self.agent_args(node, &socket, more);
         let process = Process::start_behind(prefix, &args).await;
         self.agents.insert(node.to_owned(), process);
-        Engine::connect(&self.socket(node)).await
+        Engine::connect(&socket).await
     }
 
-    fn agent_args(&self, node: &str, more: &[&str]) -> Vec<String> {
+    fn agent_args(&self, node: &str, socket: &Path, more: &[&str]) -> Vec<String> {
         let coordinator = format!("http://{}", self.coordinator_address);
         [
             "agent",
@@ -213,7 +236,7 @@ impl Cluster {
             "--listen-metrics",
             "127.0.0.1:0",
             "--socket",
-            &self.socket(node).display().to_string(),
+            &socket.display().to_string(),
         ]
         .iter()
         .chain(more)
@@ -259,7 +282,8 @@ impl Cluster {
     /// Starts a coordinator where the last one was.
     pub(crate) async fn restart_coordinator(&mut self) {
         let listen = self.coordinator_address.to_string();
-        self.coordinator = Some(Self::coordinator(&listen, &[]).await);
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        self.coordinator = Some(Self::coordinator(&listen, &flags).await);
     }
 
     pub(crate) async fn client(&self) -> CoordinatorClient<Channel> {

@@ -155,13 +155,18 @@ impl Hosts {
     /// What goes towards a host passes this queueing discipline of the kernel's: `tbf`, `netem`. False, and a line that
     /// says so, where the kernel has none of the kind.
     pub(crate) fn shape(&self, host: usize, discipline: &[&str]) -> bool {
-        let device = self.hub_side(host);
-        let args = [&["qdisc", "replace", "dev", &device, "root"], discipline].concat();
-        let shaped = self.try_in_hub("tc", &args);
+        let shaped = self.try_shape(host, discipline);
         if !shaped {
             skip(&format!("no tc, or no {} in this kernel", discipline[0]));
         }
         shaped
+    }
+
+    /// As above, where there is something else to try.
+    pub(crate) fn try_shape(&self, host: usize, discipline: &[&str]) -> bool {
+        let device = self.hub_side(host);
+        let qdisc = ["qdisc", "replace", "dev", &device, "root"];
+        self.try_in_hub("tc", &[&qdisc, discipline].concat())
     }
 
     /// As it was before `shape`.

@@ -25,6 +25,7 @@ mod publish_and_pull;
 mod shell;
 mod sources;
 mod sources_shell;
+mod tickets;
 #[cfg(feature = "otlp")]
 mod traces;
 mod two_hosts;

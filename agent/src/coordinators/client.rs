@@ -13,6 +13,7 @@ use kvferry_proto::{
     pb::{
         claims_client::ClaimsClient, coordinator_client::CoordinatorClient,
         locations_client::LocationsClient, sources_client::SourcesClient,
+        tickets_client::TicketsClient,
     },
     reason_of,
 };
@@ -99,6 +100,7 @@ pub struct Coordinators {
     pub(super) claims: Vec<(String, ClaimsClient<Line>)>,
     pub(super) locations: Vec<(String, LocationsClient<Line>)>,
     pub(super) sources: Vec<(String, SourcesClient<Line>)>,
+    pub(super) tickets: Vec<(String, TicketsClient<Line>)>,
     /// The one that answered last; the next call starts there.
     pub(super) preferred: AtomicUsize,
 }
@@ -115,6 +117,7 @@ impl Coordinators {
     ) -> Result<Self, BadAddress> {
         let (mut clients, mut sources) = (Vec::new(), Vec::new());
         let (mut claims, mut locations) = (Vec::new(), Vec::new());
+        let mut tickets = Vec::new();
         for address in addresses {
             let channel = dialer.lazy(&endpoint(address)?);
             let client = CoordinatorClient::new(channel.clone())
@@ -127,6 +130,7 @@ impl Coordinators {
             sources.push((address.clone(), compressed!(client, compression)));
             let client = ClaimsClient::new(channel.clone());
             claims.push((address.clone(), compressed!(client, compression)));
+            tickets.push((address.clone(), TicketsClient::new(channel.clone())));
             let client = LocationsClient::new(channel)
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -137,6 +141,7 @@ impl Coordinators {
             claims,
             locations,
             sources,
+            tickets,
             preferred: AtomicUsize::new(0),
         })
     }

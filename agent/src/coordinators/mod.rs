@@ -5,6 +5,7 @@ mod client;
 mod located;
 mod locations;
 mod sources;
+mod tickets;
 
 pub use claims::{ClaimedBlocks, Granted};
 pub use client::{BadAddress, CoordinatorError, Coordinators, LocateRequest};

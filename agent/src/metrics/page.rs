@@ -16,6 +16,7 @@ impl Observed for AgentObserved {
         self.background(page)?;
         self.ways(page)?;
         self.gpus(page)?;
+        self.tickets(page)?;
         memory(&self.0.store.stats(), page)?;
         page.counters(
             "kvferry_agent_handshakes_total",
@@ -125,6 +126,51 @@ impl AgentObserved {
             "kvferry_agent_tensors_total",
             "Tensors that were complete at the end of their pulls, those that were here before included",
             pulls.tensors_here.get(),
+        )
+    }
+
+    /// Who is let in here, and whether we are elsewhere.
+    fn tickets(&self, page: &mut Page<'_>) -> fmt::Result {
+        let (gate, wallet) = (
+            self.0.tickets.gate.counters(),
+            self.0.tickets.wallet.counters(),
+        );
+        page.counter(
+            "kvferry_agent_readers_admitted_total",
+            "Readers' connections and sessions that were let in with a ticket, over any transport",
+            gate.admitted.get(),
+        )?;
+        page.counter(
+            "kvferry_agent_readers_renewed_total",
+            "Tickets that readers went on with on connections that were there",
+            gate.renewed.get(),
+        )?;
+        page.counters(
+            "kvferry_agent_readers_refused_total",
+            "Readers turned away, and renewals. absent: whoever it is knows of no tickets; expired, too_long: clocks \
+             differ; unknown_key: its coordinators are others, or their key files; bad_signature, bad_proof, other_owner, \
+             other_reader, other_namespace: look who it is, the log has the address",
+            &gate.refused,
+        )?;
+        page.counter(
+            "kvferry_agent_readers_expired_total",
+            "Connections and sessions ended because their ticket expired: their reader did not renew it",
+            gate.expired.get(),
+        )?;
+        page.counter(
+            "kvferry_agent_tickets_obtained_total",
+            "Tickets that coordinators gave this agent, to read from others",
+            wallet.obtained.get(),
+        )?;
+        page.counter(
+            "kvferry_agent_tickets_failed_total",
+            "Requests for a ticket that brought none: no coordinator answered, or it gave no right",
+            wallet.failed.get(),
+        )?;
+        page.counters(
+            "kvferry_agent_tickets_refused_total",
+            "This agent's tickets that owners refused. Each is shown once; a new one is asked for",
+            &wallet.refused,
         )
     }
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use kvferry_proto::pb::{
-    CloseRdmaRequest, CloseRdmaResponse, ConnectRdmaRequest, ConnectRdmaResponse,
-    DescribeRdmaRegionsRequest, DescribeRdmaRegionsResponse, IdentifyRequest, IdentifyResponse,
-    RenewRdmaRequest, RenewRdmaResponse,
+    ChallengeRdmaRequest, ChallengeRdmaResponse, CloseRdmaRequest, CloseRdmaResponse,
+    ConnectRdmaRequest, ConnectRdmaResponse, DescribeRdmaRegionsRequest,
+    DescribeRdmaRegionsResponse, IdentifyRequest, IdentifyResponse, RenewRdmaRequest,
+    RenewRdmaResponse,
     peer_server::{Peer, PeerServer},
 };
 use tokio::task::spawn_blocking;
@@ -57,19 +58,22 @@ impl Peer for PeerApi {
         }))
     }
 
+    async fn challenge_rdma(
+        &self,
+        request: Request<ChallengeRdmaRequest>,
+    ) -> Result<Response<ChallengeRdmaResponse>, Status> {
+        let request = request.into_inner();
+        self.with_rdma(move |owner| owner.challenge(&request).map_err(not_let_in))
+            .await
+    }
+
     async fn connect_rdma(
         &self,
         request: Request<ConnectRdmaRequest>,
     ) -> Result<Response<ConnectRdmaResponse>, Status> {
         let request = request.into_inner();
-        self.with_rdma(move |owner| {
-            owner.connect(&request).map_err(|error| match error {
-                LetInError::TooManySessions => Status::resource_exhausted(error.to_string()),
-                LetInError::TooManyEndpoints(_) => Status::invalid_argument(error.to_string()),
-                LetInError::NoSession => Status::not_found(error.to_string()),
-            })
-        })
-        .await
+        self.with_rdma(move |owner| owner.connect(&request).map_err(not_let_in))
+            .await
     }
 
     async fn describe_rdma_regions(
@@ -92,9 +96,9 @@ impl Peer for PeerApi {
         &self,
         request: Request<RenewRdmaRequest>,
     ) -> Result<Response<RenewRdmaResponse>, Status> {
-        let session = request.get_ref().session;
-        let alive = self.rdma.as_ref().is_some_and(|owner| owner.renew(session));
-        Ok(Response::new(RenewRdmaResponse { alive }))
+        let request = request.get_ref();
+        let renewed = self.rdma.as_ref().map(|owner| owner.renew(request));
+        Ok(Response::new(renewed.unwrap_or_default()))
     }
 
     async fn close_rdma(
@@ -105,5 +109,17 @@ impl Peer for PeerApi {
             owner.close(request.get_ref().session);
         }
         Ok(Response::new(CloseRdmaResponse {}))
+    }
+}
+
+fn not_let_in(error: LetInError) -> Status {
+    let text = error.to_string();
+    match error {
+        LetInError::TooManySessions | LetInError::TooManyRooms | LetInError::Domain(_) => {
+            Status::resource_exhausted(text)
+        }
+        LetInError::TooManyEndpoints(_) => Status::invalid_argument(text),
+        LetInError::NoSession => Status::not_found(text),
+        LetInError::Randomness(_) => Status::unavailable(text),
     }
 }

@@ -27,4 +27,4 @@ pub use inventory::inventory_messages;
 pub use log::{ChangeLog, LogEntry};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
 pub use reads::Reads;
-pub use task::{Identity, InventorySource, SessionStatus, SessionTask, SurplusSink};
+pub use task::{Identity, InventorySource, KeySink, SessionStatus, SessionTask, SurplusSink};

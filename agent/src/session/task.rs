@@ -9,6 +9,7 @@ use kvferry_proto::{
         coordinator_message::Message as Answer,
     },
 };
+use kvferry_security::ticket::{MAX_KEYS, PublicKey};
 use kvferry_security::tls::Dialer;
 use tokio::{
     sync::{mpsc, watch},
@@ -74,6 +75,9 @@ pub type InventorySource = Arc<dyn Fn() -> (Vec<pb::Inventory>, u64) + Send + Sy
 /// Takes copies that enough other nodes hold.
 pub type SurplusSink = Arc<dyn Fn(&[(RegionId, Slot, Generation)]) + Send + Sync>;
 
+/// Takes the keys that a coordinator signs tickets with, at each of its welcomes.
+pub type KeySink = Arc<dyn Fn(Vec<PublicKey>) + Send + Sync>;
+
 /// One session's shell.
 pub struct SessionTask {
     endpoint: Endpoint,
@@ -87,6 +91,7 @@ pub struct SessionTask {
     orders: mpsc::Sender<CopyOrder>,
     done: Done,
     surplus: Option<SurplusSink>,
+    keys: Option<KeySink>,
     compression: Compression,
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
@@ -123,6 +128,7 @@ impl SessionTask {
             orders,
             done: Done::new(),
             surplus: None,
+            keys: None,
             compression: Compression::default(),
             machine: SessionMachine::new(config),
             status,
@@ -163,6 +169,13 @@ impl SessionTask {
     #[must_use]
     pub fn dialing(mut self, dialer: Dialer) -> Self {
         self.dialer = dialer;
+        self
+    }
+
+    /// Says who is to hear what the coordinator signs tickets with.
+    #[must_use]
+    pub fn with_keys(mut self, sink: KeySink) -> Self {
+        self.keys = Some(sink);
         self
     }
 
@@ -355,6 +368,11 @@ impl SessionTask {
             Answer::Welcome(welcome) => {
                 info!(coordinator = %self.address, resync = welcome.resync, "session established");
                 self.status.send_modify(|status| status.last_error.clear());
+                if let Some(sink) = &self.keys {
+                    // What is no key signs nothing that could be believed.
+                    let keys = welcome.ticket_keys.iter().take(MAX_KEYS);
+                    sink(keys.filter_map(|key| PublicKey::from_bytes(key)).collect());
+                }
                 Event::Welcomed {
                     epoch: welcome.epoch,
                     heartbeat: Duration::from_millis(welcome.heartbeat_interval_ms.into()),

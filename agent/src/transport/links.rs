@@ -31,6 +31,7 @@ use super::{
     ConnectError, Link, PeerTarget, Transport, TransportKind, health::PeerHealth,
     random::SplitMix64,
 };
+use crate::tickets::NoTicket;
 
 /// Peers remembered for every link that may be kept: the others are failures not to be repeated soon.
 const PEERS_PER_LINK: usize = 4;
@@ -219,6 +220,18 @@ impl Links {
     }
 }
 
+/// Does it mend by itself, so that it is worth trying again soon?
+fn passes(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Unreachable { .. } => true,
+        ConnectError::NoTicket { why, .. } => matches!(why, NoTicket::Unavailable { .. }),
+        ConnectError::WrongIncarnation { .. }
+        | ConnectError::Refused { .. }
+        | ConnectError::TicketRefused { .. }
+        | ConnectError::NoPath { .. } => false,
+    }
+}
+
 /// What is known about a peer without asking it.
 enum Known {
     Link(Arc<dyn Link>),
@@ -399,13 +412,10 @@ impl Shared {
     }
 
     fn next_pause(&self, before: Option<&Failure>, error: &ConnectError) -> Duration {
-        match (error, before) {
-            (ConnectError::Unreachable { .. }, None) => self.config.backoff_first,
-            (ConnectError::Unreachable { .. }, Some(failure)) => {
-                (failure.pause * 2).min(self.config.backoff_max)
-            }
-            // These do not mend by themselves soon.
-            _ => self.config.backoff_max,
+        match before {
+            _ if !passes(error) => self.config.backoff_max,
+            None => self.config.backoff_first,
+            Some(failure) => (failure.pause * 2).min(self.config.backoff_max),
         }
     }
 

@@ -38,7 +38,9 @@ use kvferry_cuda::StagingError;
 use kvferry_memory::{AccessError, HostMemory};
 use kvferry_observe::Label;
 use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
+use kvferry_security::ticket::Refusal;
 
+use crate::tickets::NoTicket;
 pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 pub use straight::{GpuRead, GpuRequest, GpuSpans};
@@ -203,6 +205,14 @@ pub enum ReadError {
         /// What is wrong with it.
         detail: &'static str,
     },
+    /// The owner refuses our ticket: it is not shown again. A new link begins with a new one.
+    #[error("{node} refuses the ticket: {refusal}")]
+    TicketRefused {
+        /// The owner.
+        node: NodeId,
+        /// Why.
+        refusal: Refusal,
+    },
     /// The caller's request is wrong; do not repeat it.
     #[error("not a valid read: {0}")]
     Invalid(&'static str),
@@ -244,6 +254,22 @@ pub enum ConnectError {
         node: NodeId,
         /// Why.
         detail: String,
+    },
+    /// The peer refuses our ticket, and refused the one before it: no use in trying again soon.
+    #[error("{node} refuses the ticket: {refusal}")]
+    TicketRefused {
+        /// Whom.
+        node: NodeId,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// There is no ticket to show: whether the peer would let us in is not known.
+    #[error("no ticket for {node}: {why}")]
+    NoTicket {
+        /// Whom.
+        node: NodeId,
+        /// Why not.
+        why: NoTicket,
     },
     /// This transport has no way to that peer.
     #[error("no {transport} path to {node}: {detail}")]

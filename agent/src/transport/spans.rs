@@ -3,8 +3,12 @@
 use std::{ops::Range, sync::Arc};
 
 use kvferry_proto::{Part, RegionId, RemoteSpan};
+use kvferry_security::ticket::Refusal;
 
-use crate::region::{Region, RegionCatalog};
+use crate::{
+    region::{Region, RegionCatalog},
+    tickets::Permit,
+};
 
 /// Bytes of a generation word.
 pub(super) const WORD_BYTES: u64 = 8;
@@ -31,6 +35,8 @@ pub(super) enum SpanRefusal {
     MemoryCut,
     /// The owner's GPU gives no bytes: it failed, or is too busy.
     GpuFailed,
+    /// The reader's ticket does not let it.
+    Ticket(Refusal),
 }
 
 impl SpanRefusal {
@@ -42,6 +48,7 @@ impl SpanRefusal {
             Self::TooManyBytes => "more bytes than the owner sends at once",
             Self::MemoryCut => "the file behind the owner's memory was cut",
             Self::GpuFailed => "the owner's GPU gives no bytes; its log says why",
+            Self::Ticket(_) => "the ticket does not let this reader",
         }
     }
 }
@@ -59,14 +66,21 @@ pub(super) fn check_words(span: &RemoteSpan) -> Result<(), SpanRefusal> {
     }
 }
 
-/// The region a span names, where the span is inside it.
+/// The region a span names, where the permit covers it and the span is inside it. Nothing is said of a region that the
+/// permit does not cover but that.
 pub(super) fn find_region(
     catalog: &RegionCatalog,
+    permit: Option<&Permit>,
     span: &RemoteSpan,
 ) -> Result<Arc<Region>, SpanFault> {
     let region = catalog
         .get(span.region)
         .ok_or(SpanFault::RegionGone(span.region))?;
+    if permit.is_some_and(|permit| !permit.covers(&region)) {
+        return Err(SpanFault::Refused(SpanRefusal::Ticket(
+            Refusal::OtherNamespace,
+        )));
+    }
     check_words(span).map_err(SpanFault::Refused)?;
     if !region.covers(span) {
         return Err(SpanFault::Refused(SpanRefusal::OutOfRange));

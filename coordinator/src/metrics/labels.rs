@@ -29,6 +29,7 @@ label! {
         FindLocations = "Locations/FindLocations",
         SetNamespacePolicy = "Locations/SetNamespacePolicy",
         GetNamespacePolicy = "Locations/GetNamespacePolicy",
+        IssueTicket = "Tickets/IssueTicket",
         Watch = "Watch/Watch",
         SetCopies = "Replication/SetCopies",
         WantCopies = "Replication/WantCopies",
@@ -85,6 +86,17 @@ impl Outcome {
             b"1" | b"4" | b"10" | b"14" => Self::Unavailable,
             _ => Self::Failed,
         }
+    }
+}
+
+label! {
+    /// What became of a request for a ticket.
+    pub(crate) enum Issued("outcome") {
+        Issued = "issued",
+        /// The caller has no right to it, or asks for what cannot be.
+        Denied = "denied",
+        /// Nothing to sign with.
+        NoKey = "no_key",
     }
 }
 

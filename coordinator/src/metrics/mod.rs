@@ -22,7 +22,9 @@ use kvferry_observe::{ByLabel, ByLabels, Counter, Gauge, Histogram};
 use tonic::codegen::http::{HeaderMap, header::HeaderValue};
 
 use crate::{directory::Effect, replication, sources};
-pub(crate) use labels::{Called, Copied, Draining, Ended, Ordered, Said, Standing, Unwatched};
+pub(crate) use labels::{
+    Called, Copied, Draining, Ended, Issued, Ordered, Said, Standing, Unwatched,
+};
 use labels::{Outcome, Refused, Removed, Resync};
 pub(crate) use page::CoordinatorObserved;
 
@@ -45,6 +47,7 @@ pub(crate) struct Metrics {
     /// Changes of structure and of copies that watchers were told, those of their start included.
     watch_told: Counter,
     unwatched: ByLabel<Unwatched, Counter>,
+    tickets: ByLabel<Issued, Counter>,
     copying: CopyingMetrics,
     sources: SourcesMetrics,
     serving: AtomicBool,
@@ -122,6 +125,11 @@ impl Metrics {
             | Effect::NodeHidden { .. }
             | Effect::NodeShown { .. } => {}
         }
+    }
+
+    /// A ticket was asked for.
+    pub(crate) fn ticket(&self, issued: Issued) {
+        self.tickets.of(issued).inc();
     }
 
     /// A watcher was told of so many changes.

@@ -43,6 +43,12 @@ impl Observed for CoordinatorObserved {
         sources(metrics, page)?;
         self.tables(page)?;
         security(self.hub.gate(), &self.door, page)?;
+        page.counters(
+            "kvferry_coordinator_tickets_total",
+            "Tickets that readers asked for, to be let in by owners. denied: no right to what was asked for, the log says \
+             to whom; no_key: this coordinator has no ticket_key and others of its cluster have",
+            &metrics.tickets,
+        )?;
         sessions(metrics, page)
     }
 
@@ -403,6 +409,7 @@ mod tests {
             heartbeat_interval_ms: 1_000,
             hide_after_ms: 3_000,
             max_sessions: 1,
+            ticket_keys: Vec::new(),
         }));
         let observed = CoordinatorObserved::new(hub.clone(), Arc::default());
         assert!(observed.ready().is_err(), "nobody listens yet");

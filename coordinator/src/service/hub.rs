@@ -15,6 +15,7 @@ use std::{
 };
 
 use kvferry_proto::pb::{self, coordinator_message::Message};
+use kvferry_security::ticket::PublicKey;
 use kvferry_security::{Access, Gate};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -46,12 +47,14 @@ const QUEUE: usize = 4 * ROOM;
 pub(super) const ROOM: usize = MAX_REGIONS_PER_MESSAGE + 3;
 
 /// What the shell needs beside the directory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct HubConfig {
     pub(crate) directory: DirectoryConfig,
     pub(crate) heartbeat_interval_ms: u32,
     pub(crate) hide_after_ms: u32,
     pub(crate) max_sessions: usize,
+    /// What tickets are signed with, as agents are told.
+    pub(crate) ticket_keys: Vec<PublicKey>,
 }
 
 /// Shared by every call.
@@ -98,12 +101,13 @@ pub(super) struct Session {
 impl Hub {
     pub(crate) fn new(config: HubConfig) -> Self {
         let metrics = Arc::<Metrics>::default();
+        let directory = Directory::new(config.directory);
         Self {
             config,
             start: Instant::now(),
             next_session: AtomicU64::new(1),
             state: RwLock::new(State {
-                directory: Directory::new(config.directory),
+                directory,
                 sessions: HashMap::new(),
                 metrics: Arc::clone(&metrics),
             }),
@@ -462,14 +466,14 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use kvferry_proto::{Reason, reason_of};
     use tokio_stream::StreamExt;
 
     use super::*;
     use crate::directory::Bounds;
 
-    fn hub() -> Hub {
+    pub(in crate::service) fn hub() -> Hub {
         Hub::new(HubConfig {
             directory: DirectoryConfig {
                 epoch: 1,
@@ -480,6 +484,7 @@ mod tests {
             heartbeat_interval_ms: 1_000,
             hide_after_ms: 3_000,
             max_sessions: 1,
+            ticket_keys: Vec::new(),
         })
     }
 

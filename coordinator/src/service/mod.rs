@@ -14,6 +14,7 @@ mod router;
 mod session;
 mod sources;
 mod status;
+mod tickets;
 mod timed;
 mod told;
 mod watch;
@@ -32,6 +33,7 @@ use outbound::Outbound;
 pub(crate) use replication::ReplicationService;
 pub(crate) use router::CoordinatorRouter;
 pub(crate) use sources::SourcesService;
+pub(crate) use tickets::TicketsService;
 pub(crate) use timed::Timed;
 pub(crate) use watch::WatchService;
 

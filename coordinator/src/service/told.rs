@@ -1,9 +1,15 @@
 //! Effects into messages to agents.
 
+use bytes::Bytes;
 use kvferry_proto::pb::{self, coordinator_message::Message};
 
 use super::{HubConfig, status};
 use crate::directory::{Effect, SessionId};
+
+fn ticket_keys(config: &HubConfig) -> Vec<Bytes> {
+    let keys = config.ticket_keys.iter();
+    keys.map(|key| Bytes::copy_from_slice(&key.0)).collect()
+}
 
 /// What an agent is told of an effect, if it is for one.
 pub(super) fn message(config: &HubConfig, effect: Effect) -> Option<(SessionId, Message)> {
@@ -19,6 +25,7 @@ pub(super) fn message(config: &HubConfig, effect: Effect) -> Option<(SessionId, 
                 hide_after_ms: config.hide_after_ms,
                 expect_delta,
                 resync,
+                ticket_keys: ticket_keys(config),
             };
             (session, Message::Welcome(welcome))
         }

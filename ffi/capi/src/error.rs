@@ -81,7 +81,9 @@ impl Failure {
             DescriptorError::WrongIncarnation { .. } | DescriptorError::Lost(_) => {
                 kvf_status::KVF_AGENT_LOST
             }
-            DescriptorError::NotAllowed => kvf_status::KVF_NOT_ALLOWED,
+            DescriptorError::NotAllowed
+            | DescriptorError::TicketNeeded
+            | DescriptorError::TicketRefused { .. } => kvf_status::KVF_NOT_ALLOWED,
             DescriptorError::Busy | DescriptorError::TooManyDeposits => {
                 kvf_status::KVF_BOUND_REACHED
             }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kvferry_agent::transport::{
-    PeerTarget, Transport,
+    ConnectError, PeerTarget, Transport,
     rdma::{Devices, RdmaConfig, RdmaTransport},
     shm::{ShmTransport, host_id},
     tcp::{TcpConfig, TcpTransport},
@@ -12,6 +12,7 @@ use kvferry_proto::{
     Incarnation, NodeAddresses, NodeId,
     pb::{IdentifyRequest, peer_client::PeerClient},
 };
+use kvferry_security::ticket::Refusal;
 use tonic::transport::Endpoint;
 
 use super::{Finding, State};
@@ -58,6 +59,19 @@ pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding
             }
             Ok(_) => {
                 findings.push(Finding::ok(what, "connected"));
+                auto.get_or_insert(kind);
+            }
+            // It is there: this command has no ticket to show, and is told so.
+            Err(ConnectError::TicketRefused {
+                refusal: Refusal::Absent,
+                ..
+            }) => {
+                findings.push(Finding::new(
+                    what,
+                    State::Note,
+                    "it answers, and lets readers in with a ticket only",
+                    "agents of its cluster get one from their coordinator",
+                ));
                 auto.get_or_insert(kind);
             }
             Err(error) => {

@@ -40,6 +40,7 @@ use crate::{
     metrics::PullMetrics,
     region::{Holder, PoolOptions, Region, RegisterError, Store, eviction::EvictionKind},
     session::{ChangeLog, Identity, Reads, SessionStatus},
+    tickets::Tickets,
     transfer::{TransferConfig, TransferMetrics},
     transport::{Links, shm::DepositBox, tcp::ServeCounters},
 };
@@ -67,7 +68,7 @@ pub(crate) struct LocalApi(Arc<Shared>);
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) log: Arc<ChangeLog>,
-    pub(crate) coordinators: Coordinators,
+    pub(crate) coordinators: Arc<Coordinators>,
     pub(crate) coordinator_addresses: Vec<String>,
     pub(crate) sessions: Vec<watch::Receiver<SessionStatus>>,
     pub(crate) links: Links,
@@ -82,6 +83,7 @@ pub(crate) struct Shared {
     /// Pulls under way that no engine asked for.
     pub(crate) background: Arc<AtomicU64>,
     pub(crate) reads: Arc<Reads>,
+    pub(crate) tickets: Tickets,
     pub(crate) transfer: Arc<TransferMetrics>,
     pub(crate) tensors: Registry,
     /// Numbers the agent's own writers: pulls and puts.

@@ -17,6 +17,8 @@ label! {
         NoPath = "no_path",
         /// It failed, or its link was lost, a moment ago: it was not tried.
         FailedRecently = "failed_recently",
+        /// The peer refused our ticket, or no coordinator gave one.
+        Ticket = "ticket",
         /// Another lifetime of the peer answered.
         Restarted = "restarted",
     }
@@ -28,6 +30,7 @@ impl From<&ConnectError> for FallbackReason {
             ConnectError::Unreachable { .. } => Self::Unreachable,
             ConnectError::Refused { .. } => Self::Refused,
             ConnectError::NoPath { .. } => Self::NoPath,
+            ConnectError::TicketRefused { .. } | ConnectError::NoTicket { .. } => Self::Ticket,
             ConnectError::WrongIncarnation { .. } => Self::Restarted,
         }
     }

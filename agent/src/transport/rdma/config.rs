@@ -30,6 +30,14 @@ pub(super) const READER_COMPLETIONS: u32 = 65_536;
 pub(super) const MAX_ANSWERING_PAIRS: u32 = 4096;
 /// Readers' sessions at a time.
 pub(super) const MAX_SESSIONS: usize = 1024;
+/// Protection domains for readers that may not read everything: as many kinds of readers as there are tenants on one
+/// node. Each has its own registrations of what it may read.
+pub(super) const MAX_ROOMS: usize = 32;
+/// Challenges that wait for their proof, in all and of one reader: it opens a link at a time, and adds queue pairs.
+pub(super) const MAX_CHALLENGES: usize = 1024;
+pub(super) const MAX_CHALLENGES_PER_READER: usize = 8;
+/// How long a challenge waits: a reader answers with its next call.
+pub(super) const CHALLENGE_LIFE: Duration = Duration::from_secs(5);
 /// Endpoints in one request: eight devices with eight queue pairs.
 pub(super) const MAX_ENDPOINTS: usize = 64;
 /// Regions described in one request.

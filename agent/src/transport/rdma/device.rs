@@ -62,7 +62,7 @@ pub(super) struct Device {
     pub(super) reading: Arc<CompletionQueue>,
     /// Of queue pairs that only answer: nothing ever arrives there.
     answering: Arc<CompletionQueue>,
-    pub(super) cache: RegionCache,
+    pub(super) cache: Arc<RegionCache>,
     gid: GidPreference,
     /// READs posted and not over: as long as there are any, polling is worth it.
     pub(super) in_flight: AtomicUsize,
@@ -87,14 +87,12 @@ impl Device {
         let reading = CompletionQueue::new(&context, room, Some(&channel))?;
         let room = (MAX_ANSWERING_PAIRS * 2).min(most);
         let answering = CompletionQueue::new(&context, room, None)?;
-        let options = RegisterOptions {
-            relaxed_ordering: true,
-        };
+        let options = register_options();
         Ok(Self {
             index,
             guid: device.guid(),
             port,
-            cache: RegionCache::new(&domain, MAX_REGISTRATIONS, options),
+            cache: Arc::new(RegionCache::new(&domain, MAX_REGISTRATIONS, options)),
             context,
             domain,
             reading,
@@ -143,14 +141,24 @@ impl Device {
         QueuePair::new(&self.domain, &self.reading, options)
     }
 
-    /// A queue pair that a peer reads with.
-    pub(super) fn answering_pair(&self) -> Result<QueuePair<Reset>, PairError> {
+    /// A queue pair that a peer reads with: what is registered with this domain, and nothing else.
+    pub(super) fn answering_pair(
+        &self,
+        domain: &Arc<ProtectionDomain>,
+    ) -> Result<QueuePair<Reset>, PairError> {
         let options = PairOptions {
             depth: 1,
             max_pieces: 1,
             signal_every: 1,
         };
-        QueuePair::new(&self.domain, &self.answering, options)
+        QueuePair::new(domain, &self.answering, options)
+    }
+}
+
+/// How memory is registered.
+pub(super) fn register_options() -> RegisterOptions {
+    RegisterOptions {
+        relaxed_ordering: true,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use kvferry_ibverbs::{PostError, WorkError, WorkStatus};
+use kvferry_security::ticket::Refusal;
 
 use super::owner_client::CallError;
 use crate::transport::ConnectError;
@@ -65,6 +66,9 @@ pub(super) enum Loss {
     /// What RDMA cannot reach was read over another transport, whose link is gone.
     #[error("the link behind it is lost")]
     Behind,
+    /// Its ticket does not let us read what is asked for: the next link begins with another.
+    #[error("the owner refuses the ticket: {0}")]
+    Ticket(Refusal),
     /// What it brings is not what was sealed.
     #[error("wrong bytes came over it")]
     WrongBytes,

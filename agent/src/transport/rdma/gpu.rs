@@ -4,7 +4,9 @@
 use std::{os::fd::AsFd, sync::Arc};
 
 use kvferry_cuda::{DmaBufError, FlushError, peer_memory_loaded};
-use kvferry_ibverbs::{DeviceMemory, DmaBuf, LocalRegion, ReadableRegion, RegisterError};
+use kvferry_ibverbs::{
+    DeviceMemory, DmaBuf, LocalRegion, ProtectionDomain, ReadableRegion, RegionCache, RegisterError,
+};
 
 use super::{device::Device, memory::LocalMemory};
 use crate::gpu::GpuMemory;
@@ -38,14 +40,15 @@ pub(super) enum NotStraight {
 /// Lets peers read all of it.
 pub(super) fn readable(
     device: &Device,
+    (domain, cache): (&Arc<ProtectionDomain>, &RegionCache),
     memory: &Arc<GpuMemory>,
 ) -> Result<Arc<ReadableRegion>, GpuRegisterError> {
     let (own, all) = (memory.device_memory(), whole(memory));
     register(
         device,
         memory,
-        |buffer| ReadableRegion::register_dmabuf(&device.domain, buffer),
-        || device.cache.readable(own, all),
+        |buffer| ReadableRegion::register_dmabuf(domain, buffer),
+        || cache.readable(own, all),
     )
 }
 

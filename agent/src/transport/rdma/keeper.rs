@@ -87,7 +87,7 @@ impl Keeper {
             return;
         }
         self.renewed = Instant::now();
-        match link.client.renew().await {
+        match link.client.renew(&link.peer).await {
             Renewed::Alive => self.missed = 0,
             Renewed::Gone => link.lose(Loss::SessionEnded),
             Renewed::Unknown(why) => {

@@ -15,6 +15,7 @@
 //! any lane left the link is lost, and the caller's next link is over whatever still leads there.
 
 mod behind;
+mod challenges;
 mod config;
 mod connect;
 mod cut;

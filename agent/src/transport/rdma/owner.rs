@@ -1,12 +1,19 @@
 //! The owner's side: lets readers in, and takes no part in what they read.
 
-use std::{collections::HashMap, future::Future, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Weak},
+    time::Instant,
+};
 
+use bytes::Bytes;
 use kvferry_ibverbs::{
-    ConnectError, ConnectOptions, Endpoint, Gid, LocalAddress, PairError, PortAddressError,
-    QueuePair, ReadyToSend,
+    ConnectError, ConnectOptions, DomainError, Endpoint, Gid, LocalAddress, PairError,
+    PortAddressError, QueuePair, ReadyToSend,
 };
 use kvferry_proto::{RegionId, pb};
+use kvferry_security::ticket::{NoRandomness, Nonce, Purpose, Refusal, Scope};
 use parking_lot::Mutex;
 use tokio::{
     sync::broadcast::error::RecvError,
@@ -16,13 +23,18 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    config::{KEEPALIVE, LEASE, MAX_ENDPOINTS, MAX_SESSIONS},
+    challenges::Challenges,
+    config::{KEEPALIVE, LEASE, MAX_ENDPOINTS, MAX_ROOMS, MAX_SESSIONS},
     devices::Devices,
     events::DeviceEvent,
     published::{NoProbe, PublishError, Published},
     wire::{BadMessage, endpoint_message, parse_endpoint},
 };
-use crate::{region::RegionCatalog, transport::random::SplitMix64};
+use crate::{
+    region::RegionCatalog,
+    tickets::{Gate, Needs, Permit},
+    transport::random::SplitMix64,
+};
 
 /// Why readers are not connected.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +48,15 @@ pub(crate) enum LetInError {
     /// No such session (any more): begin a new one.
     #[error("there is no such RDMA session")]
     NoSession,
+    /// As many kinds of readers as there may be. Back off.
+    #[error("readers of {MAX_ROOMS} kinds have RDMA sessions here already")]
+    TooManyRooms,
+    /// A device gives no domain to keep this reader's regions apart in. Back off.
+    #[error("this reader's regions cannot be kept apart: {0}")]
+    Domain(#[from] DomainError),
+    /// A challenge cannot be made. Back off.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
 }
 
 /// Why one queue pair is not answered; the others of the request may be. Told to the reader in words.
@@ -52,6 +73,9 @@ enum NoAnswer {
         /// Those that have no address.
         unusable: Vec<String>,
     },
+    /// There is no such device.
+    #[error("the owner has no such device")]
+    NoDomain,
     /// Nothing to prove the path with.
     #[error(transparent)]
     Probe(#[from] NoProbe),
@@ -66,7 +90,11 @@ enum NoAnswer {
 struct Session {
     from: String,
     renewed: Instant,
+    /// Where a ticket was needed.
+    permit: Option<Permit>,
     pairs: Vec<(usize, QueuePair<ReadyToSend>)>,
+    /// What it may read. Behind its queue pairs, which go first.
+    published: Arc<Published>,
 }
 
 /// Of our devices by index, as their ports are now.
@@ -75,7 +103,13 @@ type Addresses = Vec<(usize, Result<LocalAddress, PortAddressError>)>;
 /// Serves regions by RDMA: registers them, and connects readers' queue pairs.
 pub struct RdmaOwner {
     devices: Arc<Devices>,
-    published: Published,
+    catalog: Arc<RegionCatalog>,
+    gate: Arc<Gate>,
+    /// For readers that may read all.
+    published: Arc<Published>,
+    /// For readers that may not, as long as there are any.
+    rooms: Mutex<Vec<Weak<Published>>>,
+    challenges: Mutex<Challenges>,
     sessions: Mutex<HashMap<u64, Session>>,
     random: Mutex<SplitMix64>,
 }
@@ -85,9 +119,23 @@ impl RdmaOwner {
     /// reader asks.
     #[must_use]
     pub fn new(devices: &Arc<Devices>, catalog: &Arc<RegionCatalog>) -> Arc<Self> {
+        Self::behind(Arc::new(Gate::open()), devices, catalog)
+    }
+
+    /// As [`RdmaOwner::new`], for those whom the gate lets in.
+    #[must_use]
+    pub fn behind(
+        gate: Arc<Gate>,
+        devices: &Arc<Devices>,
+        catalog: &Arc<RegionCatalog>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             devices: Arc::clone(devices),
-            published: Published::new(devices, catalog),
+            gate,
+            published: Arc::new(Published::new(devices, catalog)),
+            rooms: Mutex::default(),
+            challenges: Mutex::default(),
+            catalog: Arc::clone(catalog),
             sessions: Mutex::default(),
             random: Mutex::new(SplitMix64::from_system()),
         })
@@ -125,7 +173,15 @@ impl RdmaOwner {
     async fn publish(self: &Arc<Self>) {
         let owner = Arc::clone(self);
         // Takes seconds for large regions, and must not be given up halfway.
-        let _ = spawn_blocking(move || owner.published.sync()).await;
+        let _ = spawn_blocking(move || {
+            owner.published.sync();
+            let rooms = owner.rooms.lock().clone();
+            rooms
+                .iter()
+                .filter_map(Weak::upgrade)
+                .for_each(|room| room.sync());
+        })
+        .await;
     }
 
     fn handle(&self, event: DeviceEvent) {
@@ -148,21 +204,91 @@ impl RdmaOwner {
     }
 
     fn expire(&self) {
-        let late = |_: &u64, session: &mut Session| session.renewed.elapsed() >= LEASE;
-        let expired: Vec<_> = self.sessions.lock().extract_if(late).collect();
+        let needs = self.gate.needs();
+        let over = |_: &u64, session: &mut Session| {
+            session.renewed.elapsed() >= LEASE || session.has_no_right(needs)
+        };
+        let expired: Vec<_> = self.sessions.lock().extract_if(over).collect();
         for (_, session) in &expired {
-            info!(
-                reader = session.from,
-                "an RDMA session was not renewed: torn down"
-            );
+            let reader = &session.from;
+            if session.permit.as_ref().is_some_and(Permit::is_over) {
+                self.gate.expired();
+                info!(reader, "an RDMA session's ticket has expired: torn down");
+            } else {
+                info!(reader, "an RDMA session was not renewed: torn down");
+            }
         }
         drop_aside(expired);
+        self.rooms.lock().retain(|room| room.strong_count() > 0);
     }
 
     /// How many readers are connected.
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.sessions.lock().len()
+    }
+
+    /// What a reader is to prove its ticket with; None where it needs none.
+    pub(crate) fn challenge(
+        &self,
+        request: &pb::ChallengeRdmaRequest,
+    ) -> Result<pb::ChallengeRdmaResponse, LetInError> {
+        let mut response = pb::ChallengeRdmaResponse::default();
+        // Another lifetime is told so by ConnectRdma.
+        if self.gate.needs() == Needs::Nothing
+            || request.incarnation != self.published.incarnation().get()
+        {
+            return Ok(response);
+        }
+        match self.gate.check(&request.ticket) {
+            Ok(checked) => {
+                let nonce = Nonce::random()?;
+                let reader = checked.ticket().reader_key;
+                self.challenges.lock().add(Instant::now(), reader, nonce);
+                response.nonce = Bytes::copy_from_slice(&nonce.0);
+            }
+            Err(refusal) => response.refused = refusal.code().into(),
+        }
+        Ok(response)
+    }
+
+    /// Whether the caller is let in, and for what.
+    fn let_in(&self, shown: Option<&pb::TicketProof>) -> Result<Option<Permit>, Refusal> {
+        if self.gate.needs() == Needs::Nothing {
+            return Ok(None);
+        }
+        let nothing = pb::TicketProof::default();
+        let shown = shown.unwrap_or(&nothing);
+        let checked = self.gate.check(&shown.ticket)?;
+        let reader = checked.ticket().reader_key;
+        let mut challenges = self.challenges.lock();
+        let nonce = challenges.take(Instant::now(), reader, &shown.nonce);
+        drop(challenges);
+        let nonce = nonce.ok_or_else(|| self.gate.refuse(Refusal::BadProof))?;
+        let admitted = self
+            .gate
+            .admit(checked, Purpose::Rdma, &nonce, &shown.proof);
+        admitted.map(Some)
+    }
+
+    /// Where a reader of these scopes finds its regions.
+    fn room(&self, permit: Option<&Permit>) -> Result<Arc<Published>, LetInError> {
+        let Some(scopes) = permit.and_then(apart) else {
+            return Ok(Arc::clone(&self.published));
+        };
+        let mut rooms = self.rooms.lock();
+        rooms.retain(|room| room.strong_count() > 0);
+        let known = rooms.iter().filter_map(Weak::upgrade);
+        if let Some(room) = known.into_iter().find(|room| room.is_of(Some(&scopes))) {
+            return Ok(room);
+        }
+        if rooms.len() >= MAX_ROOMS {
+            return Err(LetInError::TooManyRooms);
+        }
+        let room = Published::apart(&self.devices, &self.catalog, scopes)?;
+        let room = Arc::new(room);
+        rooms.push(Arc::downgrade(&room));
+        Ok(room)
     }
 
     /// Connects queue pairs to a reader's.
@@ -182,12 +308,21 @@ impl RdmaOwner {
         if request.endpoints.len() > MAX_ENDPOINTS {
             return Err(LetInError::TooManyEndpoints(request.endpoints.len()));
         }
-        response.session = self.session(request)?;
+        let permit = match self.let_in(request.ticket.as_ref()) {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                debug!(reader = reader_name(request), "not let in: {refusal}");
+                response.refused = refusal.code().into();
+                return Ok(response);
+            }
+        };
+        let (session, published) = self.session(request, permit)?;
+        response.session = session;
         let devices = self.devices.list.iter();
         let addresses: Addresses = devices.map(|d| (d.index, d.address())).collect();
         let mut made = Vec::new();
         for endpoint in &request.endpoints {
-            let lane = self.answer(endpoint, &addresses, &mut made);
+            let lane = self.answer(&published, endpoint, &addresses, &mut made);
             response.lanes.push(lane.unwrap_or_else(|why| pb::RdmaLane {
                 refused: why.to_string(),
                 ..Default::default()
@@ -202,15 +337,21 @@ impl RdmaOwner {
         Ok(response)
     }
 
-    /// The session asked for, or a new one.
-    fn session(&self, request: &pb::ConnectRdmaRequest) -> Result<u64, LetInError> {
-        let mut sessions = self.sessions.lock();
+    /// The session asked for, or a new one, and what may be read in it.
+    fn session(
+        &self,
+        request: &pb::ConnectRdmaRequest,
+        permit: Option<Permit>,
+    ) -> Result<(u64, Arc<Published>), LetInError> {
         if request.session != 0 {
-            return match sessions.contains_key(&request.session) {
-                true => Ok(request.session),
-                false => Err(LetInError::NoSession),
-            };
+            let sessions = self.sessions.lock();
+            let session = sessions.get(&request.session);
+            let own = session.filter(|session| session.is_of(permit.as_ref()));
+            let own = own.ok_or(LetInError::NoSession)?;
+            return Ok((request.session, Arc::clone(&own.published)));
         }
+        let published = self.room(permit.as_ref())?;
+        let mut sessions = self.sessions.lock();
         if sessions.len() >= MAX_SESSIONS {
             return Err(LetInError::TooManySessions);
         }
@@ -224,17 +365,19 @@ impl RdmaOwner {
         sessions.insert(
             number,
             Session {
-                // A peer's text, bounded before it is kept.
-                from: request.from_node.chars().take(64).collect(),
+                from: reader_name(request),
                 renewed: Instant::now(),
+                permit,
                 pairs: Vec::new(),
+                published: Arc::clone(&published),
             },
         );
-        Ok(number)
+        Ok((number, published))
     }
 
     fn answer(
         &self,
+        published: &Published,
         reader: &pb::RdmaEndpoint,
         addresses: &Addresses,
         made: &mut Vec<(usize, QueuePair<ReadyToSend>)>,
@@ -256,8 +399,9 @@ impl RdmaOwner {
             });
         };
         let device = &self.devices.list[index];
-        let probe = self.published.probe(index)?;
-        let pair = device.answering_pair()?;
+        let probe = published.probe(index)?;
+        let domain = published.domain(index).ok_or(NoAnswer::NoDomain)?;
+        let pair = device.answering_pair(domain)?;
         let pair = pair.bind(&address)?;
         let endpoint = pair.endpoint();
         let pair = pair.connect(&remote, &ConnectOptions::default())?;
@@ -276,32 +420,81 @@ impl RdmaOwner {
         session: u64,
         regions: &[u32],
     ) -> Result<Vec<pb::RdmaRegion>, PublishError> {
-        if !self.sessions.lock().contains_key(&session) {
-            return Err(PublishError::NoSession);
-        }
+        let published = {
+            let sessions = self.sessions.lock();
+            let session = sessions.get(&session).ok_or(PublishError::NoSession)?;
+            Arc::clone(&session.published)
+        };
         if regions.len() > super::config::MAX_DESCRIBED {
             return Err(PublishError::TooMany);
         }
         regions
             .iter()
-            .map(|region| self.published.describe(RegionId(*region)))
+            .map(|region| published.describe(RegionId(*region)))
             .collect()
     }
 
-    /// True where there is such a session.
-    pub(crate) fn renew(&self, session: u64) -> bool {
+    /// Whether there is such a session, which goes on; with a later ticket, where one is shown.
+    pub(crate) fn renew(&self, request: &pb::RenewRdmaRequest) -> pb::RenewRdmaResponse {
+        let mut response = pb::RenewRdmaResponse::default();
         let mut sessions = self.sessions.lock();
-        let Some(session) = sessions.get_mut(&session) else {
-            return false;
+        let Some(session) = sessions.get_mut(&request.session) else {
+            return response;
         };
+        let renewed = match &session.permit {
+            Some(permit) if !request.ticket.is_empty() => {
+                Some(self.gate.renew(permit, &request.ticket))
+            }
+            _ => None,
+        };
+        match renewed {
+            // It may read something else now: its regions are not those of this session any more.
+            Some(Ok(permit)) if !session.published.is_of(apart(&permit).as_deref()) => {
+                let gone = sessions.remove(&request.session);
+                drop_aside(gone);
+                return response;
+            }
+            Some(Ok(permit)) => session.permit = Some(permit),
+            Some(Err(refusal)) => response.refused = refusal.code().into(),
+            None => {}
+        }
         session.renewed = Instant::now();
-        true
+        response.alive = true;
+        response
     }
 
     pub(crate) fn close(&self, session: u64) {
         let gone = self.sessions.lock().remove(&session);
         drop_aside(gone);
     }
+}
+
+impl Session {
+    /// Was it begun by whoever has this permit?
+    fn is_of(&self, permit: Option<&Permit>) -> bool {
+        let key = |permit: &Permit| (permit.reader().clone(), permit.ticket().reader_key);
+        self.permit.as_ref().map(key) == permit.map(key)
+    }
+
+    fn has_no_right(&self, needs: Needs) -> bool {
+        match &self.permit {
+            Some(permit) => permit.is_over(),
+            None => needs == Needs::Ticket,
+        }
+    }
+}
+
+/// A peer's text, bounded before it is kept.
+fn reader_name(request: &pb::ConnectRdmaRequest) -> String {
+    request.from_node.chars().take(64).collect()
+}
+
+/// The namespaces whose regions are kept apart for this reader; None for one that may read all.
+fn apart(permit: &Permit) -> Option<Vec<Scope>> {
+    let mut scopes = permit.ticket().scopes.clone();
+    scopes.sort();
+    scopes.dedup();
+    (!scopes.contains(&Scope::all())).then_some(scopes)
 }
 
 /// Destroying queue pairs takes a call into the kernel each: not on a thread that others wait for.

@@ -5,10 +5,12 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use bytes::Bytes;
 use kvferry_proto::{
     Incarnation, NodeId, RegionId,
     pb::{self, peer_client::PeerClient},
 };
+use kvferry_security::ticket::{NONCE_BYTES, Nonce, Purpose, Refusal};
 use kvferry_security::tls::{Dialer, Line};
 use tonic::{Code, Status, transport::Endpoint};
 
@@ -17,7 +19,10 @@ use super::{
     op::{RemoteKeys, RemoteRegion},
     wire::{BadMessage, parse_memory},
 };
-use crate::transport::{ConnectError, PeerTarget, TransportKind};
+use crate::{
+    tickets::{Held, Wallet},
+    transport::{ConnectError, PeerTarget, TransportKind},
+};
 
 /// What came of a renewal.
 pub(super) enum Renewed {
@@ -37,6 +42,9 @@ pub(super) enum CallError {
     /// It answers what cannot be.
     #[error("its answer makes no sense: {0}")]
     Nonsense(#[from] BadMessage),
+    /// It refuses our ticket for what was asked: a new link begins with another.
+    #[error("it refuses the ticket: {0}")]
+    Ticket(Refusal),
     /// It answers what was not asked.
     #[error("it describes other regions than were asked for")]
     OtherRegions,
@@ -56,6 +64,9 @@ pub(super) struct OwnerClient {
     session: Arc<AtomicU64>,
     /// Who we are, for the owner's messages to people.
     from: Arc<str>,
+    tickets: Option<Arc<Wallet>>,
+    /// The number of the ticket that the session was begun or renewed with last; 0: none was needed.
+    ticket: Arc<AtomicU64>,
 }
 
 impl OwnerClient {
@@ -63,6 +74,7 @@ impl OwnerClient {
         peer: &PeerTarget,
         from: &str,
         dialer: &Dialer,
+        tickets: Option<Arc<Wallet>>,
     ) -> Result<Self, ConnectError> {
         let Some(address) = peer.addresses.peer else {
             return Err(no_path(&peer.node, "it has no Peer service"));
@@ -94,6 +106,8 @@ impl OwnerClient {
             client: PeerClient::new(channel),
             session: Arc::default(),
             from: from.into(),
+            tickets,
+            ticket: Arc::default(),
         })
     }
 
@@ -104,14 +118,34 @@ impl OwnerClient {
         endpoints: Vec<pb::RdmaEndpoint>,
     ) -> Result<Vec<pb::RdmaLane>, ConnectError> {
         let asked = endpoints.len();
-        let request = pb::ConnectRdmaRequest {
+        let mut request = pb::ConnectRdmaRequest {
             from_node: self.from.to_string(),
             incarnation: peer.incarnation.get(),
             session: self.session.load(Ordering::Acquire),
             endpoints,
+            ticket: None,
         };
-        let answer = self.client.clone().connect_rdma(request).await;
-        let answer = answer.map_err(|status| failed(peer, status))?.into_inner();
+        let no_ticket = |why| ConnectError::NoTicket {
+            node: peer.node.clone(),
+            why,
+        };
+        let held = match &self.tickets {
+            Some(wallet) => wallet.ticket(peer).await.map_err(no_ticket)?,
+            None => None,
+        };
+        let mut answer = self.ask_to_connect(peer, &mut request, held.as_ref()).await;
+        // Once with another ticket.
+        if let (Err(ConnectError::TicketRefused { refusal, .. }), Some(wallet)) =
+            (&answer, &self.tickets)
+        {
+            let again = wallet.after_refusal(peer, held.as_ref(), *refusal).await;
+            let again = again.map_err(no_ticket)?;
+            answer = self.ask_to_connect(peer, &mut request, Some(&again)).await;
+            if let Err(ConnectError::TicketRefused { refusal, .. }) = &answer {
+                wallet.refused(peer, again.number, *refusal);
+            }
+        }
+        let answer = answer?;
         if answer.incarnation != peer.incarnation.get() {
             return Err(match Incarnation::new(answer.incarnation) {
                 Ok(found) => ConnectError::WrongIncarnation {
@@ -127,6 +161,50 @@ impl OwnerClient {
         }
         self.session.store(answer.session, Ordering::Release);
         Ok(answer.lanes)
+    }
+
+    /// Shows the ticket, if there is one and the owner wants it, and asks.
+    async fn ask_to_connect(
+        &self,
+        peer: &PeerTarget,
+        request: &mut pb::ConnectRdmaRequest,
+        held: Option<&Held>,
+    ) -> Result<pb::ConnectRdmaResponse, ConnectError> {
+        let check = |code: u32| match u8::try_from(code).map(Refusal::from_code) {
+            Ok(_) if code == 0 => Ok(()),
+            // It will know more in a moment.
+            Ok(refusal @ Refusal::NotReady) => {
+                Err(failed(peer, Status::unavailable(refusal.to_string())))
+            }
+            Ok(refusal) => Err(ticket_refused(peer, refusal)),
+            Err(_) => Err(ticket_refused(peer, Refusal::Other)),
+        };
+        let failed = |status| failed(peer, status);
+        let mut shown = 0;
+        if let (Some(held), Some(wallet)) = (held, &self.tickets) {
+            let ticket = Bytes::copy_from_slice(&held.bytes);
+            let challenge = pb::ChallengeRdmaRequest {
+                incarnation: peer.incarnation.get(),
+                ticket: ticket.clone(),
+            };
+            let challenge = self.client.clone().challenge_rdma(challenge).await;
+            let challenge = challenge.map_err(failed)?.into_inner();
+            check(challenge.refused)?;
+            if let Ok(nonce) = <[u8; NONCE_BYTES]>::try_from(&challenge.nonce[..]) {
+                let proof = wallet.prove(Purpose::Rdma, &Nonce(nonce), &held.bytes);
+                request.ticket = Some(pb::TicketProof {
+                    ticket,
+                    nonce: challenge.nonce,
+                    proof: Bytes::copy_from_slice(&proof),
+                });
+                shown = held.number;
+            }
+        }
+        let answer = self.client.clone().connect_rdma(request.clone()).await;
+        let answer = answer.map_err(failed)?.into_inner();
+        check(answer.refused)?;
+        self.ticket.store(shown, Ordering::Relaxed);
+        Ok(answer)
     }
 
     /// Where regions lie; None for those that are gone.
@@ -146,17 +224,56 @@ impl OwnerClient {
                 return Err(CallError::OtherRegions);
             }
             for (id, region) in some.iter().zip(answer.regions) {
+                if region.refused != 0 {
+                    let refusal = u8::try_from(region.refused).map(Refusal::from_code);
+                    let refusal = refusal.unwrap_or(Refusal::Other);
+                    return Err(CallError::Ticket(refusal));
+                }
                 described.push(parse_region(*id, &region)?);
             }
         }
         Ok(described)
     }
 
-    pub(super) async fn renew(&self) -> Renewed {
+    /// An owner refused what our ticket does not let us: it is not shown again.
+    pub(super) fn ticket_refused(&self, peer: &PeerTarget, refusal: Refusal) {
+        if let Some(wallet) = &self.tickets {
+            wallet.refused(peer, self.ticket.load(Ordering::Relaxed), refusal);
+        }
+    }
+
+    pub(super) async fn renew(&self, peer: &PeerTarget) -> Renewed {
         let session = self.session.load(Ordering::Acquire);
-        let request = pb::RenewRdmaRequest { session };
+        let shown = self.ticket.load(Ordering::Relaxed);
+        let held = match &self.tickets {
+            Some(wallet) if shown != 0 => wallet.renewed(peer).await,
+            _ => None,
+        };
+        let later = held.filter(|held| held.number > shown);
+        let ticket = later
+            .as_ref()
+            .map(|held| Bytes::copy_from_slice(&held.bytes));
+        let request = pb::RenewRdmaRequest {
+            session,
+            ticket: ticket.unwrap_or_default(),
+        };
         match self.client.clone().renew_rdma(request).await {
-            Ok(answer) if answer.get_ref().alive => Renewed::Alive,
+            Ok(answer) if answer.get_ref().alive => {
+                if let Some(later) = later {
+                    match answer.get_ref().refused {
+                        0 => self.ticket.store(later.number, Ordering::Relaxed),
+                        code => {
+                            let refusal = u8::try_from(code).map(Refusal::from_code);
+                            let refusal = refusal.unwrap_or(Refusal::Other);
+                            tracing::warn!(node = %peer.node, "a renewed ticket is refused: {refusal}");
+                            if let Some(wallet) = &self.tickets {
+                                wallet.refused(peer, later.number, refusal);
+                            }
+                        }
+                    }
+                }
+                Renewed::Alive
+            }
             Ok(_) => Renewed::Gone,
             Err(status) => Renewed::Unknown(status.into()),
         }
@@ -209,6 +326,13 @@ fn failed(peer: &PeerTarget, status: Status) -> ConnectError {
         }
         Code::FailedPrecondition => no_path(&peer.node, status.message()),
         _ => refused(&peer.node, status.message()),
+    }
+}
+
+fn ticket_refused(peer: &PeerTarget, refusal: Refusal) -> ConnectError {
+    ConnectError::TicketRefused {
+        node: peer.node.clone(),
+        refusal,
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     landing::Landing,
     link::Shared,
     op::{Item, ReadOp, RemoteKeys, RemoteRegion, Target},
+    owner_client::CallError,
 };
 use crate::transport::{
     ReadError,
@@ -185,7 +186,18 @@ impl Shared {
             let _asking = self.asking.lock().await;
             let unknown = unknown();
             let described = self.client.describe(&unknown).await;
-            let described = described.map_err(|e| Obstacle::Refused(self.lost(&e)))?;
+            let described = described.map_err(|error| {
+                if let CallError::Ticket(refusal) = error {
+                    // A new link begins with another ticket.
+                    self.client.ticket_refused(&self.peer, refusal);
+                    self.lose(Loss::Ticket(refusal));
+                    return Obstacle::Refused(ReadError::TicketRefused {
+                        node: self.peer.node.clone(),
+                        refusal,
+                    });
+                }
+                Obstacle::Refused(self.lost(&error))
+            })?;
             for (id, region) in unknown.iter().zip(described) {
                 match region {
                     Some(region) => {

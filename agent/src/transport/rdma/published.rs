@@ -5,7 +5,9 @@ use std::{
     sync::Arc,
 };
 
-use kvferry_ibverbs::{ReadableRegion, RegisterError, RemoteKey};
+use kvferry_ibverbs::{
+    DomainError, ProtectionDomain, ReadableRegion, RegionCache, RegisterError, RemoteKey,
+};
 use kvferry_memory::GenerationTable;
 use kvferry_proto::{Incarnation, RegionId, pb};
 use parking_lot::Mutex;
@@ -13,12 +15,14 @@ use tokio::sync::watch;
 use tracing::{error, info};
 
 use super::{
-    config::MAX_DESCRIBED,
-    device::Device,
+    config::{MAX_DESCRIBED, MAX_REGISTRATIONS},
+    device::{Device, register_options},
     devices::Devices,
     gpu::{self, GpuRegisterError},
     wire::memory_message,
 };
+use kvferry_security::ticket::{Refusal, Scope};
+
 use crate::region::{Memory, Region, RegionCatalog};
 
 /// Why regions are not described.
@@ -49,10 +53,21 @@ struct Registered {
     devices: Vec<Option<(Arc<ReadableRegion>, Arc<ReadableRegion>)>>,
 }
 
-/// The registrations of a catalogue's regions.
+/// Where readers of one kind are let in: a protection domain of each device, with what is registered there. A key of
+/// one domain opens nothing to a queue pair of another.
+struct Room {
+    domain: Arc<ProtectionDomain>,
+    cache: Arc<RegionCache>,
+}
+
+/// The registrations of a catalogue's regions, those of all namespaces or of some.
 pub(super) struct Published {
     devices: Arc<Devices>,
     catalog: Arc<RegionCatalog>,
+    /// Regions of which namespaces; None: of all.
+    scopes: Option<Vec<Scope>>,
+    /// One per device.
+    rooms: Vec<Room>,
     regions: Mutex<HashMap<RegionId, Arc<Registered>>>,
     /// Held while something is registered, so that nothing is twice.
     registering: Mutex<()>,
@@ -62,20 +77,54 @@ pub(super) struct Published {
 }
 
 impl Published {
+    /// Of all namespaces, in the devices' own domains.
     pub(super) fn new(devices: &Arc<Devices>, catalog: &Arc<RegionCatalog>) -> Self {
+        let rooms = devices.list.iter().map(|device| Room {
+            domain: Arc::clone(&device.domain),
+            cache: Arc::clone(&device.cache),
+        });
+        Self::within(devices, catalog, None, rooms.collect())
+    }
+
+    /// Of these namespaces, in domains of their own.
+    pub(super) fn apart(
+        devices: &Arc<Devices>,
+        catalog: &Arc<RegionCatalog>,
+        scopes: Vec<Scope>,
+    ) -> Result<Self, DomainError> {
+        let room = |device: &Arc<Device>| {
+            let domain = ProtectionDomain::new(&device.context)?;
+            let cache = RegionCache::new(&domain, MAX_REGISTRATIONS, register_options());
+            Ok(Room {
+                domain,
+                cache: Arc::new(cache),
+            })
+        };
+        let rooms = devices.list.iter().map(room).collect::<Result<_, _>>()?;
+        Ok(Self::within(devices, catalog, Some(scopes), rooms))
+    }
+
+    fn within(
+        devices: &Arc<Devices>,
+        catalog: &Arc<RegionCatalog>,
+        scopes: Option<Vec<Scope>>,
+        rooms: Vec<Room>,
+    ) -> Self {
         // Only this process maps it for writing.
         let word = catalog.incarnation().get().to_le_bytes();
         let probe = GenerationTable::new(1).ok();
         let probe = probe.filter(|table| table.memory().write_at(0, &word).is_ok());
-        let register = |device: &Arc<Device>| {
+        let register = |room: &Room| {
             let memory = probe.as_ref().ok_or(NoProbe::NoMemory)?.memory();
-            let registered = device.cache.readable(memory, 0..memory.len());
+            let registered = room.cache.readable(memory, 0..memory.len());
             registered.map_err(|error| NoProbe::Register(Arc::new(error)))
         };
-        let probes = devices.list.iter().map(register).collect();
+        let probes = rooms.iter().map(register).collect();
         Self {
             devices: Arc::clone(devices),
             catalog: Arc::clone(catalog),
+            scopes,
+            rooms,
             regions: Mutex::default(),
             registering: Mutex::new(()),
             probes,
@@ -91,6 +140,22 @@ impl Published {
         self.catalog.changes()
     }
 
+    /// The domain of a device that readers of these regions are connected in.
+    pub(super) fn domain(&self, device: usize) -> Option<&Arc<ProtectionDomain>> {
+        self.rooms.get(device).map(|room| &room.domain)
+    }
+
+    /// Are these regions those of these scopes? `None`: of all.
+    pub(super) fn is_of(&self, scopes: Option<&[Scope]>) -> bool {
+        self.scopes.as_deref() == scopes
+    }
+
+    fn covers(&self, region: &Region) -> bool {
+        let name = &region.namespace.name;
+        let scopes = self.scopes.as_ref();
+        scopes.is_none_or(|scopes| scopes.iter().any(|scope| scope.covers(name)))
+    }
+
     /// Eight bytes that hold the incarnation, as a device knows them.
     pub(super) fn probe(&self, device: usize) -> Result<RemoteKey, NoProbe> {
         match self.probes.get(device) {
@@ -103,7 +168,7 @@ impl Published {
     /// Registers what the catalogue has, and lets go of what it has not any more. Takes time.
     pub(super) fn sync(&self) {
         let there = self.catalog.all();
-        for region in &there {
+        for region in there.iter().filter(|region| self.covers(region)) {
             self.registered(region);
         }
         let there: HashSet<RegionId> = self.catalog.all().iter().map(|r| r.id).collect();
@@ -118,11 +183,12 @@ impl Published {
                 // Its engine waits for it.
                 self.devices.locals.forget_gpu(devices, memory);
             }
-            for device in devices {
-                if let Memory::Host(memory) = &registered.region.memory {
-                    device.cache.forget(memory);
+            for room in &self.rooms {
+                match &registered.region.memory {
+                    Memory::Host(memory) => room.cache.forget(memory),
+                    Memory::Gpu(memory) => room.cache.forget(memory.device_memory()),
                 }
-                device.cache.forget(registered.region.generations.memory());
+                room.cache.forget(registered.region.generations.memory());
             }
         }
     }
@@ -136,6 +202,10 @@ impl Published {
         let Some(region) = self.catalog.get(id) else {
             return Ok(message);
         };
+        if !self.covers(&region) {
+            message.refused = Refusal::OtherNamespace.code().into();
+            return Ok(message);
+        }
         message.exists = true;
         let registered = self.registered(&region);
         for (device, keys) in registered.devices.iter().enumerate() {
@@ -172,19 +242,20 @@ impl Published {
     fn register(&self, region: &Region) -> Vec<Option<(Arc<ReadableRegion>, Arc<ReadableRegion>)>> {
         let memory = &region.memory;
         let words = region.generations.memory();
-        let devices = &self.devices.list;
+        let devices = self.devices.list.iter().zip(&self.rooms);
         let registered: Vec<_> = devices
-            .iter()
-            .map(|device| {
+            .map(|(device, room)| {
                 let data = match memory {
-                    Memory::Host(memory) => device
+                    Memory::Host(memory) => room
                         .cache
                         .readable(memory, 0..memory.len())
                         .map_err(Into::into),
-                    Memory::Gpu(memory) => gpu::readable(device, memory),
+                    Memory::Gpu(memory) => {
+                        gpu::readable(device, (&room.domain, &room.cache), memory)
+                    }
                 };
                 let both =
-                    data.and_then(|data| Ok((data, device.cache.readable(words, 0..words.len())?)));
+                    data.and_then(|data| Ok((data, room.cache.readable(words, 0..words.len())?)));
                 both.map_err(|error: GpuRegisterError| error!(region = %region.id, "{error}"))
                     .ok()
             })

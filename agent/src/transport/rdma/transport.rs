@@ -8,7 +8,10 @@ use tokio::time::timeout;
 use super::{
     config::CONNECT_BOUND, connect, devices::Devices, link::RdmaLink, owner_client::OwnerClient,
 };
-use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
+use crate::{
+    tickets::Wallet,
+    transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind},
+};
 
 /// Opens links over RDMA.
 #[derive(Clone)]
@@ -19,6 +22,7 @@ pub struct RdmaTransport {
     behind: Option<Arc<dyn Transport>>,
     /// How owners' Peer services are dialled.
     dialer: Dialer,
+    tickets: Option<Arc<Wallet>>,
 }
 
 impl RdmaTransport {
@@ -31,6 +35,16 @@ impl RdmaTransport {
             from: from.into(),
             behind,
             dialer: Dialer::clear(),
+            tickets: None,
+        }
+    }
+
+    /// Shows owners tickets, where they are in use.
+    #[must_use]
+    pub fn with_tickets(self, wallet: Arc<Wallet>) -> Self {
+        Self {
+            tickets: Some(wallet),
+            ..self
         }
     }
 
@@ -42,7 +56,8 @@ impl RdmaTransport {
     }
 
     async fn open(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
-        let client = OwnerClient::connect(peer, &self.from, &self.dialer).await?;
+        let tickets = self.tickets.clone();
+        let client = OwnerClient::connect(peer, &self.from, &self.dialer, tickets).await?;
         let all: Vec<usize> = (0..self.devices.list.len()).collect();
         let lanes = match connect::lanes(&self.devices, &client, peer, &all).await {
             Ok(lanes) => lanes,

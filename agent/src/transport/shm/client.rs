@@ -8,15 +8,17 @@ use std::{
 };
 
 use kvferry_proto::{Incarnation, RegionId};
+use kvferry_security::ticket::{NONCE_BYTES, Nonce, PROOF_BYTES, Purpose, Refusal};
 use tokio::{net::UnixStream, sync::Mutex, time::timeout};
 
 use super::{
     channel,
     frame::{
-        BUSY, Command, Greeting, NOT_ALLOWED, REPLY_BYTES, Reply, ShmFrameError, WELCOME,
-        incarnation,
+        BUSY, Bearer, Command, Greeting, NOT_ALLOWED, PROVE, REFUSED, REPLY_BYTES, Reply,
+        ShmFrameError, WELCOME, incarnation,
     },
 };
+use crate::tickets::{Held, Wallet};
 
 /// Until the agent answers a hello or a command. It is on the same host and answers without waiting for
 /// anything, so more means that it is stopped.
@@ -42,6 +44,15 @@ pub enum DescriptorError {
     /// The agent does not serve this user, or not with that right.
     #[error("the agent does not allow this user to do that; see its shm user lists")]
     NotAllowed,
+    /// The agent lets this user in with a ticket only.
+    #[error("the agent lets this user in with a ticket only")]
+    TicketNeeded,
+    /// The agent refuses the ticket.
+    #[error("the agent refuses the ticket: {refusal}")]
+    TicketRefused {
+        /// Why.
+        refusal: Refusal,
+    },
     /// The agent has too many connections.
     #[error("the agent has too many connections; try again later")]
     Busy,
@@ -101,17 +112,30 @@ impl DescriptorClient {
         path: &Path,
         expected: Option<Incarnation>,
     ) -> Result<Self, DescriptorError> {
+        Self::connect_as(path, expected, None).await
+    }
+
+    /// As [`DescriptorClient::connect`], with a ticket for an agent of another user that wants one.
+    pub(super) async fn connect_as(
+        path: &Path,
+        expected: Option<Incarnation>,
+        shown: Option<(&Wallet, &Held)>,
+    ) -> Result<Self, DescriptorError> {
         let connect = |source: io::Error| DescriptorError::Connect {
             path: path.to_owned(),
             source,
         };
-        match timeout(ANSWER_TIMEOUT, Self::greet(path, expected)).await {
+        match timeout(ANSWER_TIMEOUT, Self::greet(path, expected, shown)).await {
             Ok(result) => result,
             Err(_) => Err(connect(io::ErrorKind::TimedOut.into())),
         }
     }
 
-    async fn greet(path: &Path, expected: Option<Incarnation>) -> Result<Self, DescriptorError> {
+    async fn greet(
+        path: &Path,
+        expected: Option<Incarnation>,
+        shown: Option<(&Wallet, &Held)>,
+    ) -> Result<Self, DescriptorError> {
         let connect = |source: io::Error| DescriptorError::Connect {
             path: path.to_owned(),
             source,
@@ -119,13 +143,28 @@ impl DescriptorClient {
         let stream = UnixStream::connect(path).await.map_err(connect)?;
         let hello = Greeting {
             status: WELCOME,
+            refusal: 0,
             incarnation: expected.map_or(0, Incarnation::get),
         };
         // One who is turned away at the door may hang up first; its reason is still to be read.
         let _ = channel::send(&stream, &hello.encode(), &[]).await;
+        let ended = || connect(io::ErrorKind::UnexpectedEof.into());
         let answer = channel::receive(&stream).await.map_err(connect)?;
-        let (answer, _) = answer.ok_or_else(|| connect(io::ErrorKind::UnexpectedEof.into()))?;
-        let answer = Greeting::decode(&answer)?;
+        let mut answer = Greeting::decode(&answer.ok_or_else(ended)?.0)?;
+        if answer.status == PROVE {
+            let (wallet, held) = shown.ok_or(DescriptorError::TicketNeeded)?;
+            let nonce = channel::receive::<NONCE_BYTES>(&stream).await;
+            let (nonce, _) = nonce.map_err(connect)?.ok_or_else(ended)?;
+            let proof = wallet.prove(Purpose::Descriptors, &Nonce(nonce), &held.bytes);
+            let bearer = Bearer {
+                ticket: held.bytes.to_vec(),
+                proof,
+            };
+            let sent = channel::send(&stream, &bearer.encode(), &[]).await;
+            sent.map_err(connect)?;
+            let again = channel::receive(&stream).await.map_err(connect)?;
+            answer = Greeting::decode(&again.ok_or_else(ended)?.0)?;
+        }
         let found = incarnation(answer.incarnation)?;
         match answer.status {
             WELCOME if expected.is_none_or(|expected| expected == found) => Ok(Self {
@@ -134,6 +173,10 @@ impl DescriptorClient {
             }),
             NOT_ALLOWED => Err(DescriptorError::NotAllowed),
             BUSY => Err(DescriptorError::Busy),
+            REFUSED => Err(DescriptorError::TicketRefused {
+                refusal: Refusal::from_code(answer.refusal),
+            }),
+            PROVE => Err(ShmFrameError::Status { found: PROVE }.into()),
             _ => Err(DescriptorError::WrongIncarnation { found }),
         }
     }
@@ -188,9 +231,30 @@ impl DescriptorClient {
         })
     }
 
+    /// Goes on with a later ticket.
+    pub(super) async fn renew(&self, held: &Held) -> Result<(), DescriptorError> {
+        let bearer = Bearer {
+            ticket: held.bytes.to_vec(),
+            proof: [0; PROOF_BYTES],
+        };
+        let frame = [&Command::Renew.encode()[..], &bearer.encode()].concat();
+        match self.exchange(&frame, &[]).await? {
+            (Reply::Renewed, _) => Ok(()),
+            (reply, _) => Err(refusal(reply, RegionId(0))),
+        }
+    }
+
     async fn call(
         &self,
         command: Command,
+        beside: &[BorrowedFd<'_>],
+    ) -> Result<(Reply, Vec<OwnedFd>), DescriptorError> {
+        self.exchange(&command.encode(), beside).await
+    }
+
+    async fn exchange(
+        &self,
+        frame: &[u8],
         beside: &[BorrowedFd<'_>],
     ) -> Result<(Reply, Vec<OwnedFd>), DescriptorError> {
         let mut slot = self.stream.lock().await;
@@ -199,7 +263,7 @@ impl DescriptorClient {
             .take()
             .ok_or_else(|| DescriptorError::Lost(io::ErrorKind::NotConnected.into()))?;
         let exchange = async {
-            channel::send(&stream, &command.encode(), beside).await?;
+            channel::send(&stream, frame, beside).await?;
             let answer = channel::receive::<REPLY_BYTES>(&stream).await?;
             answer.ok_or(io::ErrorKind::UnexpectedEof.into())
         };
@@ -231,6 +295,9 @@ fn refusal(reply: Reply, region: RegionId) -> DescriptorError {
         Reply::TooManyDeposits => DescriptorError::TooManyDeposits,
         Reply::Failed => DescriptorError::Failed,
         Reply::NotMappable => DescriptorError::NotMappable { region },
-        Reply::Opened { .. } | Reply::Deposited { .. } => ShmFrameError::Reserved.into(),
+        Reply::Refused(refusal) => DescriptorError::TicketRefused { refusal },
+        Reply::Opened { .. } | Reply::Deposited { .. } | Reply::Renewed => {
+            ShmFrameError::Reserved.into()
+        }
     }
 }

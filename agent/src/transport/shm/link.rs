@@ -1,8 +1,11 @@
 //! A link to an owner on the same host.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use dashmap::DashMap;
@@ -11,6 +14,7 @@ use tokio::{
     runtime::Handle,
     select,
     sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval},
 };
 
 use super::{
@@ -19,17 +23,23 @@ use super::{
     copier::{Copier, Copy},
     mapped::{MapError, MappedRegion},
 };
-use crate::transport::{
-    Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, TransportKind,
-    chained::chained,
-    operation::{Operation, check_request},
-    spans::coalesce_remote,
+use crate::{
+    tickets::{Held, Wallet},
+    transport::{
+        Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport,
+        TransportKind,
+        chained::chained,
+        operation::{Operation, check_request},
+        spans::coalesce_remote,
+    },
 };
 
 /// Copied on the caller's thread: less than handing it to another costs.
 const INLINE_BYTES: u64 = 64 << 10;
 /// Most regions one link maps; an owner has a handful.
 const MAX_MAPPED: usize = 1024;
+/// How often a link that was let in with a ticket asks whether there is a later one.
+const RENEW_EVERY: Duration = Duration::from_secs(1);
 /// Most reads that wait for a region to be mapped.
 const MAX_MAP_REQUESTS: usize = 1024;
 
@@ -83,6 +93,7 @@ impl ShmLink {
     pub(super) fn new(
         peer: &PeerTarget,
         client: DescriptorClient,
+        shown: Option<(Arc<Wallet>, Held)>,
         copier: Copier,
         behind: Option<Arc<dyn Transport>>,
     ) -> Self {
@@ -93,7 +104,12 @@ impl ShmLink {
             received: Arc::default(),
         });
         let (requests, incoming) = mpsc::channel(MAX_MAP_REQUESTS);
-        tokio::spawn(keep_connection(Arc::clone(&shared), client, incoming));
+        tokio::spawn(keep_connection(
+            Arc::clone(&shared),
+            client,
+            shown,
+            incoming,
+        ));
         Self {
             shared,
             requests,
@@ -233,7 +249,36 @@ impl Shared {
         answered.await.map_err(|_| closed())?
     }
 
-    async fn map(&self, client: &DescriptorClient, id: RegionId) -> Result<(), NotMapped> {
+    /// Stays beyond the ticket it was let in with.
+    async fn renew(&self, client: &DescriptorClient, shown: &mut Option<(Arc<Wallet>, Held)>) {
+        let Some((wallet, held)) = shown else {
+            return;
+        };
+        let Some(later) = wallet.renewed(&self.peer).await else {
+            return;
+        };
+        if later.number <= held.number {
+            return;
+        }
+        match client.renew(&later).await {
+            Ok(()) => *held = later,
+            Err(DescriptorError::TicketRefused { refusal }) => {
+                tracing::warn!(node = %self.peer.node, "a renewed ticket is refused: {refusal}");
+                wallet.refused(&self.peer, later.number, refusal);
+            }
+            // The connection is over, as the next look at it shows.
+            Err(error) => {
+                tracing::debug!(node = %self.peer.node, %error, "a ticket is not renewed")
+            }
+        }
+    }
+
+    async fn map(
+        &self,
+        client: &DescriptorClient,
+        shown: Option<&(Arc<Wallet>, Held)>,
+        id: RegionId,
+    ) -> Result<(), NotMapped> {
         if self.regions.contains_key(&id) {
             return Ok(());
         }
@@ -255,6 +300,17 @@ impl Shared {
                 node: self.peer.node.clone(),
                 region: region.0,
             },
+            DescriptorError::TicketRefused { refusal } => {
+                // A new link begins with another ticket.
+                if let Some((wallet, held)) = shown {
+                    wallet.refused(&self.peer, held.number, refusal);
+                }
+                self.lost.store(true, Ordering::Release);
+                ReadError::TicketRefused {
+                    node: self.peer.node.clone(),
+                    refusal,
+                }
+            }
             DescriptorError::NotAllowed => refused("this user may not map it"),
             DescriptorError::Failed => refused("the owner has no descriptor of it"),
             other => {
@@ -281,14 +337,18 @@ impl Shared {
 async fn keep_connection(
     shared: Arc<Shared>,
     client: DescriptorClient,
+    mut shown: Option<(Arc<Wallet>, Held)>,
     mut incoming: mpsc::Receiver<MapRequest>,
 ) {
+    let mut tick = interval(RENEW_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !shared.lost.load(Ordering::Acquire) {
         select! {
             () = client.hung_up() => break,
+            _ = tick.tick(), if shown.is_some() => shared.renew(&client, &mut shown).await,
             request = incoming.recv() => match request {
                 Some(request) => {
-                    let result = shared.map(&client, request.region).await;
+                    let result = shared.map(&client, shown.as_ref(), request.region).await;
                     // A reader that went away does not want to know.
                     let _ = request.answer.send(result);
                 }

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     SocketError,
     region::RegionCatalog,
+    tickets::Gate,
     unix_socket::{BoundSocket, Reach},
 };
 
@@ -67,11 +68,22 @@ impl ShmServer {
             socket,
             shared: Arc::new(Shared {
                 catalog,
+                gate: Arc::new(Gate::open()),
                 options,
                 deposits: Arc::default(),
                 handed_out: AtomicU64::new(0),
             }),
         })
+    }
+
+    /// Hands regions to processes of other users only as the gate lets them; who is of the agent's own user, or an
+    /// engine's, needs no ticket: it could do as it likes with the agent. To be said before anything is served.
+    #[must_use]
+    pub fn behind(mut self, gate: Arc<Gate>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.gate = gate;
+        }
+        self
     }
 
     /// Where it listens.

@@ -2,13 +2,18 @@
 
 use std::{path::Path, sync::Arc};
 
+use kvferry_security::ticket::Refusal;
+
 use super::{
     client::{DescriptorClient, DescriptorError},
     copier::Copier,
     host_id,
     link::ShmLink,
 };
-use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
+use crate::{
+    tickets::{Held, Wallet},
+    transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind},
+};
 
 /// Opens links to owners on this host. One of it per process: its links share the copying threads.
 #[derive(Clone)]
@@ -16,6 +21,7 @@ pub struct ShmTransport {
     host_id: Arc<str>,
     copier: Copier,
     behind: Option<Arc<dyn Transport>>,
+    tickets: Option<Arc<Wallet>>,
 }
 
 impl Default for ShmTransport {
@@ -32,6 +38,16 @@ impl ShmTransport {
             host_id: host_id.into(),
             copier: Copier::new(),
             behind: None,
+            tickets: None,
+        }
+    }
+
+    /// Shows a ticket to owners of other users that want one.
+    #[must_use]
+    pub fn with_tickets(self, wallet: Arc<Wallet>) -> Self {
+        Self {
+            tickets: Some(wallet),
+            ..self
         }
     }
 
@@ -55,9 +71,11 @@ impl ShmTransport {
                 });
             }
         };
-        match DescriptorClient::connect(Path::new(path), Some(peer.incarnation)).await {
+        let (connected, shown) = self.connect_to(Path::new(path), peer).await?;
+        match connected {
             Ok(client) => {
-                let link = ShmLink::new(peer, client, self.copier.clone(), self.behind.clone());
+                let (copier, behind) = (self.copier.clone(), self.behind.clone());
+                let link = ShmLink::new(peer, client, shown, copier, behind);
                 Ok(Arc::new(link) as Arc<dyn Link>)
             }
             Err(DescriptorError::WrongIncarnation { found }) => {
@@ -65,6 +83,13 @@ impl ShmTransport {
                     node: peer.node.clone(),
                     expected: peer.incarnation,
                     found,
+                })
+            }
+            // It will know more in a moment.
+            Err(DescriptorError::TicketRefused { refusal }) if refusal != Refusal::NotReady => {
+                Err(ConnectError::TicketRefused {
+                    node: peer.node.clone(),
+                    refusal,
                 })
             }
             Err(error @ (DescriptorError::NotAllowed | DescriptorError::Busy)) => {
@@ -79,6 +104,50 @@ impl ShmTransport {
                 detail: error.to_string(),
             }),
         }
+    }
+}
+
+impl ShmTransport {
+    /// Connects, with a ticket where one turns out to be needed: owners of this user want none.
+    #[allow(clippy::type_complexity)]
+    async fn connect_to(
+        &self,
+        path: &Path,
+        peer: &PeerTarget,
+    ) -> Result<
+        (
+            Result<DescriptorClient, DescriptorError>,
+            Option<(Arc<Wallet>, Held)>,
+        ),
+        ConnectError,
+    > {
+        let no_ticket = |why| ConnectError::NoTicket {
+            node: peer.node.clone(),
+            why,
+        };
+        let expected = Some(peer.incarnation);
+        let connected = DescriptorClient::connect(path, expected).await;
+        let (Err(DescriptorError::TicketNeeded), Some(wallet)) = (&connected, &self.tickets) else {
+            return Ok((connected, None));
+        };
+        let mut held = match wallet.ticket(peer).await.map_err(no_ticket)? {
+            Some(held) => held,
+            None => {
+                let absent = wallet.after_refusal(peer, None, Refusal::Absent).await;
+                absent.map_err(no_ticket)?
+            }
+        };
+        let mut connected =
+            DescriptorClient::connect_as(path, expected, Some((wallet, &held))).await;
+        if let Err(DescriptorError::TicketRefused { refusal }) = connected {
+            let again = wallet.after_refusal(peer, Some(&held), refusal).await;
+            held = again.map_err(no_ticket)?;
+            connected = DescriptorClient::connect_as(path, expected, Some((wallet, &held))).await;
+            if let Err(DescriptorError::TicketRefused { refusal }) = &connected {
+                wallet.refused(peer, held.number, *refusal);
+            }
+        }
+        Ok((connected, Some((Arc::clone(wallet), held))))
     }
 }
 

@@ -239,7 +239,7 @@ impl SimRead {
         if gone && let Some(span) = self.remote.first() {
             return Err(fault(SpanFault::RegionGone(span.region)));
         }
-        let find = |span| find_region(&self.node.catalog, span).map_err(fault);
+        let find = |span| find_region(&self.node.catalog, None, span).map_err(fault);
         self.remote.iter().map(find).collect()
     }
 

@@ -7,12 +7,14 @@ use std::{
     os::fd::AsFd,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
+use kvferry_memory::HostMemory;
 use kvferry_proto::{NodeId, RemoteSpan};
+use kvferry_security::ticket::{NONCE_BYTES, Nonce, Purpose, Refusal};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,11 +23,17 @@ use tokio::{
 };
 
 use super::{
-    frame::{ClientHello, SERVER_HELLO_BYTES, ServerHello, Welcome, encode_request},
+    frame::{
+        ClientHello, RefusalReason, SERVER_HELLO_BYTES, ServerHello, Welcome, encode_renewal,
+        encode_request,
+    },
     reader::Reader,
     socket,
 };
-use crate::transport::{ConnectError, PeerTarget, ReadError, operation::Operation};
+use crate::{
+    tickets::{Held, Wallet},
+    transport::{ConnectError, LocalSpans, PeerTarget, ReadError, operation::Operation},
+};
 
 /// Most reads that wait on one connection, given up ones included. A peer this far behind does not
 /// keep up; its connection is as good as lost.
@@ -39,7 +47,12 @@ const ABANDONED_STALL: Duration = Duration::from_secs(5);
 /// A connection that has said hello.
 pub(super) struct Connection {
     stream: TcpStream,
-    node: NodeId,
+    peer: PeerTarget,
+    tickets: Option<Arc<Wallet>>,
+    /// The number of the ticket it was let in with, or was renewed with last; 0 where none was asked for.
+    ticket: AtomicU64,
+    /// The owner refused a span for its ticket's sake.
+    outdated: AtomicBool,
     state: Mutex<State>,
     /// Bytes of requests wait for the socket.
     outbound_waits: Notify,
@@ -67,11 +80,44 @@ struct Progress {
 }
 
 impl Connection {
-    /// Connects and says hello. The caller bounds the time.
+    /// Connects, says hello and shows a ticket where they are in use; another one where that is refused. The caller
+    /// bounds the time.
     pub(super) async fn open(
         peer: &PeerTarget,
         address: SocketAddr,
-        link_received: Arc<AtomicU64>,
+        tickets: Option<&Arc<Wallet>>,
+        link_received: &Arc<AtomicU64>,
+    ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
+        let no_ticket = |why| ConnectError::NoTicket {
+            node: peer.node.clone(),
+            why,
+        };
+        let Some(wallet) = tickets else {
+            return Self::open_with(peer, address, None, link_received).await;
+        };
+        let held = wallet.ticket(peer).await.map_err(no_ticket)?;
+        let shown = Some((wallet, held.as_ref()));
+        match Self::open_with(peer, address, shown, link_received).await {
+            Err(ConnectError::TicketRefused { refusal, .. }) => {
+                let again = wallet.after_refusal(peer, held.as_ref(), refusal).await;
+                let again = again.map_err(no_ticket)?;
+                let shown = Some((wallet, Some(&again)));
+                let opened = Self::open_with(peer, address, shown, link_received).await;
+                opened.inspect_err(|error| {
+                    if let ConnectError::TicketRefused { refusal, .. } = error {
+                        wallet.refused(peer, again.number, *refusal);
+                    }
+                })
+            }
+            opened => opened,
+        }
+    }
+
+    async fn open_with(
+        peer: &PeerTarget,
+        address: SocketAddr,
+        shown: Option<(&Arc<Wallet>, Option<&Held>)>,
+        link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
         let unreachable = |detail: String| ConnectError::Unreachable {
             node: peer.node.clone(),
@@ -83,20 +129,28 @@ impl Connection {
         socket::configure(&stream).map_err(failed)?;
         let hello = ClientHello {
             incarnation: peer.incarnation.get(),
-            ticket: Vec::new(),
+            ticket: shown
+                .and_then(|(_, held)| held)
+                .map_or_else(Vec::new, |held| held.bytes.to_vec()),
         };
         stream.write_all(&hello.encode()).await.map_err(failed)?;
-        let mut answer = [0; SERVER_HELLO_BYTES];
-        stream.read_exact(&mut answer).await.map_err(failed)?;
-        let hello = match ServerHello::decode(&answer) {
-            Ok(Some((hello, _))) => hello,
-            Ok(None) => return Err(unreachable("its hello is too short".to_owned())),
-            Err(error) => return Err(unreachable(format!("no kvferry data port: {error}"))),
-        };
-        check_welcome(peer, &hello)?;
+        let mut hello = read_hello(&mut stream).await.map_err(unreachable)?;
+        let mut ticket = 0;
+        if let (Welcome::Prove, Some((wallet, Some(held)))) = (hello.welcome, shown) {
+            let mut nonce = [0; NONCE_BYTES];
+            stream.read_exact(&mut nonce).await.map_err(failed)?;
+            let proof = wallet.prove(Purpose::Data, &Nonce(nonce), &held.bytes);
+            stream.write_all(&proof).await.map_err(failed)?;
+            hello = read_hello(&mut stream).await.map_err(unreachable)?;
+            ticket = held.number;
+        }
+        check_welcome(peer, address, &hello)?;
         let connection = Arc::new(Self {
             stream,
-            node: peer.node.clone(),
+            peer: peer.clone(),
+            tickets: shown.map(|(wallet, _)| Arc::clone(wallet)),
+            ticket: AtomicU64::new(ticket),
+            outdated: AtomicBool::new(false),
             state: Mutex::new(State {
                 next_id: 0,
                 queue: VecDeque::new(),
@@ -107,7 +161,7 @@ impl Connection {
             outbound_waits: Notify::new(),
             outstanding: AtomicU64::new(0),
             received: AtomicU64::new(0),
-            link_received,
+            link_received: Arc::clone(link_received),
             progress: Mutex::new(Progress {
                 received: 0,
                 since: Instant::now(),
@@ -152,6 +206,69 @@ impl Connection {
             self.hang_up();
         }
         Ok(())
+    }
+
+    /// Has the owner let it stay until a later ticket ends. What comes of it is seen at the next renewal, or at the
+    /// ticket's end.
+    pub(super) fn renew(self: &Arc<Self>, held: &Held) {
+        let shown = self.ticket.load(Ordering::Relaxed);
+        // 0: it was let in without one.
+        if shown == 0 || shown >= held.number {
+            return;
+        }
+        let Ok(nowhere) = HostMemory::anonymous(1) else {
+            return;
+        };
+        let nothing = LocalSpans {
+            memory: Arc::new(nowhere),
+            ranges: Vec::new(),
+        };
+        let (operation, pending) = Operation::new(nothing, 0);
+        {
+            let mut state = self.state.lock();
+            if state.closed.is_some() || state.queue.len() >= MAX_READS {
+                return;
+            }
+            let id = state.next_id;
+            state.next_id = id.wrapping_add(1);
+            encode_renewal(id, &held.bytes, &mut state.outbound);
+            state.queue.push_back((id, operation));
+            if self.flush(&mut state).is_err() {
+                self.hang_up();
+            }
+        }
+        self.ticket.store(held.number, Ordering::Relaxed);
+        let (connection, number) = (Arc::clone(self), held.number);
+        tokio::spawn(async move {
+            if let Err(ReadError::TicketRefused { refusal, .. }) = pending.await {
+                connection.renewal_refused(shown, number, refusal);
+            }
+        });
+    }
+
+    fn renewal_refused(&self, before: u64, number: u64, refusal: Refusal) {
+        tracing::warn!(node = %self.peer.node, "a renewed ticket is refused: {refusal}");
+        // The next one is tried as this one was.
+        self.ticket.store(before, Ordering::Relaxed);
+        self.ticket_refused(number, refusal);
+    }
+
+    fn ticket_refused(&self, number: u64, refusal: Refusal) {
+        if let Some(wallet) = &self.tickets {
+            wallet.refused(&self.peer, number, refusal);
+        }
+    }
+
+    /// The owner refused a span for the ticket's sake: a new link begins with a new one.
+    pub(super) fn span_refused(&self, refusal: Refusal) {
+        if !self.outdated.swap(true, Ordering::Relaxed) {
+            self.ticket_refused(self.ticket.load(Ordering::Relaxed), refusal);
+        }
+    }
+
+    /// Did the owner refuse a span for the ticket's sake?
+    pub(super) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
     }
 
     /// Hands the kernel as much as it takes now. True when nothing is left.
@@ -214,11 +331,11 @@ impl Connection {
         self.outbound_waits.notify_one();
         self.outstanding.store(0, Ordering::Relaxed);
         if !queue.is_empty() {
-            tracing::info!(node = %self.node, reads = queue.len(), "data connection lost: {why}");
+            tracing::info!(node = %self.peer.node, reads = queue.len(), "data connection lost: {why}");
         }
         for (_, operation) in queue {
             operation.settle(Err(ReadError::LinkLost {
-                node: self.node.clone(),
+                node: self.peer.node.clone(),
                 detail: why.to_owned(),
             }));
         }
@@ -267,7 +384,7 @@ impl Connection {
     }
 
     pub(super) fn node(&self) -> &NodeId {
-        &self.node
+        &self.peer.node
     }
 
     /// The read whose response comes next.
@@ -291,7 +408,23 @@ impl Connection {
     }
 }
 
-fn check_welcome(peer: &PeerTarget, hello: &ServerHello) -> Result<(), ConnectError> {
+/// An owner's hello; else what is wrong, in words.
+async fn read_hello(stream: &mut TcpStream) -> Result<ServerHello, String> {
+    let mut answer = [0; SERVER_HELLO_BYTES];
+    let read = stream.read_exact(&mut answer).await;
+    read.map_err(|error| error.to_string())?;
+    match ServerHello::decode(&answer) {
+        Ok(Some((hello, _))) => Ok(hello),
+        Ok(None) => Err("its hello is too short".to_owned()),
+        Err(error) => Err(format!("no kvferry data port: {error}")),
+    }
+}
+
+fn check_welcome(
+    peer: &PeerTarget,
+    address: SocketAddr,
+    hello: &ServerHello,
+) -> Result<(), ConnectError> {
     let refused = |detail: &str| ConnectError::Refused {
         node: peer.node.clone(),
         detail: detail.to_owned(),
@@ -308,6 +441,19 @@ fn check_welcome(peer: &PeerTarget, hello: &ServerHello) -> Result<(), ConnectEr
                 Err(_) => Err(refused("it names no incarnation")),
             }
         }
+        // It will know more in a moment.
+        Welcome::Refused(RefusalReason::Ticket(refusal @ Refusal::NotReady)) => {
+            Err(ConnectError::Unreachable {
+                node: peer.node.clone(),
+                address: address.to_string(),
+                detail: refusal.to_string(),
+            })
+        }
+        Welcome::Refused(RefusalReason::Ticket(refusal)) => Err(ConnectError::TicketRefused {
+            node: peer.node.clone(),
+            refusal,
+        }),
         Welcome::Refused(reason) => Err(refused(reason.as_str())),
+        Welcome::Prove => Err(refused("it has us prove a ticket that it was not shown")),
     }
 }

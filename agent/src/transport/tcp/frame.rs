@@ -3,7 +3,9 @@
 //! ```text
 //! client hello   magic 4 | version u16 | flags u16 | incarnation u64 | ticket_len u32 | ticket
 //! server hello   magic 4 | version u16 | status u8 | reason u8 | incarnation u64 | max_spans u32 | max_bytes u64
+//!   status 3     nonce 32 follows; the client answers with its proof (64), the server with another hello
 //! request        id u32 | count u32 | count x (region u32 | part u8 | 0 0 0 | offset u64 | len u64)
+//! renewal        id u32 | "TCKT"   | ticket_len u32 | ticket           answered as a request for nothing
 //! response       id u32 | status u8 | reason u8 | 0 0 | value u64 | payload
 //! ```
 //!
@@ -11,6 +13,7 @@
 //! ok, else there is no payload and it names the region.
 
 use kvferry_proto::{Part, RegionId, RemoteSpan};
+use kvferry_security::ticket::{MAX_TICKET_BYTES, Refusal};
 
 use crate::transport::spans::{SpanFault, SpanRefusal};
 
@@ -18,8 +21,6 @@ use crate::transport::spans::{SpanFault, SpanRefusal};
 const MAGIC: [u8; 4] = *b"KVFd";
 /// Raised with every change that an older peer would misread.
 const VERSION: u16 = 1;
-/// Longest ticket: a signed list of a few hundred namespace ids fits.
-pub(super) const MAX_TICKET_BYTES: usize = 4096;
 /// Bytes of a client hello before its ticket.
 const CLIENT_HELLO_BYTES: usize = 20;
 /// Longest client hello.
@@ -28,6 +29,12 @@ pub(super) const MAX_CLIENT_HELLO_BYTES: usize = CLIENT_HELLO_BYTES + MAX_TICKET
 pub(super) const SERVER_HELLO_BYTES: usize = 28;
 /// Bytes of a request before its spans.
 const REQUEST_HEAD_BYTES: usize = 8;
+/// Where a request has its count of spans, a renewal has this, which no request may have.
+const RENEWAL: u32 = u32::from_le_bytes(*b"TCKT");
+/// Bytes of a renewal before its ticket.
+const RENEWAL_HEAD_BYTES: usize = REQUEST_HEAD_BYTES + 4;
+/// What is or-ed to a ticket's refusal, among the reasons of a hello and of a response.
+const TICKET_REASON: u8 = 0x10;
 /// Bytes of one span in a request.
 const SPAN_BYTES: usize = 24;
 /// Bytes of a response before its payload.
@@ -35,9 +42,13 @@ pub(super) const RESPONSE_HEAD_BYTES: usize = 16;
 /// Most spans of one request: 128 blocks of 128 planes. Keeps a request under 400 KiB.
 pub(super) const MAX_SPANS: usize = 16_384;
 
-/// Longest request frame that has at most `max_spans` spans.
-pub(super) fn request_bytes(max_spans: usize) -> usize {
-    REQUEST_HEAD_BYTES + max_spans * SPAN_BYTES
+/// Longest frame of a peer that was let in: a request with at most `max_spans` spans, or a renewal.
+pub(super) fn frame_bytes(max_spans: usize) -> usize {
+    request_bytes(max_spans).max(RENEWAL_HEAD_BYTES + MAX_TICKET_BYTES)
+}
+
+fn request_bytes(spans: usize) -> usize {
+    REQUEST_HEAD_BYTES + spans * SPAN_BYTES
 }
 
 /// Bytes that are no frame. The connection they came on is closed.
@@ -148,7 +159,7 @@ fn check_prelude(reader: &mut Reader<'_>) -> Result<Option<()>, FrameError> {
 pub(super) struct ClientHello {
     /// The incarnation whose regions it means.
     pub(super) incarnation: u64,
-    /// What lets it in, at most `MAX_TICKET_BYTES`. Reserved; empty for now.
+    /// What lets it in, at most `MAX_TICKET_BYTES`; empty where tickets are not in use.
     pub(super) ticket: Vec<u8>,
 }
 
@@ -202,6 +213,8 @@ pub(super) enum Welcome {
     WrongIncarnation,
     /// The owner does not want this connection.
     Refused(RefusalReason),
+    /// The ticket is good: now prove that it is yours. A nonce follows.
+    Prove,
 }
 
 /// Why an owner does not want a connection.
@@ -210,7 +223,7 @@ pub(super) enum RefusalReason {
     /// It serves as many as it may.
     Busy,
     /// The ticket does not let this reader in.
-    Ticket,
+    Ticket(Refusal),
     /// It is going away.
     ShuttingDown,
     /// One that a later release has.
@@ -222,7 +235,7 @@ impl RefusalReason {
         match self {
             Self::Other => 0,
             Self::Busy => 1,
-            Self::Ticket => 2,
+            Self::Ticket(refusal) => TICKET_REASON | refusal.code(),
             Self::ShuttingDown => 3,
         }
     }
@@ -231,7 +244,7 @@ impl RefusalReason {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "it serves as many connections as it may",
-            Self::Ticket => "the ticket does not let this reader in",
+            Self::Ticket(_) => "the ticket does not let this reader in",
             Self::ShuttingDown => "it is shutting down",
             Self::Other => "it gives no reason this release knows",
         }
@@ -257,6 +270,7 @@ impl ServerHello {
             Welcome::Accepted => (0, 0),
             Welcome::WrongIncarnation => (1, 0),
             Welcome::Refused(reason) => (2, reason.code()),
+            Welcome::Prove => (3, 0),
         };
         let mut out = [0; SERVER_HELLO_BYTES];
         out[..4].copy_from_slice(&MAGIC);
@@ -280,9 +294,12 @@ impl ServerHello {
             (0, _) => Welcome::Accepted,
             (1, _) => Welcome::WrongIncarnation,
             (2, 1) => Welcome::Refused(RefusalReason::Busy),
-            (2, 2) => Welcome::Refused(RefusalReason::Ticket),
             (2, 3) => Welcome::Refused(RefusalReason::ShuttingDown),
+            (2, reason) if reason & 0xf0 == TICKET_REASON => {
+                Welcome::Refused(RefusalReason::Ticket(Refusal::from_code(reason & 0x0f)))
+            }
             (2, _) => Welcome::Refused(RefusalReason::Other),
+            (3, _) => Welcome::Prove,
             (found, _) => return Err(FrameError::Status { found }),
         };
         let (Some(incarnation), Some(max_spans), Some(max_bytes)) =
@@ -317,17 +334,38 @@ pub(super) fn encode_request(id: u32, spans: &[RemoteSpan], out: &mut Vec<u8>) {
     }
 }
 
-/// Decodes a request into `spans`, which it clears first. Gives its id.
+/// Appends a renewal. `ticket` has at most `MAX_TICKET_BYTES`.
+pub(super) fn encode_renewal(id: u32, ticket: &[u8], out: &mut Vec<u8>) {
+    let ticket = &ticket[..ticket.len().min(MAX_TICKET_BYTES)];
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&RENEWAL.to_le_bytes());
+    out.extend_from_slice(&(ticket.len() as u32).to_le_bytes());
+    out.extend_from_slice(ticket);
+}
+
+/// What a peer that was let in asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// The spans that were decoded beside it.
+    Spans { id: u32 },
+    /// To stay until this ticket expires.
+    Renewal { id: u32, ticket: Vec<u8> },
+}
+
+/// Decodes a request into `spans`, which it clears first, or a renewal.
 pub(super) fn decode_request(
     bytes: &[u8],
     max_spans: usize,
     spans: &mut Vec<RemoteSpan>,
-) -> Decoded<u32> {
+) -> Decoded<Asked> {
     spans.clear();
     let mut reader = Reader(bytes);
     let (Some(id), Some(count)) = (reader.u32(), reader.u32()) else {
         return Ok(None);
     };
+    if count == RENEWAL {
+        return decode_renewal(id, reader);
+    }
     if count == 0 || count as usize > max_spans {
         return Err(FrameError::SpanCount {
             count,
@@ -344,7 +382,19 @@ pub(super) fn decode_request(
             None => return Ok(None),
         }
     }
-    Ok(Some((id, total)))
+    Ok(Some((Asked::Spans { id }, total)))
+}
+
+fn decode_renewal(id: u32, mut reader: Reader<'_>) -> Decoded<Asked> {
+    let Some(len) = reader.u32() else {
+        return Ok(None);
+    };
+    if len as usize > MAX_TICKET_BYTES {
+        return Err(FrameError::TicketLength { len });
+    }
+    let ticket = reader.0.get(..len as usize).map(<[u8]>::to_vec);
+    let taken = RENEWAL_HEAD_BYTES + len as usize;
+    Ok(ticket.map(|ticket| (Asked::Renewal { id, ticket }, taken)))
 }
 
 /// Does it begin with a whole request? Then an answer to it will follow at once.
@@ -438,6 +488,7 @@ fn refusal_code(refusal: SpanRefusal) -> u8 {
         SpanRefusal::TooManyBytes => 3,
         SpanRefusal::MemoryCut => 4,
         SpanRefusal::GpuFailed => 5,
+        SpanRefusal::Ticket(refusal) => TICKET_REASON | refusal.code(),
     }
 }
 
@@ -448,6 +499,9 @@ fn refusal(code: u8) -> Result<SpanRefusal, FrameError> {
         3 => Ok(SpanRefusal::TooManyBytes),
         4 => Ok(SpanRefusal::MemoryCut),
         5 => Ok(SpanRefusal::GpuFailed),
+        code if code & 0xf0 == TICKET_REASON => {
+            Ok(SpanRefusal::Ticket(Refusal::from_code(code & 0x0f)))
+        }
         found => Err(FrameError::Reason { found }),
     }
 }

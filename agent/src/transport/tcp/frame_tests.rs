@@ -17,8 +17,14 @@ fn any_outcome() -> impl Strategy<Value = Result<u64, SpanFault>> {
     prop_oneof![
         any::<u64>().prop_map(Ok),
         any::<u32>().prop_map(|region| Err(SpanFault::RegionGone(RegionId(region)))),
-        (1u8..=4).prop_map(|code| Err(SpanFault::Refused(refusal(code).unwrap()))),
+        (1u8..=5).prop_map(|code| Err(SpanFault::Refused(refusal(code).unwrap()))),
+        any_refusal().prop_map(|refusal| Err(SpanFault::Refused(SpanRefusal::Ticket(refusal)))),
     ]
+}
+
+fn any_refusal() -> impl Strategy<Value = Refusal> {
+    use kvferry_observe::Label;
+    prop::sample::select(Refusal::ALL)
 }
 
 proptest! {
@@ -28,7 +34,8 @@ proptest! {
         ticket in prop::collection::vec(any::<u8>(), 0..200),
         max_spans: u32,
         max_bytes: u64,
-        code in 0u8..6,
+        code in 0u8..7,
+        refusal in any_refusal(),
     ) {
         let hello = ClientHello { incarnation, ticket };
         let bytes = hello.encode();
@@ -42,7 +49,8 @@ proptest! {
             0 => Welcome::Accepted,
             1 => Welcome::WrongIncarnation,
             2 => Welcome::Refused(RefusalReason::Busy),
-            3 => Welcome::Refused(RefusalReason::Ticket),
+            3 => Welcome::Refused(RefusalReason::Ticket(refusal)),
+            6 => Welcome::Prove,
             4 => Welcome::Refused(RefusalReason::ShuttingDown),
             _ => Welcome::Refused(RefusalReason::Other),
         };
@@ -64,8 +72,23 @@ proptest! {
         }
         bytes.push(9); // the next frame
         let decoded = decode_request(&bytes, MAX_SPANS, &mut seen);
-        prop_assert_eq!(decoded, Ok(Some((id, bytes.len() - 1))));
+        prop_assert_eq!(decoded, Ok(Some((Asked::Spans { id }, bytes.len() - 1))));
         prop_assert_eq!(seen, spans);
+    }
+
+    #[test]
+    fn renewals_round_trip(id: u32, ticket in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut bytes = Vec::new();
+        encode_renewal(id, &ticket, &mut bytes);
+        let mut spans = Vec::new();
+        for cut in 0..bytes.len() {
+            prop_assert_eq!(decode_request(&bytes[..cut], 16, &mut spans), Ok(None));
+        }
+        bytes.push(9); // the next frame
+        let decoded = decode_request(&bytes, 16, &mut spans);
+        let len = bytes.len() - 1;
+        prop_assert_eq!(decoded, Ok(Some((Asked::Renewal { id, ticket }, len))));
+        prop_assert!(len <= frame_bytes(16));
     }
 
     #[test]
@@ -114,6 +137,13 @@ fn what_is_wrong_is_named() {
         Err(FrameError::Version { found: 9 })
     );
     let mut spans = Vec::new();
+    let mut renewal = Vec::new();
+    encode_renewal(1, &[], &mut renewal);
+    renewal[8..12].copy_from_slice(&5000u32.to_le_bytes());
+    assert_eq!(
+        decode_request(&renewal, 16, &mut spans),
+        Err(FrameError::TicketLength { len: 5000 })
+    );
     for count in [0, 17, u32::MAX] {
         let mut request = vec![0; 4];
         request.extend_from_slice(&count.to_le_bytes());

@@ -17,11 +17,14 @@ use super::{
     frame::{MAX_SPANS, ServerHello},
     transport::TcpConfig,
 };
-use crate::transport::{
-    Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
-    TransportKind,
-    operation::{Operation, check_request},
-    spans::coalesce_remote,
+use crate::{
+    tickets::Wallet,
+    transport::{
+        Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
+        TransportKind,
+        operation::{Operation, check_request},
+        spans::coalesce_remote,
+    },
 };
 
 /// Keeps 100 Gb/s full over a round trip of 2.5 ms.
@@ -45,6 +48,7 @@ struct Shared {
     peer: PeerTarget,
     address: SocketAddr,
     config: TcpConfig,
+    tickets: Option<Arc<Wallet>>,
     capabilities: Capabilities,
     connections: Mutex<Vec<Arc<Connection>>>,
     /// One more is being opened, or could not be opened a moment ago.
@@ -59,13 +63,16 @@ impl TcpLink {
         peer: &PeerTarget,
         address: SocketAddr,
         config: TcpConfig,
+        tickets: Option<Arc<Wallet>>,
     ) -> Result<Self, ConnectError> {
         let received = Arc::new(AtomicU64::new(0));
-        let (connection, hello) = Connection::open(peer, address, Arc::clone(&received)).await?;
+        let opened = Connection::open(peer, address, tickets.as_ref(), &received).await;
+        let (connection, hello) = opened?;
         let shared = Arc::new(Shared {
             peer: peer.clone(),
             address,
             config,
+            tickets,
             capabilities: capabilities(&hello),
             connections: Mutex::new(vec![connection]),
             opening: AtomicBool::new(false),
@@ -138,7 +145,8 @@ impl Link for TcpLink {
     }
 
     fn is_lost(&self) -> bool {
-        self.connections() == 0
+        // One that its ticket does not let read what is asked for ends with what is under way.
+        self.connections() == 0 || self.0.connections.lock().iter().any(|c| c.is_outdated())
     }
 }
 
@@ -158,6 +166,17 @@ impl Shared {
         connections
     }
 
+    /// Has connections stay beyond the ticket that they were let in with.
+    async fn renew(&self) {
+        let Some(wallet) = &self.tickets else {
+            return;
+        };
+        if let Some(held) = wallet.renewed(&self.peer).await {
+            let connections = self.connections.lock().clone();
+            connections.iter().for_each(|c| c.renew(&held));
+        }
+    }
+
     /// Opens one more where the least loaded one owes `outstanding` bytes and the configuration lets it.
     fn open_another(self: &Arc<Self>, outstanding: u64) {
         if outstanding < OPEN_ANOTHER_BYTES
@@ -169,8 +188,10 @@ impl Shared {
         let shared = Arc::downgrade(self);
         let (peer, address) = (self.peer.clone(), self.address);
         let (received, bound) = (Arc::clone(&self.received), self.config.connect_timeout);
+        let tickets = self.tickets.clone();
         self.runtime.spawn(async move {
-            let opened = timeout(bound, Connection::open(&peer, address, received)).await;
+            let opening = Connection::open(&peer, address, tickets.as_ref(), &received);
+            let opened = timeout(bound, opening).await;
             let failed = match opened {
                 Ok(Ok((connection, _))) => {
                     adopt(&shared, connection);
@@ -219,6 +240,9 @@ async fn look_after(shared: Weak<Shared>) {
         for connection in &connections {
             connection.close_if_stuck();
         }
-        shared.connections.lock().retain(|c| c.closed().is_none());
+        // One that is outdated stays, closed: it says so of the link.
+        let over = |c: &Connection| c.closed().is_some() && !c.is_outdated();
+        shared.connections.lock().retain(|c| !over(c));
+        shared.renew().await;
     }
 }

@@ -9,7 +9,11 @@ use super::{
     connection::Connection,
     frame::{FrameError, RESPONSE_HEAD_BYTES, ResponseHead},
 };
-use crate::transport::{ReadError, operation::Operation, spans::SpanFault};
+use crate::transport::{
+    ReadError,
+    operation::Operation,
+    spans::{SpanFault, SpanRefusal},
+};
 
 /// Bytes received behind a payload in the same call: the next heads, and small payloads (512 generation
 /// words) whole, which are then copied once.
@@ -185,6 +189,12 @@ impl Reader {
             }
             Ok(left) => self.current = Some(Current { operation, left }),
             Err(fault) => {
+                if let SpanFault::Refused(SpanRefusal::Ticket(refusal)) = fault
+                    && operation.bytes > 0
+                {
+                    // Nothing more is asked for on it, and nothing more is answered.
+                    self.connection.span_refused(refusal);
+                }
                 operation.settle(Err(self.refusal(fault)));
                 self.connection.pop_front();
             }
@@ -199,6 +209,9 @@ impl Reader {
                 node,
                 region: region.0,
             },
+            SpanFault::Refused(SpanRefusal::Ticket(refusal)) => {
+                ReadError::TicketRefused { node, refusal }
+            }
             SpanFault::Refused(refusal) => ReadError::SpanRefused {
                 node,
                 detail: refusal.as_str(),

@@ -1,9 +1,10 @@
 //! The owner's end: a listener, and one task per connection.
 
 use std::{
+    collections::HashMap,
     future::Future,
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -11,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     pin, select,
@@ -22,7 +24,7 @@ use super::{
     session::{Session, SessionEnd, refuse},
     socket,
 };
-use crate::region::RegionCatalog;
+use crate::{region::RegionCatalog, tickets::Gate};
 
 /// After the kernel could not accept (no descriptors left, say): time for some to come free.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -35,6 +37,8 @@ pub struct TcpLimits {
     /// Connections that have not said hello yet; further ones are closed at once, so that silent ones
     /// cannot use up `max_connections`.
     pub max_handshakes: usize,
+    /// Of those, how many from one address, so that one host cannot keep the others out.
+    pub max_handshakes_per_source: usize,
     /// Until a complete hello.
     pub handshake_timeout: Duration,
     /// From the first byte of a request to its last.
@@ -54,6 +58,8 @@ impl Default for TcpLimits {
         Self {
             max_connections: 4096,
             max_handshakes: 256,
+            // A host's agents that all come back at once, several connections each.
+            max_handshakes_per_source: 64,
             handshake_timeout: Duration::from_secs(5),
             frame_timeout: Duration::from_secs(10),
             write_stall: Duration::from_secs(30),
@@ -74,6 +80,8 @@ pub struct ServeCounters {
     refused: AtomicU64,
     open: AtomicUsize,
     handshaking: AtomicUsize,
+    /// By address; no entry where there is none. At most as many as there are handshakes.
+    by_source: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl ServeCounters {
@@ -136,6 +144,7 @@ pub struct TcpServer {
     listener: TcpListener,
     address: SocketAddr,
     catalog: Arc<RegionCatalog>,
+    gate: Arc<Gate>,
     limits: Arc<TcpLimits>,
     counters: Arc<ServeCounters>,
 }
@@ -160,6 +169,7 @@ impl TcpServer {
         Ok(Self {
             listener,
             address: bound,
+            gate: Arc::new(Gate::open()),
             catalog,
             limits: Arc::new(TcpLimits {
                 max_spans,
@@ -167,6 +177,12 @@ impl TcpServer {
             }),
             counters: Arc::default(),
         })
+    }
+
+    /// Lets in whom the gate lets in. Without, whoever reaches the port.
+    #[must_use]
+    pub fn behind(self, gate: Arc<Gate>) -> Self {
+        Self { gate, ..self }
     }
 
     /// Where it listens.
@@ -209,6 +225,12 @@ impl TcpServer {
             tracing::debug!(%peer, "too many data connections that have not said hello");
             return;
         }
+        let most = self.limits.max_handshakes_per_source;
+        let Some(handshaking) = Handshaking::begin(&self.counters, peer.ip(), most) else {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::debug!(%peer, "too many data connections from there that have not said hello");
+            return;
+        };
         if self.counters.open() >= self.limits.max_connections {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%peer, "too many data connections");
@@ -220,16 +242,20 @@ impl TcpServer {
             return;
         }
         let open = Counted::new(&self.counters, |counters| &counters.open);
-        let handshaking = Counted::new(&self.counters, |counters| &counters.handshaking);
         let session = Session::new(
             stream,
             Arc::clone(&self.catalog),
+            Arc::clone(&self.gate),
             Arc::clone(&self.limits),
             Arc::clone(&self.counters),
         );
+        let gate = Arc::clone(&self.gate);
         sessions.spawn(async move {
             let _open = open;
             let end = session.run(handshaking).await;
+            if matches!(end, SessionEnd::TicketExpired) {
+                gate.expired();
+            }
             log_end(peer, &end);
         });
     }
@@ -241,7 +267,13 @@ fn log_end(peer: SocketAddr, end: &SessionEnd) {
         SessionEnd::Closed | SessionEnd::Idle | SessionEnd::WrongIncarnation { .. } => {
             tracing::debug!(%peer, "data connection closed: {end}");
         }
+        SessionEnd::Ticket(_) | SessionEnd::OtherNamespace => {
+            tracing::warn!(%peer, "data connection closed: {end}");
+        }
         SessionEnd::Io(_)
+        | SessionEnd::TicketExpired
+        | SessionEnd::TicketNeeded
+        | SessionEnd::NoRandomness(_)
         | SessionEnd::HandshakeTimeout
         | SessionEnd::FrameTimeout
         | SessionEnd::WriteStall
@@ -254,8 +286,41 @@ fn log_end(peer: SocketAddr, end: &SessionEnd) {
     }
 }
 
+/// A connection that has not been let in: counted, also by its source, for as long as this lives.
+pub(super) struct Handshaking {
+    source: IpAddr,
+    all: Counted,
+}
+
+impl Handshaking {
+    /// None where there are as many from that source as there may be.
+    fn begin(counters: &Arc<ServeCounters>, source: IpAddr, most: usize) -> Option<Self> {
+        let mut by_source = counters.by_source.lock();
+        let count = by_source.get(&source).copied().unwrap_or(0);
+        if count >= most {
+            return None;
+        }
+        by_source.insert(source, count + 1);
+        drop(by_source);
+        let all = Counted::new(counters, |counters| &counters.handshaking);
+        Some(Self { source, all })
+    }
+}
+
+impl Drop for Handshaking {
+    fn drop(&mut self) {
+        let mut by_source = self.all.counters.by_source.lock();
+        if let Some(count) = by_source.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                by_source.remove(&self.source);
+            }
+        }
+    }
+}
+
 /// Counts itself for as long as it lives.
-pub(super) struct Counted {
+struct Counted {
     counters: Arc<ServeCounters>,
     which: fn(&ServeCounters) -> &AtomicUsize,
 }

@@ -1,11 +1,17 @@
 //! One connection at the owner: hello, then request after request, answered in order.
 
-use std::{io, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::{Buf, BytesMut};
 use kvferry_cuda::StagingError;
 use kvferry_memory::send;
 use kvferry_proto::{RegionId, RemoteSpan};
+use kvferry_security::ticket::{NoRandomness, Nonce, PROOF_BYTES, Purpose, Refusal};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::TcpStream,
@@ -14,15 +20,16 @@ use tokio::{
 
 use super::{
     frame::{
-        ClientHello, FrameError, MAX_CLIENT_HELLO_BYTES, RefusalReason, ResponseHead, ServerHello,
-        Welcome, decode_request, holds_request, request_bytes,
+        Asked, ClientHello, FrameError, MAX_CLIENT_HELLO_BYTES, RefusalReason, ResponseHead,
+        ServerHello, Welcome, decode_request, frame_bytes, holds_request,
     },
     gpu::GpuRun,
     response::Response,
-    server::{Counted, ServeCounters, TcpLimits},
+    server::{Handshaking, ServeCounters, TcpLimits},
 };
 use crate::{
     region::{Region, RegionCatalog},
+    tickets::{Gate, Needs, Permit},
     transport::spans::{SpanFault, SpanRefusal, find_region},
 };
 
@@ -48,6 +55,16 @@ pub(super) enum SessionEnd {
     WriteStall,
     #[error("the peer expects incarnation {expected:x}")]
     WrongIncarnation { expected: u64 },
+    #[error("the peer is not let in: {0}")]
+    Ticket(Refusal),
+    #[error("the peer reads what its ticket does not name")]
+    OtherNamespace,
+    #[error("its ticket has expired")]
+    TicketExpired,
+    #[error("tickets are needed from now on, and it has none")]
+    TicketNeeded,
+    #[error(transparent)]
+    NoRandomness(#[from] NoRandomness),
     #[error("the peer sent what is no frame: {0}")]
     Malformed(#[from] FrameError),
     #[error(
@@ -84,6 +101,9 @@ pub(super) fn refuse(
 pub(super) struct Session {
     stream: TcpStream,
     catalog: Arc<RegionCatalog>,
+    gate: Arc<Gate>,
+    /// Who was let in, where a ticket was needed.
+    permit: Option<Permit>,
     limits: Arc<TcpLimits>,
     counters: Arc<ServeCounters>,
     inbox: BytesMut,
@@ -93,12 +113,15 @@ impl Session {
     pub(super) fn new(
         stream: TcpStream,
         catalog: Arc<RegionCatalog>,
+        gate: Arc<Gate>,
         limits: Arc<TcpLimits>,
         counters: Arc<ServeCounters>,
     ) -> Self {
         Self {
             stream,
             catalog,
+            gate,
+            permit: None,
             limits,
             counters,
             inbox: BytesMut::new(),
@@ -106,7 +129,7 @@ impl Session {
     }
 
     /// Serves until the connection ends, for whatever reason. Gives that reason.
-    pub(super) async fn run(mut self, handshaking: Counted) -> SessionEnd {
+    pub(super) async fn run(mut self, handshaking: Handshaking) -> SessionEnd {
         let end = match timeout(self.limits.handshake_timeout, self.handshake()).await {
             Err(_) => SessionEnd::HandshakeTimeout,
             Ok(Err(end)) => end,
@@ -131,25 +154,51 @@ impl Session {
             }
             self.fill(MAX_CLIENT_HELLO_BYTES).await?;
         };
-        let own = self.catalog.incarnation().get();
-        let welcome = if hello.incarnation == own {
-            Welcome::Accepted
-        } else {
-            Welcome::WrongIncarnation
-        };
-        let answer = ServerHello {
+        if hello.incarnation != self.catalog.incarnation().get() {
+            self.welcome(Welcome::WrongIncarnation, &[]).await?;
+            return Err(SessionEnd::WrongIncarnation {
+                expected: hello.incarnation,
+            });
+        }
+        match self.let_in(&hello.ticket).await {
+            Err(SessionEnd::Ticket(refusal)) => {
+                let refused = Welcome::Refused(RefusalReason::Ticket(refusal));
+                self.welcome(refused, &[]).await?;
+                Err(SessionEnd::Ticket(refusal))
+            }
+            Err(end) => Err(end),
+            Ok(permit) => {
+                self.permit = permit;
+                self.welcome(Welcome::Accepted, &[]).await
+            }
+        }
+    }
+
+    /// Whether the peer is let in, and for what.
+    async fn let_in(&mut self, ticket: &[u8]) -> Result<Option<Permit>, SessionEnd> {
+        if self.gate.needs() == Needs::Nothing {
+            return Ok(None);
+        }
+        let checked = self.gate.check(ticket).map_err(SessionEnd::Ticket)?;
+        let nonce = Nonce::random()?;
+        self.welcome(Welcome::Prove, &nonce.0).await?;
+        while self.inbox.len() < PROOF_BYTES {
+            self.fill(PROOF_BYTES).await?;
+        }
+        let proof = self.inbox.split_to(PROOF_BYTES);
+        let permit = self.gate.admit(checked, Purpose::Data, &nonce, &proof);
+        permit.map(Some).map_err(SessionEnd::Ticket)
+    }
+
+    async fn welcome(&mut self, welcome: Welcome, more: &[u8]) -> Result<(), SessionEnd> {
+        let hello = ServerHello {
             welcome,
-            incarnation: own,
+            incarnation: self.catalog.incarnation().get(),
             max_spans: u32::try_from(self.limits.max_spans).unwrap_or(u32::MAX),
             max_bytes: self.limits.max_bytes,
         };
-        self.stream.write_all(&answer.encode()).await?;
-        match welcome {
-            Welcome::Accepted => Ok(()),
-            _ => Err(SessionEnd::WrongIncarnation {
-                expected: hello.incarnation,
-            }),
-        }
+        let bytes = [&hello.encode()[..], more].concat();
+        Ok(self.stream.write_all(&bytes).await?)
     }
 
     /// Reads some more; at most `bound` bytes are kept.
@@ -165,7 +214,15 @@ impl Session {
     async fn serve(&mut self) -> Result<std::convert::Infallible, SessionEnd> {
         let mut spans = Vec::new();
         loop {
-            let id = self.next_request(&mut spans).await?;
+            let asked = self.next_request(&mut spans).await?;
+            self.check_permit()?;
+            let id = match asked {
+                Asked::Spans { id } => id,
+                Asked::Renewal { id, ticket } => {
+                    self.renew(id, &ticket).await?;
+                    continue;
+                }
+            };
             self.counters.count_request();
             let found = self.find(&spans);
             // A GPU that fails is found out before the reader is promised bytes, in all but the worst case.
@@ -180,40 +237,78 @@ impl Session {
             let head = ResponseHead { id, outcome };
             let parts = found.map(|found| found.parts).unwrap_or_default();
             self.answer(Response::new(head, &parts, gpu)).await?;
+            if let Err(SpanFault::Refused(SpanRefusal::Ticket(refusal))) = outcome {
+                // It was told why. Who asks for what is not its own is not asked again.
+                self.gate.refuse(refusal);
+                return Err(SessionEnd::OtherNamespace);
+            }
         }
     }
 
-    async fn next_request(&mut self, spans: &mut Vec<RemoteSpan>) -> Result<u32, SessionEnd> {
-        if let Some(id) = self.decode(spans)? {
-            return Ok(id);
+    /// May the connection go on?
+    fn check_permit(&self) -> Result<(), SessionEnd> {
+        match &self.permit {
+            Some(permit) if permit.is_over() => Err(SessionEnd::TicketExpired),
+            None if self.gate.needs() == Needs::Ticket => Err(SessionEnd::TicketNeeded),
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// When it must end.
+    fn until(&self) -> Option<Instant> {
+        self.permit.as_ref().map(Permit::until)
+    }
+
+    /// Goes on with a later ticket, or as before.
+    async fn renew(&mut self, id: u32, ticket: &[u8]) -> Result<(), SessionEnd> {
+        let outcome = match &self.permit {
+            // It was let in without one.
+            None => Ok(0),
+            Some(permit) => match self.gate.renew(permit, ticket) {
+                Ok(renewed) => {
+                    self.permit = Some(renewed);
+                    Ok(0)
+                }
+                Err(refusal) => {
+                    tracing::info!(reader = %permit.reader(), "a ticket is not renewed: {refusal}");
+                    Err(SpanFault::Refused(SpanRefusal::Ticket(refusal)))
+                }
+            },
+        };
+        let head = ResponseHead { id, outcome };
+        self.answer(Response::new(head, &[], None)).await
+    }
+
+    async fn next_request(&mut self, spans: &mut Vec<RemoteSpan>) -> Result<Asked, SessionEnd> {
+        if let Some(asked) = self.decode(spans)? {
+            return Ok(asked);
+        }
+        let until = self.until();
         if self.inbox.is_empty() {
             let idle = self.limits.idle_timeout;
-            timeout(idle, self.fill(READ_AHEAD_BYTES))
-                .await
-                .map_err(|_| SessionEnd::Idle)??;
+            let more = self.fill(READ_AHEAD_BYTES);
+            within(until, idle, SessionEnd::Idle, more).await??;
         }
         // A request has begun: now it must come to an end.
-        let bound = request_bytes(self.limits.max_spans);
+        let bound = frame_bytes(self.limits.max_spans);
         let frame_timeout = self.limits.frame_timeout;
         let rest = async {
             loop {
-                if let Some(id) = self.decode(spans)? {
-                    return Ok(id);
+                if let Some(asked) = self.decode(spans)? {
+                    return Ok(asked);
                 }
                 self.fill(bound).await?;
             }
         };
-        timeout(frame_timeout, rest)
-            .await
-            .map_err(|_| SessionEnd::FrameTimeout)?
+        let late = SessionEnd::FrameTimeout;
+        within(until, frame_timeout, late, rest).await?
     }
 
-    fn decode(&mut self, spans: &mut Vec<RemoteSpan>) -> Result<Option<u32>, SessionEnd> {
+    fn decode(&mut self, spans: &mut Vec<RemoteSpan>) -> Result<Option<Asked>, SessionEnd> {
         match decode_request(&self.inbox, self.limits.max_spans, spans)? {
-            Some((id, taken)) => {
+            Some((asked, taken)) => {
                 self.inbox.advance(taken);
-                Ok(Some(id))
+                Ok(Some(asked))
             }
             None => Ok(None),
         }
@@ -229,7 +324,7 @@ impl Session {
                     crate::transport::spans::check_words(span).map_err(SpanFault::Refused)?;
                     Arc::clone(last)
                 }
-                _ => find_region(&self.catalog, span)?,
+                _ => find_region(&self.catalog, self.permit.as_ref(), span)?,
             };
             bytes = bytes.saturating_add(span.len);
             if bytes > self.limits.max_bytes {
@@ -245,6 +340,9 @@ impl Session {
         // Small responses may share a packet, but none waits for a request that is not here.
         let more = holds_request(&self.inbox);
         while !response.is_done() {
+            if self.permit.as_ref().is_some_and(Permit::is_over) {
+                return Err(SessionEnd::TicketExpired);
+            }
             response.stage()?;
             response.fetch().await.map_err(SessionEnd::Gpu)?;
             let sent = self.stream.try_io(Interest::WRITABLE, || {
@@ -262,9 +360,8 @@ impl Session {
                         true => self.limits.write_stall.min(GPU_WRITE_STALL),
                         false => self.limits.write_stall,
                     };
-                    timeout(bound, self.stream.writable())
-                        .await
-                        .map_err(|_| SessionEnd::WriteStall)??;
+                    let writable = self.stream.writable();
+                    within(self.until(), bound, SessionEnd::WriteStall, writable).await??;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() == Some(EFAULT) => {
@@ -277,6 +374,22 @@ impl Session {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits at most so long, and not beyond the ticket's end.
+async fn within<T>(
+    until: Option<Instant>,
+    bound: Duration,
+    over: SessionEnd,
+    what: impl Future<Output = T>,
+) -> Result<T, SessionEnd> {
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    match left {
+        Some(left) if left < bound => timeout(left, what)
+            .await
+            .map_err(|_| SessionEnd::TicketExpired),
+        _ => timeout(bound, what).await.map_err(|_| over),
     }
 }
 

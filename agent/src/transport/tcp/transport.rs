@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 use super::link::TcpLink;
-use crate::transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind};
+use crate::{
+    tickets::Wallet,
+    transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind},
+};
 
 /// Connections per peer where nothing else is asked for: one core drives about 5 GB/s, so this many fill
 /// 100 Gb/s.
@@ -35,13 +38,26 @@ impl Default for TcpConfig {
 #[derive(Debug, Clone, Default)]
 pub struct TcpTransport {
     config: TcpConfig,
+    tickets: Option<Arc<Wallet>>,
 }
 
 impl TcpTransport {
     /// With this configuration.
     #[must_use]
     pub fn new(config: TcpConfig) -> Self {
-        Self { config }
+        Self {
+            config,
+            tickets: None,
+        }
+    }
+
+    /// Shows owners tickets, where they are in use.
+    #[must_use]
+    pub fn with_tickets(self, wallet: Arc<Wallet>) -> Self {
+        Self {
+            tickets: Some(wallet),
+            ..self
+        }
     }
 }
 
@@ -67,7 +83,8 @@ impl Transport for TcpTransport {
                 });
             };
             let bound = self.config.connect_timeout;
-            match timeout(bound, TcpLink::open(peer, address, self.config.clone())).await {
+            let opening = TcpLink::open(peer, address, self.config.clone(), self.tickets.clone());
+            match timeout(bound, opening).await {
                 Ok(Ok(link)) => Ok(Arc::new(link) as Arc<dyn Link>),
                 Ok(Err(error)) => Err(error),
                 Err(_) => Err(ConnectError::Unreachable {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use kvferry_ibverbs::{
-    ChainError, ConnectOptions, PairOptions, PostError, QueuePair, ReadyToSend, RemotePiece,
-    WorkError, WorkStatus, lost_bytes,
+    ChainError, ConnectOptions, PairOptions, PostError, ProtectionDomain, QueuePair,
+    ReadableRegion, ReadyToSend, RegisterOptions, RemotePiece, WorkError, WorkStatus, lost_bytes,
 };
 
 use crate::rig::{self, Rig, at, contents, memory, patterned};
@@ -35,6 +35,29 @@ fn post(
     assert_eq!(pair.post(&mut chain).unwrap() as u64, count);
     // From here on only the queue pair holds the memory.
     Arc::downgrade(&target)
+}
+
+/// What keeps tenants apart: memory registered with one protection domain is not to be read over a queue pair of
+/// another, whoever knows its key.
+#[test]
+fn a_key_of_another_domain_opens_nothing() {
+    let Some(rig) = rig::rig() else { return };
+    let (reader, _owner) = rig.connected();
+    let secret = patterned(BYTES, 1);
+    let apart = ProtectionDomain::new(&rig.owner.context).unwrap();
+    let key = ReadableRegion::register(&apart, &secret, 0..BYTES, RegisterOptions::default());
+    let key = key.unwrap().key();
+    let target = memory(BYTES);
+    let to = rig.reader.local(&target);
+    let mut chain = reader.chain();
+    chain
+        .push(1, at(key, 0), [to.piece(0..BYTES).unwrap()])
+        .unwrap();
+    reader.post(&mut chain).unwrap();
+    let done = rig.reader.collect(1);
+    let failed = WorkError::Failed(WorkStatus::RemoteAccess);
+    assert_eq!(done[0].result, Err(failed), "{done:?}");
+    assert!(contents(&target, 0, BYTES).iter().all(|byte| *byte == 0));
 }
 
 #[test]

@@ -179,6 +179,7 @@ impl World {
                     hide_after_ms: (HIDE_AFTER / MS) as u32,
                     expect_delta,
                     resync,
+                    ticket_keys: Vec::new(),
                 };
                 self.stats.resyncs += u64::from(resync);
                 self.send_down(session.0, Down::Said(Answer::Welcome(welcome)));

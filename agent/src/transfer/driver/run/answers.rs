@@ -91,9 +91,10 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 let failure = match error {
                     ConnectError::Unreachable { .. } => ConnectFailure::Unreachable,
                     ConnectError::WrongIncarnation { .. } => ConnectFailure::WrongIncarnation,
-                    ConnectError::Refused { .. } | ConnectError::NoPath { .. } => {
-                        ConnectFailure::Refused
-                    }
+                    ConnectError::Refused { .. }
+                    | ConnectError::NoPath { .. }
+                    | ConnectError::TicketRefused { .. }
+                    | ConnectError::NoTicket { .. } => ConnectFailure::Refused,
                 };
                 self.tell(Event::ConnectFailed { source, failure });
             }
