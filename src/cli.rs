@@ -4,6 +4,7 @@ pub(crate) mod bench;
 mod claims;
 pub(crate) mod copies;
 mod daemons;
+mod keys;
 mod sources;
 pub(crate) mod watch;
 
@@ -13,12 +14,16 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use kvferry_agent::config::ByteSize;
 
-use crate::{client::Reach, demo::DemoArgs};
+use crate::{
+    client::{Known, Reach},
+    demo::DemoArgs,
+};
 
 pub(crate) use claims::{ClaimsAction, ClaimsArgs};
 pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
 #[cfg(test)]
 pub(crate) use daemons::{AgentFlags, CoordinatorFlags};
+pub(crate) use keys::{KeysAction, KeysArgs};
 pub(crate) use sources::{ListSources, PublishArgs, PullArgs, SourcesAction, SourcesArgs};
 
 const EXIT_CODES: &str = "\
@@ -111,6 +116,14 @@ Examples:
         after_help = "Example:\n  kvferry claims claim -n team/llama-3-8b dc918a88b139e5afe60b88eda27508d4aee16c10fdc354791efea06206ac0749"
     )]
     Claims(ClaimsArgs),
+    /// Make a CA, certificates and tokens, to secure a cluster with.
+    #[command(after_help = "\
+Examples:
+  kvferry keys ca
+  kvferry keys cert coordinator --ip 10.0.0.1
+  kvferry keys cert node-7
+  kvferry keys token router")]
+    Keys(KeysArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
     /// What this host has for moving bytes, what is wrong with it and what to do; and how a peer is reached.
@@ -306,6 +319,11 @@ pub(crate) struct DoctorArgs {
     /// Try every way to this agent: its Peer service (`listen_peer`).
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) peer: Option<SocketAddr>,
+    /// The node's name, whose certificate the peer must show [default: its address].
+    #[arg(long, value_name = "NODE", requires = "peer")]
+    pub(crate) peer_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) known: Known,
     /// RDMA devices to try, as the agent's setting [default: all].
     #[arg(long, value_name = "DEVICE[:PORT][,...]", value_delimiter = ',')]
     pub(crate) nics: Vec<String>,

@@ -4,7 +4,7 @@ use std::{io, process::ExitCode};
 
 use crate::{
     commands::{
-        bench::BenchError, get::GetError, locate::LocateError, put::PutError,
+        bench::BenchError, get::GetError, keys::KeysError, locate::LocateError, put::PutError,
         sources::SourcesError, tool::ToolError,
     },
     demo::DemoError,
@@ -58,6 +58,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Sources(#[from] SourcesError),
     #[error(transparent)]
+    Keys(#[from] KeysError),
+    #[error(transparent)]
     Tool(#[from] ToolError),
     #[error(transparent)]
     Bench(#[from] BenchError),
@@ -82,6 +84,7 @@ impl Failure {
             Self::Put(PutError::Content(_) | PutError::Namespace(_) | PutError::Layout(_)) => USAGE,
             Self::Locate(LocateError::Hash(_)) | Self::Tool(ToolError::Usage(_)) => USAGE,
             Self::Sources(SourcesError::Usage(_)) => USAGE,
+            Self::Keys(KeysError::Name { .. } | KeysError::Exists { .. }) => USAGE,
             Self::Demo(error) if error.is_usage() => USAGE,
             _ => FAILED,
         })

@@ -7,6 +7,7 @@ pub(crate) mod coordinator;
 pub(crate) mod copies;
 pub(crate) mod doctor;
 pub(crate) mod get;
+pub(crate) mod keys;
 pub(crate) mod locate;
 pub(crate) mod namespaces;
 pub(crate) mod nodes;

@@ -39,12 +39,21 @@ impl Process {
 
     /// As above, with these in its environment.
     async fn start_with(args: &[String], environment: &[(String, String)]) -> Self {
+        Self::start_logging(args, environment, Stdio::inherit()).await
+    }
+
+    /// As above; what it logs goes there.
+    pub(crate) async fn start_logging(
+        args: &[String],
+        environment: &[(String, String)],
+        log: Stdio,
+    ) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_kvferry"))
             .args(args)
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");
@@ -61,7 +70,7 @@ impl Process {
         Self { child, ready }
     }
 
-    fn text(&self, key: &str) -> String {
+    pub(crate) fn text(&self, key: &str) -> String {
         self.ready[key]
             .as_str()
             .unwrap_or_else(|| panic!("{key} is in {}", self.ready))
