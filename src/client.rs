@@ -56,10 +56,21 @@ pub(crate) struct Reach {
     /// The agent's unix socket [default: $XDG_RUNTIME_DIR/kvferry/HOST.sock].
     #[arg(long, global = true, env = "KVFERRY_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// The CA that issued the coordinator's certificate (PEM), for https.
+    #[command(flatten)]
+    pub(crate) known: Known,
+    /// How long one call may take.
+    #[arg(long, global = true, default_value_t = 30_000, value_name = "MS",
+          value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    pub(crate) timeout_ms: u32,
+}
+
+/// By what a tool is known, and whom it trusts.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Known {
+    /// The CA that issued the other side's certificate (PEM), for TLS.
     #[arg(long, global = true, env = "KVFERRY_TLS_CA", value_name = "FILE")]
     pub(crate) tls_ca: Option<PathBuf>,
-    /// The certificate to be known by (PEM), where the coordinator asks for one.
+    /// The certificate to be known by (PEM), where one is asked for.
     #[arg(long, global = true, env = "KVFERRY_TLS_CERT", value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
     /// The certificate's key.
@@ -71,21 +82,10 @@ pub(crate) struct Reach {
     /// Send the token in clear beyond this host.
     #[arg(long, global = true, env = "KVFERRY_INSECURE")]
     pub(crate) insecure: bool,
-    /// How long one call may take.
-    #[arg(long, global = true, default_value_t = 30_000, value_name = "MS",
-          value_parser = clap::value_parser!(u32).range(1..=600_000))]
-    pub(crate) timeout_ms: u32,
 }
 
-impl Reach {
-    /// The agent's socket, by default that of the agent named like this host.
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.socket
-            .clone()
-            .unwrap_or_else(|| default_socket_path(&host_name()))
-    }
-
-    /// What is brought along to the coordinator.
+impl Known {
+    /// What is brought along.
     pub(crate) fn secured(&self) -> Secured {
         Secured {
             files: TlsFiles {
@@ -96,6 +96,15 @@ impl Reach {
             token: self.token_file.clone(),
             insecure: self.insecure,
         }
+    }
+}
+
+impl Reach {
+    /// The agent's socket, by default that of the agent named like this host.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.socket
+            .clone()
+            .unwrap_or_else(|| default_socket_path(&host_name()))
     }
 
     pub(crate) fn bound(&self) -> Duration {
@@ -309,7 +318,7 @@ pub(crate) async fn claims(reach: &Reach) -> Result<ClaimsClient<Line>, ClientEr
 }
 
 async fn coordinator_line(reach: &Reach) -> Result<Line, ClientError> {
-    let secured = reach.secured();
+    let secured = reach.known.secured();
     let uri = secured.check(&reach.coordinator)?;
     let dialer = Dialer::open(&secured)?;
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
@@ -411,11 +420,7 @@ mod tests {
         Reach {
             coordinator: coordinator.to_owned(),
             socket: None,
-            tls_ca: None,
-            tls_cert: None,
-            tls_key: None,
-            token_file: None,
-            insecure: false,
+            known: Known::default(),
             timeout_ms: 1_000,
         }
     }
@@ -440,7 +445,10 @@ mod tests {
             assert!(matches!(error, ClientError::BadUrl(_)), "{bad}: {error}");
         }
         let secret = Reach {
-            token_file: Some("/nowhere/token".into()),
+            known: Known {
+                token_file: Some("/nowhere/token".into()),
+                ..Known::default()
+            },
             ..reach("http://10.0.0.1:7400")
         };
         let error = coordinator(&secret).await.unwrap_err();

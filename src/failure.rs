@@ -84,7 +84,7 @@ impl Failure {
             Self::Put(PutError::Content(_) | PutError::Namespace(_) | PutError::Layout(_)) => USAGE,
             Self::Locate(LocateError::Hash(_)) | Self::Tool(ToolError::Usage(_)) => USAGE,
             Self::Sources(SourcesError::Usage(_)) => USAGE,
-            Self::Keys(KeysError::Exists { .. }) => USAGE,
+            Self::Keys(error) if error.is_usage() => USAGE,
             Self::Demo(error) if error.is_usage() => USAGE,
             _ => FAILED,
         })

@@ -37,6 +37,17 @@ impl Process {
         Self::start_as(None, args, &[]).await
     }
 
+    /// As above; what it logs goes there.
+    pub(crate) async fn start_logging(
+        args: &[String],
+        environment: &[(String, String)],
+        log: Stdio,
+    ) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
+        command.args(args).envs(environment.iter().cloned());
+        Self::spawn(command, args, log).await
+    }
+
     /// As above, by another user, with these in its environment.
     async fn start_as(
         user: Option<u32>,
@@ -48,7 +59,7 @@ impl Process {
             command.uid(user);
         }
         command.args(args).envs(environment.iter().cloned());
-        Self::spawn(command, args).await
+        Self::spawn(command, args, Stdio::inherit()).await
     }
 
     /// Behind a command that becomes it: `ip netns exec`, a shell that sets limits.
@@ -58,14 +69,14 @@ impl Process {
             .args(&prefix[1..])
             .arg(env!("CARGO_BIN_EXE_kvferry"))
             .args(args);
-        Self::spawn(command, args).await
+        Self::spawn(command, args, Stdio::inherit()).await
     }
 
-    async fn spawn(mut command: Command, args: &[String]) -> Self {
+    async fn spawn(mut command: Command, args: &[String], log: Stdio) -> Self {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");

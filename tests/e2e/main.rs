@@ -22,6 +22,7 @@ mod hosts;
 mod locations;
 mod metrics;
 mod publish_and_pull;
+mod security;
 mod shell;
 mod sources;
 mod sources_shell;

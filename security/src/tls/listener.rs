@@ -1,9 +1,8 @@
 //! The door: who connects, is let in or turned away, within bounds that hold before anybody is known.
 
 use std::{
-    collections::HashMap,
     io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -11,7 +10,6 @@ use std::{
 };
 
 use kvferry_observe::{ByLabel, Counter, label};
-use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
@@ -19,7 +17,13 @@ use tokio::{
 };
 use tokio_stream::Stream;
 
-use super::{plaintext, refusal::TlsRefusal, server::ServerTls, stream::Accepted};
+use super::{
+    places::{Place, Places},
+    plaintext,
+    refusal::TlsRefusal,
+    server::ServerTls,
+    stream::Accepted,
+};
 
 /// A handshake must be over by then. It is two round trips and some milliseconds; whoever takes longer
 /// holds a place and a descriptor.
@@ -29,7 +33,12 @@ pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 1_024;
 /// Of those from one address (of IPv6, one /64): all processes of a host, and no more than an eighth of
 /// the places for one that means ill.
-const MAX_HANDSHAKES_OF_ONE: u32 = 128;
+const MAX_HANDSHAKES_OF_ONE: usize = 128;
+/// Connections without a certificate, which have not shown a token yet and may never: tools and routers of a
+/// cluster, and a third of the descriptors that a service usually has.
+const MAX_NAMELESS: usize = 16_384;
+/// Of those from one address.
+const MAX_NAMELESS_OF_ONE: usize = 1_024;
 /// Connections that wait to be served.
 const QUEUE: usize = 64;
 /// After the system refused a connection, out of descriptors say: time for some to come free.
@@ -46,7 +55,7 @@ label! {
         Late = "late",
         /// Spoke in clear.
         Clear = "clear",
-        /// Too many at a time, in all or of one address.
+        /// Too many at a time, in all or of one address: handshakes, or connections without a certificate.
         TooMany = "too_many",
     }
 }
@@ -79,7 +88,8 @@ impl Listener {
     }
 
     async fn accept(self, let_in: mpsc::Sender<Accepted>) {
-        let waiting = Arc::<Waiting>::default();
+        let waiting = Places::new(MAX_HANDSHAKES, MAX_HANDSHAKES_OF_ONE);
+        let nameless = Places::new(MAX_NAMELESS, MAX_NAMELESS_OF_ONE);
         loop {
             let accepted = tokio::select! {
                 accepted = self.tcp.accept() => accepted,
@@ -101,7 +111,7 @@ impl Listener {
                 }
                 continue;
             };
-            let Some(place) = waiting.place(from.ip()) else {
+            let Some(place) = waiting.take(from.ip()) else {
                 self.counts.of(Handshake::TooMany).inc();
                 tracing::debug!(%from, "turned away: too many handshakes at a time");
                 continue;
@@ -110,6 +120,7 @@ impl Listener {
                 tls: Arc::clone(tls),
                 counts: Arc::clone(&self.counts),
                 let_in: let_in.clone(),
+                nameless: Arc::clone(&nameless),
                 from,
             };
             tokio::spawn(knock.answer(stream, place));
@@ -122,6 +133,7 @@ struct Knock {
     tls: Arc<ServerTls>,
     counts: Arc<DoorCounts>,
     let_in: mpsc::Sender<Accepted>,
+    nameless: Arc<Places>,
     from: SocketAddr,
 }
 
@@ -167,7 +179,18 @@ impl Knock {
             }
         }
         match self.tls.acceptor().accept(stream).await {
-            Ok(stream) => Some(Accepted::tls(stream, from)),
+            Ok(stream) => {
+                let accepted = Accepted::tls(stream, from);
+                if accepted.has_certificate() {
+                    return Some(accepted);
+                }
+                let Some(place) = self.nameless.take(from.ip()) else {
+                    self.counts.of(Handshake::TooMany).inc();
+                    tracing::info!(%from, "turned away: too many connections without a certificate");
+                    return None;
+                };
+                Some(accepted.holding(place))
+            }
             Err(error) => {
                 self.counts.of(Handshake::Refused).inc();
                 let error = TlsRefusal::of_client(&error);
@@ -175,60 +198,6 @@ impl Knock {
                 None
             }
         }
-    }
-}
-
-/// Who is in a handshake.
-#[derive(Debug, Default)]
-struct Waiting(Mutex<(usize, HashMap<IpAddr, u32>)>);
-
-impl Waiting {
-    fn place(self: &Arc<Self>, from: IpAddr) -> Option<Place> {
-        let from = origin(from);
-        let mut waiting = self.0.lock();
-        let (all, by) = &mut *waiting;
-        let of_one = by.get(&from).copied().unwrap_or(0);
-        if *all >= MAX_HANDSHAKES || of_one >= MAX_HANDSHAKES_OF_ONE {
-            return None;
-        }
-        *all += 1;
-        by.insert(from, of_one + 1);
-        Some(Place {
-            waiting: Arc::clone(self),
-            from,
-        })
-    }
-}
-
-/// A place among those in a handshake, free again when this is dropped.
-struct Place {
-    waiting: Arc<Waiting>,
-    from: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut waiting = self.waiting.0.lock();
-        let (all, by) = &mut *waiting;
-        *all -= 1;
-        let left = by.get_mut(&self.from).map(|of_one| {
-            *of_one -= 1;
-            *of_one
-        });
-        if left == Some(0) {
-            by.remove(&self.from);
-        }
-    }
-}
-
-/// What one party has at hand: an address, or an IPv6 network of 2^64 of them.
-fn origin(from: IpAddr) -> IpAddr {
-    match from.to_canonical() {
-        IpAddr::V6(from) => {
-            let network = u128::from(from) & !u128::from(u64::MAX);
-            IpAddr::V6(Ipv6Addr::from(network))
-        }
-        v4 => v4,
     }
 }
 
@@ -240,35 +209,5 @@ impl Stream for Incoming {
     type Item = io::Result<Accepted>;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_recv(cx).map(|accepted| accepted.map(Ok))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_address_gets_its_share_of_places_only() {
-        let waiting = Arc::<Waiting>::default();
-        let one: IpAddr = "2001:db8::1".parse().unwrap();
-        let neighbour: IpAddr = "2001:db8::2".parse().unwrap();
-        let places: Vec<_> = (0..MAX_HANDSHAKES_OF_ONE)
-            .map(|_| waiting.place(one).unwrap())
-            .collect();
-        assert!(waiting.place(neighbour).is_none(), "the same /64");
-        let other: IpAddr = "192.0.2.1".parse().unwrap();
-        let mapped: IpAddr = "::ffff:192.0.2.1".parse().unwrap();
-        assert!(waiting.place(other).is_some() && origin(mapped) == other);
-        drop(places);
-        assert!(waiting.place(neighbour).is_some());
-        assert_eq!(
-            waiting.0.lock().1.len(),
-            0,
-            "nothing is kept of those who left"
-        );
-        let all: Vec<_> = (0..MAX_HANDSHAKES as u32)
-            .map(|n| waiting.place(IpAddr::from((n + 1).to_be_bytes())).unwrap())
-            .collect();
-        assert!(waiting.place(other).is_none(), "{} are enough", all.len());
     }
 }

@@ -3,6 +3,7 @@
 mod client;
 mod files;
 mod listener;
+mod places;
 mod plaintext;
 mod refusal;
 mod server;

@@ -14,6 +14,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
+use super::places::Place;
 use crate::Caller;
 
 /// A connection, in clear or by TLS, and who is at its other end.
@@ -21,6 +22,8 @@ use crate::Caller;
 pub struct Accepted {
     io: Io,
     caller: Caller,
+    /// Of one who has shown no certificate.
+    place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -34,6 +37,7 @@ impl Accepted {
         Self {
             io: Io::Clear(stream),
             caller: Caller::anonymous(Some(from)),
+            place: None,
         }
     }
 
@@ -46,7 +50,18 @@ impl Accepted {
         Self {
             io: Io::Tls(Box::new(stream)),
             caller,
+            place: None,
         }
+    }
+
+    pub(super) fn has_certificate(&self) -> bool {
+        self.caller.names().is_some()
+    }
+
+    /// Holds a place as long as it lasts.
+    pub(super) fn holding(mut self, place: Place) -> Self {
+        self.place = Some(place);
+        self
     }
 }
 
