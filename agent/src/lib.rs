@@ -7,6 +7,7 @@ pub mod config;
 pub mod coordinators;
 mod daemon;
 pub mod gpu;
+mod guarded;
 mod metrics;
 pub mod region;
 #[cfg(feature = "sabotage")]
@@ -21,5 +22,6 @@ mod unix_socket;
 
 pub use config::AgentConfig;
 pub use daemon::{Agent, AgentAddresses, ServeError, StartError};
+pub use guarded::Guarded;
 pub use service::PeerApi;
 pub use unix_socket::SocketError;

@@ -4,24 +4,15 @@
 //! that came over it share a handle; when the last of them is gone, whatever the reason, the handle
 //! reports it. So nothing is released while a call that uses it still runs.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::UnixStream,
-    sync::mpsc,
-};
+use tokio::{net::UnixStream, sync::mpsc};
 use tonic::{Request, Status, transport::server::Connected};
 
-use crate::region::ClientId;
+use crate::{Guarded, region::ClientId};
 
 /// Gives each connection its id and hears of its end.
 #[derive(Debug)]
@@ -48,7 +39,7 @@ impl Clients {
             client: ClientId(self.next.fetch_add(1, Ordering::Relaxed)),
             gone: self.gone.clone(),
         }));
-        ClientStream { stream, handle }
+        Guarded::new(stream, handle)
     }
 }
 
@@ -86,54 +77,11 @@ impl ClientHandle {
 }
 
 /// A local connection that reports its end.
-pub(crate) struct ClientStream {
-    stream: UnixStream,
-    handle: ClientHandle,
-}
+pub(crate) type ClientStream = Guarded<ClientHandle>;
 
 impl Connected for ClientStream {
     type ConnectInfo = ClientHandle;
     fn connect_info(&self) -> ClientHandle {
-        self.handle.clone()
-    }
-}
-
-impl AsyncRead for ClientStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for ClientStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.guard().clone()
     }
 }

@@ -4,10 +4,10 @@ use std::{ffi::c_char, path::PathBuf, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
+use kvferry_client::{Cause, Connection, Failure};
+
 use crate::{
     boundary::{self, Growing, guard},
-    connection::Connection,
-    error::Failure,
     kvf_error, kvf_status,
     pull::Pulls,
 };
@@ -170,7 +170,7 @@ pub unsafe extern "C" fn kvf_close(agent: *mut kvf_agent, error: *mut kvf_error)
             }
             if handle(agent)?.pulls.is_this_thread() {
                 return Err(Failure::new(
-                    kvf_status::KVF_WRONG_THREAD,
+                    Cause::WrongThread,
                     "kvf_close waits for callbacks: call it from another thread",
                 ));
             }

@@ -2,12 +2,12 @@
 
 use std::ffi::{c_char, c_int};
 
+use kvferry_client::{Cause, Failure};
 use kvferry_proto::pb;
 
 use crate::{
     agent::{handle, kvf_agent, timeout},
     boundary::{self, guard},
-    error::Failure,
     kvf_error, kvf_status,
     words::{count, hashes, kvf_hashes},
 };
@@ -130,7 +130,7 @@ pub unsafe extern "C" fn kvf_pin(
             })?;
             if answer.blocks.len() != wanted {
                 return Err(Failure::new(
-                    kvf_status::KVF_UNKNOWN_REASON,
+                    Cause::UnknownReason,
                     format!(
                         "agent {} answered for {} blocks of {wanted}",
                         connection.agent,

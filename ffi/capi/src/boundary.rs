@@ -11,7 +11,9 @@ use std::{
     ptr::NonNull,
 };
 
-use crate::{error::Failure, kvf_error, kvf_status};
+use kvferry_client::{Cause, Failure};
+
+use crate::{error::to_c, kvf_error, kvf_status};
 
 /// Longest text taken from C: a path has at most 4096 bytes on Linux, names are shorter.
 const MAX_TEXT: usize = 4096;
@@ -29,12 +31,9 @@ pub(crate) unsafe fn guard(
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => None,
         Ok(Err(failure)) => Some(failure),
-        Err(panic) => Some(Failure::new(
-            kvf_status::KVF_INTERNAL,
-            what_panicked(&*panic),
-        )),
+        Err(panic) => Some(Failure::new(Cause::Internal, what_panicked(&*panic))),
     };
-    let told = failure.map_or(kvf_error::NONE, |failure| failure.to_c());
+    let told = failure.as_ref().map_or(kvf_error::NONE, to_c);
     if let Some(place) = aligned(error) {
         // SAFETY: aligned and not NULL; memory for a `kvf_error` of the caller's, as this function demands.
         unsafe { place.write(told) };
@@ -92,7 +91,7 @@ pub(crate) unsafe fn slice<'a, T>(
     }
     if len > max {
         return Err(Failure::new(
-            kvf_status::KVF_BOUND_REACHED,
+            Cause::BoundReached,
             format!("{len} {what}; at most {max} are allowed in one call: split it"),
         ));
     }

@@ -1,10 +1,8 @@
 //! Why a call did not succeed, for programs and for people.
 
-use std::{error::Error as _, ffi::c_char};
+use std::ffi::c_char;
 
-use kvferry_agent::transport::shm::DescriptorError;
-use kvferry_proto::reason_of;
-use tonic::{Code, Status};
+use kvferry_client::Failure;
 
 use crate::kvf_status;
 
@@ -22,85 +20,11 @@ pub struct kvf_error {
     pub message: [c_char; KVF_MESSAGE_BYTES],
 }
 
-/// Why a call did not succeed.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
-pub(crate) struct Failure {
-    pub(crate) status: kvf_status,
-    pub(crate) message: String,
-}
-
-impl Failure {
-    pub(crate) fn new(status: kvf_status, message: impl Into<String>) -> Self {
-        let message = message.into();
-        Self { status, message }
-    }
-
-    pub(crate) fn invalid(message: impl Into<String>) -> Self {
-        Self::new(kvf_status::KVF_INVALID_ARGUMENT, message)
-    }
-
-    pub(crate) fn system(what: &str, error: impl std::fmt::Display) -> Self {
-        Self::new(kvf_status::KVF_SYSTEM, format!("{what}: {error}"))
-    }
-
-    /// What the agent answered to a call. `lost`: its connection is known to have ended.
-    pub(crate) fn answered(agent: &str, status: &Status, lost: bool) -> Self {
-        let said = status.message();
-        if let Some(reason) = reason_of(status) {
-            return Self::new(reason.into(), format!("agent {agent}: {said}"));
-        }
-        // What tonic says by itself has a cause in this process; what the agent says has none.
-        if lost || status.code() == Code::Unavailable || status.source().is_some() {
-            return Self::lost(agent, said);
-        }
-        let status = match status.code() {
-            Code::InvalidArgument | Code::OutOfRange => kvf_status::KVF_INVALID_ARGUMENT,
-            Code::DeadlineExceeded => kvf_status::KVF_DEADLINE,
-            Code::ResourceExhausted => kvf_status::KVF_BOUND_REACHED,
-            Code::PermissionDenied | Code::Unauthenticated => kvf_status::KVF_NOT_ALLOWED,
-            Code::Cancelled => kvf_status::KVF_CANCELLED,
-            _ => kvf_status::KVF_UNKNOWN_REASON,
-        };
-        Self::new(status, format!("agent {agent}: {said}"))
-    }
-
-    pub(crate) fn lost(agent: &str, said: &str) -> Self {
-        Self::new(
-            kvf_status::KVF_AGENT_LOST,
-            format!(
-                "the connection to agent {agent} has ended ({said}); its regions, reservations and pins \
-                 with it: close, open and register again"
-            ),
-        )
-    }
-
-    pub(crate) fn descriptors(agent: &str, error: &DescriptorError) -> Self {
-        let status = match error {
-            DescriptorError::Connect { .. } => kvf_status::KVF_AGENT_UNREACHABLE,
-            DescriptorError::WrongIncarnation { .. } | DescriptorError::Lost(_) => {
-                kvf_status::KVF_AGENT_LOST
-            }
-            DescriptorError::NotAllowed => kvf_status::KVF_NOT_ALLOWED,
-            DescriptorError::Busy | DescriptorError::TooManyDeposits => {
-                kvf_status::KVF_BOUND_REACHED
-            }
-            DescriptorError::RegionGone { .. } => kvf_status::KVF_REGION_UNKNOWN,
-            DescriptorError::Failed | DescriptorError::NotMappable { .. } => kvf_status::KVF_MEMORY,
-            DescriptorError::Malformed(_) => kvf_status::KVF_UNKNOWN_REASON,
-        };
-        Self::new(
-            status,
-            format!("descriptor socket of agent {agent}: {error}"),
-        )
-    }
-
-    /// As C is told it.
-    pub(crate) fn to_c(&self) -> kvf_error {
-        kvf_error {
-            status: self.status,
-            message: to_c_text(&self.message),
-        }
+/// As C is told it.
+pub(crate) fn to_c(failure: &Failure) -> kvf_error {
+    kvf_error {
+        status: failure.cause.into(),
+        message: to_c_text(&failure.message),
     }
 }
 
@@ -138,23 +62,5 @@ mod tests {
         assert_eq!(to_c_text::<4>("abé"), [97, 98, 0, 0]);
         assert_eq!(to_c_text::<4>("a\0b"), [97, 32, 98, 0]);
         assert_eq!(to_c_text::<1>("abc"), [0]);
-    }
-
-    #[test]
-    fn a_lost_connection_is_no_refusal() {
-        let refused = Status::invalid_argument("x");
-        let status = |failure: Failure| failure.status;
-        assert_eq!(
-            status(Failure::answered("n", &refused, false)),
-            kvf_status::KVF_INVALID_ARGUMENT
-        );
-        assert_eq!(
-            status(Failure::answered("n", &refused, true)),
-            kvf_status::KVF_AGENT_LOST
-        );
-        assert_eq!(
-            status(Failure::answered("n", &Status::unavailable("x"), false)),
-            kvf_status::KVF_AGENT_LOST
-        );
     }
 }

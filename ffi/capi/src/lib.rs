@@ -10,7 +10,6 @@
 mod agent;
 mod blocks;
 mod boundary;
-mod connection;
 mod error;
 mod gpu;
 mod map;

@@ -2,12 +2,12 @@
 
 use std::{ffi::c_int, os::fd::IntoRawFd};
 
+use kvferry_client::Failure;
 use kvferry_proto::RegionId;
 
 use crate::{
     agent::{handle, kvf_agent},
     boundary::{self, guard},
-    error::Failure,
     kvf_error, kvf_status,
 };
 
@@ -46,12 +46,7 @@ pub unsafe extern "C" fn kvf_region_open(
             let place = boundary::out(map, "the place for the descriptors")?;
             let own = connection.clone();
             let opened = connection.run(connection.timeout, async move {
-                let client = own.descriptors().await?;
-                let incarnation = own.incarnation()?;
-                client
-                    .open_region(RegionId(region), incarnation, writable != 0)
-                    .await
-                    .map_err(|error| Failure::descriptors(&own.agent, &error))
+                own.open_region(RegionId(region), writable != 0).await
             })?;
             place.set(kvf_region_map {
                 data: opened.data.into_raw_fd(),

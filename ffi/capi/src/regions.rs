@@ -6,13 +6,13 @@ use std::{
     time::Duration,
 };
 
+use kvferry_client::{Cause, Connection, Failure};
 use kvferry_proto::pb::{self, register_region_request::Source};
 
 use crate::{
     agent::{handle, kvf_agent},
     boundary::{self, guard},
-    connection::Connection,
-    error::{Failure, to_c_text},
+    error::to_c_text,
     kvf_error, kvf_status,
     words::{
         KVF_HUGEPAGES, KVF_KEEP_ON_DISCONNECT, flags, geometry, kvf_geometry, kvf_namespace,
@@ -140,36 +140,13 @@ pub unsafe extern "C" fn kvf_register_fd(
             let descriptor = BorrowedFd::borrow_raw(descriptor)
                 .try_clone_to_owned()
                 .map_err(|error| Failure::system("the descriptor cannot be duplicated", error))?;
-            place.set(register_descriptor(
-                agent.connection(),
-                descriptor,
-                request,
-            )?);
+            let own = agent.connection().clone();
+            let registering = async move { own.register_descriptor(descriptor, request).await };
+            let info = agent.connection().run(REGISTER_TIMEOUT, registering)?;
+            place.set(to_c(&info));
             Ok(())
         })
     }
-}
-
-fn register_descriptor(
-    connection: &Connection,
-    descriptor: std::os::fd::OwnedFd,
-    mut request: pb::RegisterRegionRequest,
-) -> Result<kvf_region, Failure> {
-    use std::os::fd::AsFd;
-
-    let own = connection.clone();
-    let deposit = async move {
-        let client = own.descriptors().await?;
-        let token = client
-            .deposit(descriptor.as_fd())
-            .await
-            .map_err(|error| Failure::descriptors(&own.agent, &error))?;
-        Ok((client, token))
-    };
-    // The token lasts as long as the client that left it.
-    let (_client, token) = connection.run(connection.timeout, deposit)?;
-    request.source = Some(Source::Deposit(pb::DepositSource { token }));
-    register(connection, request)
 }
 
 /// Makes the namespace's pool: the agent's own memory, which it fills and evicts by itself. `bytes` 0: as
@@ -232,7 +209,7 @@ pub unsafe extern "C" fn kvf_region_describe(
                 .find(|it| it.region == region)
                 .ok_or_else(|| {
                     Failure::new(
-                        kvf_status::KVF_REGION_UNKNOWN,
+                        Cause::RegionUnknown,
                         format!("agent {} has no region {region}", connection.agent),
                     )
                 })?;

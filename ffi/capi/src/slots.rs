@@ -2,12 +2,12 @@
 
 use std::{ffi::c_int, time::Duration};
 
+use kvferry_client::{Cause, Failure};
 use kvferry_proto::pb;
 
 use crate::{
     agent::{handle, kvf_agent},
     boundary::{self, Growing, guard},
-    error::Failure,
     kvf_error, kvf_status,
     words::{KVF_CHAINED, KVF_MAX_HASHES, count, flags, hashes, kvf_hashes, parent},
 };
@@ -78,7 +78,7 @@ pub unsafe extern "C" fn kvf_reserve_pool(
             let connection = handle(agent)?.connection();
             if slot_count > KVF_MAX_HASHES {
                 return Err(Failure::new(
-                    kvf_status::KVF_BOUND_REACHED,
+                    Cause::BoundReached,
                     format!("{slot_count} slots; at most {KVF_MAX_HASHES} are allowed in one call"),
                 ));
             }
@@ -96,7 +96,7 @@ pub unsafe extern "C" fn kvf_reserve_pool(
             })?;
             if answer.slots.len() != slot_count {
                 return Err(Failure::new(
-                    kvf_status::KVF_UNKNOWN_REASON,
+                    Cause::UnknownReason,
                     format!(
                         "agent {} gave {} slots for {slot_count}",
                         connection.agent,

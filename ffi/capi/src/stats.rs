@@ -2,13 +2,13 @@
 
 use std::ffi::c_char;
 
+use kvferry_client::{Connection, Failure};
 use kvferry_proto::pb;
 
 use crate::{
     agent::{handle, kvf_agent},
     boundary::{self, Growing, guard},
-    connection::Connection,
-    error::{Failure, to_c_text},
+    error::to_c_text,
     kvf_error, kvf_status,
 };
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 
-use kvferry_proto::Reason;
+use kvferry_client::Cause;
 
 /// What a call came to. 1 to 99 are the agent's reasons, with the same numbers as `ErrorDetail.Reason` in
 /// agent.proto; from 100 on the library speaks for itself.
@@ -94,42 +94,43 @@ use kvf_status::{
     KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
 };
 
-impl From<Reason> for kvf_status {
-    fn from(reason: Reason) -> Self {
-        match reason {
-            Reason::Unspecified => KVF_UNKNOWN_REASON,
-            Reason::InvalidArgument => KVF_INVALID_ARGUMENT,
-            Reason::NamespaceUnknown => KVF_NAMESPACE_UNKNOWN,
-            Reason::NamespaceMismatch => KVF_NAMESPACE_MISMATCH,
-            Reason::HashLength => KVF_HASH_LENGTH,
-            Reason::RegionUnknown => KVF_REGION_UNKNOWN,
-            Reason::SpanOutOfRegion => KVF_SPAN_OUT_OF_REGION,
-            Reason::SlotOutOfRegion => KVF_SLOT_OUT_OF_REGION,
-            Reason::SlotBusy => KVF_SLOT_BUSY,
-            Reason::SlotAlreadySealed => KVF_SLOT_ALREADY_SEALED,
-            Reason::SlotNotReserved => KVF_SLOT_NOT_RESERVED,
-            Reason::PoolFull => KVF_POOL_FULL,
-            Reason::BoundReached => KVF_BOUND_REACHED,
-            Reason::CoordinatorUnreachable => KVF_COORDINATOR_UNREACHABLE,
-            Reason::Fenced => KVF_FENCED,
-            Reason::NodeUnknown => KVF_NODE_UNKNOWN,
-            Reason::ShuttingDown => KVF_SHUTTING_DOWN,
-            Reason::Memory => KVF_MEMORY,
-            Reason::NamespaceInUse => KVF_NAMESPACE_IN_USE,
-            Reason::Deadline => KVF_DEADLINE,
-            Reason::PinUnknown => KVF_PIN_UNKNOWN,
-            Reason::BlockMissing => KVF_BLOCK_MISSING,
-            Reason::MemoryInUse => KVF_MEMORY_IN_USE,
-            Reason::PoolExists => KVF_POOL_EXISTS,
-            // Said by coordinators to routers, never by an agent; and this library asks for no sources.
-            Reason::WatchRestarted
-            | Reason::WatchTooOld
-            | Reason::WatchTooSlow
-            | Reason::SourceUnknown
-            | Reason::SourceNotReady
-            | Reason::SourceExists => KVF_UNKNOWN_REASON,
-            Reason::GpuUnavailable => KVF_GPU_UNAVAILABLE,
-            Reason::GpuHandle => KVF_GPU_HANDLE,
+impl From<Cause> for kvf_status {
+    fn from(cause: Cause) -> Self {
+        match cause {
+            Cause::InvalidArgument => KVF_INVALID_ARGUMENT,
+            Cause::NamespaceUnknown => KVF_NAMESPACE_UNKNOWN,
+            Cause::NamespaceMismatch => KVF_NAMESPACE_MISMATCH,
+            Cause::HashLength => KVF_HASH_LENGTH,
+            Cause::RegionUnknown => KVF_REGION_UNKNOWN,
+            Cause::SpanOutOfRegion => KVF_SPAN_OUT_OF_REGION,
+            Cause::SlotOutOfRegion => KVF_SLOT_OUT_OF_REGION,
+            Cause::SlotBusy => KVF_SLOT_BUSY,
+            Cause::SlotAlreadySealed => KVF_SLOT_ALREADY_SEALED,
+            Cause::SlotNotReserved => KVF_SLOT_NOT_RESERVED,
+            Cause::PoolFull => KVF_POOL_FULL,
+            Cause::BoundReached => KVF_BOUND_REACHED,
+            Cause::CoordinatorUnreachable => KVF_COORDINATOR_UNREACHABLE,
+            Cause::Fenced => KVF_FENCED,
+            Cause::NodeUnknown => KVF_NODE_UNKNOWN,
+            Cause::ShuttingDown => KVF_SHUTTING_DOWN,
+            Cause::Memory => KVF_MEMORY,
+            Cause::NamespaceInUse => KVF_NAMESPACE_IN_USE,
+            Cause::Deadline => KVF_DEADLINE,
+            Cause::PinUnknown => KVF_PIN_UNKNOWN,
+            Cause::BlockMissing => KVF_BLOCK_MISSING,
+            Cause::MemoryInUse => KVF_MEMORY_IN_USE,
+            Cause::PoolExists => KVF_POOL_EXISTS,
+            Cause::GpuUnavailable => KVF_GPU_UNAVAILABLE,
+            Cause::GpuHandle => KVF_GPU_HANDLE,
+            Cause::Internal => KVF_INTERNAL,
+            Cause::AgentUnreachable => KVF_AGENT_UNREACHABLE,
+            Cause::AgentLost => KVF_AGENT_LOST,
+            Cause::NotDone => KVF_NOT_DONE,
+            Cause::Cancelled => KVF_CANCELLED,
+            Cause::System => KVF_SYSTEM,
+            Cause::NotAllowed => KVF_NOT_ALLOWED,
+            Cause::WrongThread => KVF_WRONG_THREAD,
+            Cause::UnknownReason => KVF_UNKNOWN_REASON,
         }
     }
 }
@@ -185,6 +186,8 @@ pub extern "C" fn kvf_status_text(status: u32) -> *const c_char {
 
 #[cfg(test)]
 mod tests {
+    use kvferry_proto::Reason;
+
     use super::*;
 
     #[test]
@@ -193,7 +196,7 @@ mod tests {
             let Ok(reason) = Reason::try_from(number) else {
                 continue;
             };
-            let status = kvf_status::from(reason);
+            let status = kvf_status::from(Cause::from(reason));
             // Of calls that this library does not make.
             let not_ours = matches!(
                 reason,

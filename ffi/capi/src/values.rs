@@ -6,14 +6,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use kvferry_client::{Cause, Connection, Failure};
 use kvferry_proto::pb;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     agent::{handle, kvf_agent, timeout},
     boundary::{self, guard},
-    connection::Connection,
-    error::Failure,
     kvf_error, kvf_status,
     slots::wait_announced,
     words::{KVF_CHAINED, flags, hashes, kvf_hashes, parent},
@@ -132,7 +131,7 @@ fn put(
         connection.run(left(), async move {
             answer.await.unwrap_or_else(|_| {
                 Err(Failure::new(
-                    kvf_status::KVF_INTERNAL,
+                    Cause::Internal,
                     "a defect in libkvferry, please report it: a put ended without an answer",
                 ))
             })

@@ -3,12 +3,10 @@
 use std::ffi::c_char;
 
 use bytes::Bytes;
+use kvferry_client::{Cause, Failure};
 use kvferry_proto::{MAX_HASHES_PER_REQUEST, MAX_PLANES, pb};
 
-use crate::{
-    boundary::{self, Growing},
-    error::Failure,
-};
+use crate::boundary::{self, Growing};
 
 /// Most hashes, and most slots, of one call.
 pub const KVF_MAX_HASHES: usize = 65_536;
@@ -155,13 +153,13 @@ pub(crate) unsafe fn hashes(hashes: *const kvf_hashes) -> Result<pb::PackedHashe
     let it = unsafe { boundary::reference(hashes, "hashes") }?;
     if !(8..=64).contains(&it.hash_len) {
         return Err(Failure::new(
-            crate::kvf_status::KVF_HASH_LENGTH,
+            Cause::HashLength,
             format!("hashes of {} bytes; 8 to 64 are allowed", it.hash_len),
         ));
     }
     if it.count as usize > KVF_MAX_HASHES {
         return Err(Failure::new(
-            crate::kvf_status::KVF_BOUND_REACHED,
+            Cause::BoundReached,
             format!(
                 "{} hashes; at most {KVF_MAX_HASHES} are allowed in one call: split it",
                 it.count

@@ -14,8 +14,9 @@ use std::{
 
 use tokio::runtime::Runtime;
 
+use kvferry_client::{Cause, Failure};
+
 use super::state::Shared;
-use crate::{error::Failure, kvf_status};
 
 /// Pulls that are not freed yet, of one handle: as many as the agent has under way at once.
 pub const KVF_MAX_PULLS: usize = 4096;
@@ -81,7 +82,7 @@ impl Pulls {
         let permit = Permit(Arc::clone(&self.existing));
         if self.existing.fetch_add(1, Ordering::AcqRel) >= KVF_MAX_PULLS {
             return Err(Failure::new(
-                kvf_status::KVF_BOUND_REACHED,
+                Cause::BoundReached,
                 format!("{KVF_MAX_PULLS} pulls are not freed yet, as many as may be: free some"),
             ));
         }

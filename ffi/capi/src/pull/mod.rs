@@ -2,17 +2,16 @@
 
 mod callbacks;
 mod state;
-mod task;
 mod words;
 
 use std::{ffi::c_int, sync::Arc, time::Duration};
 
+use kvferry_client::Failure;
 use kvferry_proto::pb::{self, pull_request::Destination};
 
 use crate::{
     agent::{handle, kvf_agent, timeout},
     boundary::{self, guard},
-    error::Failure,
     kvf_error, kvf_status,
     words::{KVF_CHAINED, KVF_MAX_HASHES, KVF_NO_REPLICA, count, flags, hashes, parent},
 };
@@ -97,7 +96,10 @@ pub unsafe extern "C" fn kvf_pull_start(
             place.set(made);
             let connection = agent.connection().clone();
             let runtime = connection.runtime().clone();
-            runtime.spawn(task::run(connection, request, timeout, shared));
+            let cancel = shared.cancel.clone();
+            runtime.spawn(kvferry_client::pull(
+                connection, request, timeout, cancel, shared,
+            ));
             Ok(())
         })
     }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use kvferry_client::{Cause, Failure, PullSink, Unanswered};
 use kvferry_proto::pb;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::{EventfdFlags, eventfd};
@@ -18,7 +19,6 @@ use super::{
     kvf_pull,
     words::{kvf_outcome, kvf_outcome_kind, kvf_pull_callback, kvf_pull_summary},
 };
-use crate::{error::Failure, kvf_status};
 
 /// Whom to call, and how far that is.
 pub(super) struct Callback {
@@ -126,43 +126,6 @@ impl Shared {
         self.inner.lock().callback.handle = handle;
     }
 
-    /// Takes what the agent said. A second outcome for a block, or one for none, is not passed on.
-    pub(super) fn add(self: &Arc<Self>, outcomes: Vec<pb::BlockOutcome>) {
-        let mut inner = self.inner.lock();
-        for outcome in outcomes {
-            inner.add(&outcome, outcome.kind().into());
-        }
-        self.announce(inner);
-    }
-
-    /// Ends the pull: every block without an outcome gets this one. Only the first end counts.
-    pub(super) fn finish(
-        self: &Arc<Self>,
-        end: Result<pb::PullSummary, Failure>,
-        rest: kvf_outcome_kind,
-        settled: bool,
-    ) {
-        let mut inner = self.inner.lock();
-        if inner.end.is_some() {
-            return;
-        }
-        let detail = end.as_ref().err().map_or_else(
-            || "the agent gave no outcome for this block".to_owned(),
-            |failure| failure.message.clone(),
-        );
-        for index in 0..inner.answered.len() as u32 {
-            let outcome = pb::BlockOutcome {
-                index,
-                settled,
-                detail: detail.clone(),
-                ..pb::BlockOutcome::default()
-            };
-            inner.add(&outcome, rest);
-        }
-        inner.end = Some(end);
-        self.announce(inner);
-    }
-
     /// Wakes everybody who waits for this pull.
     fn announce(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>) {
         inner.set_event();
@@ -234,7 +197,7 @@ impl Shared {
             if self.changed.wait_until(&mut inner, deadline).timed_out() && inner.end.is_none() {
                 let (done, all) = (inner.outcomes.len(), inner.answered.len());
                 return Err(Failure::new(
-                    kvf_status::KVF_NOT_DONE,
+                    Cause::NotDone,
                     format!("{done} of {all} blocks have their outcome: wait on"),
                 ));
             }
@@ -267,6 +230,45 @@ impl Shared {
             total_us: summary.total_us,
             pin: summary.pin,
         })
+    }
+}
+
+impl PullSink for Shared {
+    /// Takes what the agent said. A second outcome for a block, or one for none, is not passed on.
+    fn add(self: &Arc<Self>, outcomes: Vec<pb::BlockOutcome>) {
+        let mut inner = self.inner.lock();
+        for outcome in outcomes {
+            inner.add(&outcome, outcome.kind().into());
+        }
+        self.announce(inner);
+    }
+
+    /// Ends the pull: every block without an outcome gets this one. Only the first end counts.
+    fn finish(
+        self: &Arc<Self>,
+        end: Result<pb::PullSummary, Failure>,
+        rest: Unanswered,
+        settled: bool,
+    ) {
+        let mut inner = self.inner.lock();
+        if inner.end.is_some() {
+            return;
+        }
+        let detail = end.as_ref().err().map_or_else(
+            || "the agent gave no outcome for this block".to_owned(),
+            |failure| failure.message.clone(),
+        );
+        for index in 0..inner.answered.len() as u32 {
+            let outcome = pb::BlockOutcome {
+                index,
+                settled,
+                detail: detail.clone(),
+                ..pb::BlockOutcome::default()
+            };
+            inner.add(&outcome, rest.into());
+        }
+        inner.end = Some(end);
+        self.announce(inner);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 
+use kvferry_client::Unanswered;
 use kvferry_proto::pb::OutcomeKind;
 
 use super::kvf_pull;
@@ -40,9 +41,10 @@ pub enum kvf_outcome_kind {
 }
 
 use kvf_outcome_kind::{
-    KVF_OUTCOME_CANCELLED, KVF_OUTCOME_CORRUPT, KVF_OUTCOME_LOCAL, KVF_OUTCOME_LOCATE_FAILED,
-    KVF_OUTCOME_MISSING, KVF_OUTCOME_NO_SPACE, KVF_OUTCOME_PULLED, KVF_OUTCOME_STALE,
-    KVF_OUTCOME_TIMED_OUT, KVF_OUTCOME_UNKNOWN, KVF_OUTCOME_UNREACHABLE,
+    KVF_OUTCOME_AGENT_LOST, KVF_OUTCOME_CANCELLED, KVF_OUTCOME_CORRUPT, KVF_OUTCOME_LOCAL,
+    KVF_OUTCOME_LOCATE_FAILED, KVF_OUTCOME_MISSING, KVF_OUTCOME_NO_SPACE, KVF_OUTCOME_PULLED,
+    KVF_OUTCOME_REFUSED, KVF_OUTCOME_STALE, KVF_OUTCOME_TIMED_OUT, KVF_OUTCOME_UNKNOWN,
+    KVF_OUTCOME_UNREACHABLE,
 };
 
 impl From<OutcomeKind> for kvf_outcome_kind {
@@ -59,6 +61,18 @@ impl From<OutcomeKind> for kvf_outcome_kind {
             OutcomeKind::LocateFailed => KVF_OUTCOME_LOCATE_FAILED,
             OutcomeKind::NoSpace => KVF_OUTCOME_NO_SPACE,
             OutcomeKind::Cancelled => KVF_OUTCOME_CANCELLED,
+        }
+    }
+}
+
+impl From<Unanswered> for kvf_outcome_kind {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Cancelled => KVF_OUTCOME_CANCELLED,
+            Unanswered::TimedOut => KVF_OUTCOME_TIMED_OUT,
+            Unanswered::Refused => KVF_OUTCOME_REFUSED,
+            Unanswered::AgentLost => KVF_OUTCOME_AGENT_LOST,
+            Unanswered::Unknown => KVF_OUTCOME_UNKNOWN,
         }
     }
 }

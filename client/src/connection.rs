@@ -3,22 +3,27 @@
 
 use std::{
     io,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
         mpsc::{RecvTimeoutError, sync_channel},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
-use kvferry_agent::{config::DESCRIPTOR_SUFFIX, transport::shm::DescriptorClient};
-use kvferry_proto::{Incarnation, MAX_MESSAGE_BYTES, pb::agent_client::AgentClient};
+use kvferry_agent::{
+    Guarded,
+    config::DESCRIPTOR_SUFFIX,
+    transport::shm::{DescriptorClient, RegionDescriptors},
+};
+use kvferry_proto::{
+    Incarnation, MAX_MESSAGE_BYTES, RegionId,
+    pb::{self, agent_client::AgentClient, local_claims_client::LocalClaimsClient},
+};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::UnixStream,
     runtime::Handle,
     time::{Instant, sleep, timeout_at},
@@ -29,7 +34,7 @@ use tonic::{
 };
 use tower::service_fn;
 
-use crate::{error::Failure, kvf_status};
+use crate::{Cause, Failure};
 
 /// Between two attempts to reach an agent that is only starting.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -38,21 +43,26 @@ const RUNTIME_GRACE: Duration = Duration::from_secs(5);
 
 /// One lifetime of one connection. It is never made anew behind the caller's back: everything an engine has
 /// with an agent ends with the connection, and another region may have the same number afterwards.
-#[derive(Clone)]
-pub(crate) struct Connection {
+#[derive(Debug, Clone)]
+pub struct Connection {
     runtime: Handle,
-    api: AgentClient<Channel>,
+    channel: Channel,
     lost: Arc<AtomicBool>,
     /// The agent's node name once it is known; its socket before.
-    pub(crate) agent: Arc<str>,
-    pub(crate) incarnation: u64,
+    pub agent: Arc<str>,
+    /// The agent's lifetime.
+    pub incarnation: u64,
     descriptors: PathBuf,
-    pub(crate) timeout: Duration,
+    /// Of calls that name no other.
+    pub timeout: Duration,
 }
 
 impl Connection {
-    /// Connects to an agent, trying until the deadline.
-    pub(crate) fn open(
+    /// Connects to an agent, trying until the deadline. Not from the runtime's own threads.
+    ///
+    /// # Errors
+    /// [`Cause::AgentUnreachable`], and what its first answer is.
+    pub fn open(
         runtime: Handle,
         socket: &Path,
         descriptors: Option<PathBuf>,
@@ -73,9 +83,7 @@ impl Connection {
         });
         let mut connection = Self {
             runtime,
-            api: AgentClient::new(channel)
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES),
+            channel,
             lost,
             agent: name,
             incarnation: 0,
@@ -83,27 +91,46 @@ impl Connection {
             timeout,
         };
         let stats = connection.call(connect, |mut api| async move {
-            api.stats(kvferry_proto::pb::StatsRequest {}).await
+            api.stats(pb::StatsRequest {}).await
         })?;
         connection.agent = stats.node.into();
         connection.incarnation = stats.incarnation;
         Ok(connection)
     }
 
-    pub(crate) fn api(&self) -> AgentClient<Channel> {
-        self.api.clone()
+    /// The local API.
+    #[must_use]
+    pub fn api(&self) -> AgentClient<Channel> {
+        AgentClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    pub(crate) fn runtime(&self) -> &Handle {
+    /// Claims, over the same connection.
+    #[must_use]
+    pub fn claims(&self) -> LocalClaimsClient<Channel> {
+        LocalClaimsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Where its work runs.
+    #[must_use]
+    pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    pub(crate) fn refused(&self, status: &Status) -> Failure {
+    /// What a refusal by the agent means.
+    #[must_use]
+    pub fn refused(&self, status: &Status) -> Failure {
         Failure::answered(&self.agent, status, self.lost.load(Ordering::Acquire))
     }
 
-    /// One call to the agent, for at most `timeout`.
-    pub(crate) fn call<T, F>(
+    /// One call to the agent, for at most `timeout`. Not from the runtime's own threads.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn call<T, F>(
         &self,
         timeout: Duration,
         ask: impl FnOnce(AgentClient<Channel>) -> F,
@@ -112,18 +139,15 @@ impl Connection {
         T: Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
     {
-        let connection = self.clone();
-        let asked = ask(self.api());
-        self.run(timeout, async move {
-            asked
-                .await
-                .map(Response::into_inner)
-                .map_err(|status| connection.refused(&status))
-        })
+        let (connection, asked) = (self.clone(), ask(self.api()));
+        self.run(timeout, async move { connection.answer(asked).await })
     }
 
-    /// Runs something on the runtime and waits for it, for at most `timeout`.
-    pub(crate) fn run<T: Send + 'static>(
+    /// Runs something on the runtime and waits for it, for at most `timeout`. Not from the runtime's own threads.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn run<T: Send + 'static>(
         &self,
         timeout: Duration,
         work: impl Future<Output = Result<T, Failure>> + Send + 'static,
@@ -131,22 +155,88 @@ impl Connection {
         block_on(&self.runtime, &self.agent, Instant::now() + timeout, work)
     }
 
+    /// What an answer of the agent means.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn answer<T>(
+        &self,
+        asked: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        asked
+            .await
+            .map(Response::into_inner)
+            .map_err(|status| self.refused(&status))
+    }
+
+    /// What a call is that did not end in time.
+    #[must_use]
+    pub fn late(&self) -> Failure {
+        late(&self.agent)
+    }
+
     /// A connection to the socket where descriptors are exchanged, with this very lifetime of the agent.
-    pub(crate) async fn descriptors(&self) -> Result<DescriptorClient, Failure> {
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn descriptors(&self) -> Result<DescriptorClient, Failure> {
         let incarnation = self.incarnation()?;
         DescriptorClient::connect(&self.descriptors, Some(incarnation))
             .await
             .map_err(|error| Failure::descriptors(&self.agent, &error))
     }
 
-    pub(crate) fn incarnation(&self) -> Result<Incarnation, Failure> {
+    /// A region's memory, to be mapped.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn open_region(
+        &self,
+        region: RegionId,
+        writable: bool,
+    ) -> Result<RegionDescriptors, Failure> {
+        let client = self.descriptors().await?;
+        client
+            .open_region(region, self.incarnation()?, writable)
+            .await
+            .map_err(|error| Failure::descriptors(&self.agent, &error))
+    }
+
+    /// Hands a descriptor in: registers a region of its memory, as the request says otherwise.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn register_descriptor(
+        &self,
+        descriptor: OwnedFd,
+        mut request: pb::RegisterRegionRequest,
+    ) -> Result<pb::RegionInfo, Failure> {
+        // The token lasts as long as the client that left it.
+        let client = self.descriptors().await?;
+        let token = client
+            .deposit(descriptor.as_fd())
+            .await
+            .map_err(|error| Failure::descriptors(&self.agent, &error))?;
+        let source = pb::DepositSource { token };
+        request.source = Some(pb::register_region_request::Source::Deposit(source));
+        self.answer(self.api().register_region(request)).await
+    }
+
+    fn incarnation(&self) -> Result<Incarnation, Failure> {
         Incarnation::new(self.incarnation).map_err(|error| {
             Failure::new(
-                kvf_status::KVF_UNKNOWN_REASON,
+                Cause::UnknownReason,
                 format!("agent {}: {error}", self.agent),
             )
         })
     }
+}
+
+fn late(agent: &str) -> Failure {
+    Failure::new(
+        Cause::Deadline,
+        format!("agent {agent} did not answer in time; whether it did what was asked is unknown"),
+    )
 }
 
 /// Waits on a thread that may itself belong to some runtime: the work runs on ours, and is dropped at the
@@ -157,14 +247,6 @@ fn block_on<T: Send + 'static>(
     deadline: Instant,
     work: impl Future<Output = Result<T, Failure>> + Send + 'static,
 ) -> Result<T, Failure> {
-    let late = || {
-        Failure::new(
-            kvf_status::KVF_DEADLINE,
-            format!(
-                "agent {agent} did not answer in time; whether it did what was asked is unknown"
-            ),
-        )
-    };
     let (sender, receiver) = sync_channel(1);
     runtime.spawn(async move {
         // Nobody waits any more where this cannot be sent.
@@ -172,11 +254,11 @@ fn block_on<T: Send + 'static>(
     });
     let patience = deadline.saturating_duration_since(Instant::now()) + RUNTIME_GRACE;
     match receiver.recv_timeout(patience) {
-        Ok(answer) => answer.unwrap_or_else(|_| Err(late())),
-        Err(RecvTimeoutError::Timeout) => Err(late()),
+        Ok(answer) => answer.unwrap_or_else(|_| Err(late(agent))),
+        Err(RecvTimeoutError::Timeout) => Err(late(agent)),
         Err(RecvTimeoutError::Disconnected) => Err(Failure::new(
-            kvf_status::KVF_INTERNAL,
-            "a defect in libkvferry, please report it: a call ended without an answer",
+            Cause::Internal,
+            "a defect in kvferry, please report it: a call ended without an answer",
         )),
     }
 }
@@ -188,7 +270,7 @@ async fn connect_channel(
 ) -> Result<Channel, Failure> {
     let unreachable = |error: &dyn std::fmt::Display| {
         Failure::new(
-            kvf_status::KVF_AGENT_UNREACHABLE,
+            Cause::AgentUnreachable,
             format!("no agent answers at {}: {error}", path.display()),
         )
     };
@@ -202,7 +284,7 @@ async fn connect_channel(
         }
     };
     // Handed out once: a second connection would be another engine's to the agent.
-    let mut once = Some(Watched { stream, lost });
+    let mut once = Some(Guarded::new(stream, Lost(lost)));
     Endpoint::from_static("http://agent.invalid")
         .connect_with_connector(service_fn(move |_| {
             let stream = once.take().map(TokioIo::new);
@@ -212,42 +294,11 @@ async fn connect_channel(
         .map_err(|error| unreachable(&error))
 }
 
-/// The connection's socket, which says when it is gone.
-struct Watched {
-    stream: UnixStream,
-    lost: Arc<AtomicBool>,
-}
+/// Says that the connection's socket is gone.
+struct Lost(Arc<AtomicBool>);
 
-impl Drop for Watched {
+impl Drop for Lost {
     fn drop(&mut self) {
-        self.lost.store(true, Ordering::Release);
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        self.0.store(true, Ordering::Release);
     }
 }

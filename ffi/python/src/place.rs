@@ -1,0 +1,48 @@
+//! Private memory made shared where it lies, for engines that allocate their KV cache themselves.
+
+use std::{io, os::fd::AsRawFd};
+
+use kvferry_client::Failure;
+use kvferry_memory::{HostMemory, HugePages};
+use pyo3::prelude::*;
+
+use crate::failure::raise;
+
+/// Puts shared memory with the same bytes under [address, address + nbytes), which the caller found to be whole pages of
+/// private anonymous memory of this process, readable and writable, that nobody writes to meanwhile. Gives a descriptor of the
+/// memory, which is the caller's.
+///
+/// Done piece by piece would leave half of it converted where memory is short; so all is copied first.
+#[pyfunction]
+pub(crate) fn share_in_place(py: Python<'_>, address: usize, nbytes: usize) -> PyResult<i32> {
+    let shared = py.detach(|| {
+        let refused = |error: &dyn std::fmt::Display| {
+            Failure::system("private memory cannot be made shared", error)
+        };
+        let copy = HostMemory::pool("kvferry-engine", nbytes as u64, HugePages::Off)
+            .map_err(|error| refused(&error))?;
+        let descriptor = copy.descriptor().map_err(|error| refused(&error))?;
+        let (start, _) = copy.as_raw_parts();
+        // SAFETY: the caller found [address, address + nbytes) to be mapped and readable; the copy has as many bytes and is
+        // nobody else's yet.
+        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, start, nbytes) };
+        // SAFETY: the range is whole pages that the caller found to be private anonymous memory; what was there is
+        // replaced by the same bytes with the same rights, so that every pointer into it stays good.
+        let mapped = unsafe {
+            libc::mmap(
+                address as *mut libc::c_void,
+                nbytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_FIXED,
+                descriptor.as_raw_fd(),
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(refused(&io::Error::last_os_error()));
+        }
+        Ok(descriptor)
+    });
+    let descriptor = shared.map_err(|failure| raise(py, &failure))?;
+    Ok(std::os::fd::IntoRawFd::into_raw_fd(descriptor))
+}
