@@ -43,9 +43,6 @@ const MAX_LOOKUP_S: f64 = 60.0;
 const MAX_TTL_S: f64 = 600.0;
 /// Bytes of a message of a put: large enough that messages cost little.
 const PIECE_BYTES: usize = 1 << 20;
-/// A connection's attempts are bounded within it; this long after, its thread has stopped.
-const CONNECT_GRACE: Duration = Duration::from_secs(1);
-
 /// One connection: `kvferry.Client` is made of it.
 #[pyclass(frozen, module = "kvferry._native")]
 pub(crate) struct Connection {
@@ -60,7 +57,7 @@ pub(crate) struct Connection {
     incarnation: u64,
 }
 
-/// Connects: a call whose answer is a `Connection`.
+/// Connects, waiting for it.
 #[pyfunction]
 pub(crate) fn connect(
     py: Python<'_>,
@@ -73,7 +70,7 @@ pub(crate) fn connect(
     let call = timeout(py, call_timeout, "call_timeout")?;
     let agent = py.detach(|| {
         let runtime = runtime::handle()?;
-        Agent::open(runtime, &socket, descriptors, connect + CONNECT_GRACE, call)
+        Agent::open(runtime, &socket, descriptors, connect, call)
     });
     let agent = agent.map_err(|failure| raise(py, &failure))?;
     let connection = Connection {
@@ -155,6 +152,21 @@ fn tell_stats(py: Python<'_>, it: &pb::StatsResponse) -> PyResult<Py<PyAny>> {
         numbers,
     );
     stats.into_py_any(py)
+}
+
+/// A question about no block at all has its answer already; and of no hashes the length is not known.
+async fn unless<T>(
+    nothing: Option<T>,
+    asked: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    match nothing {
+        Some(nothing) => Ok(nothing),
+        None => asked.await,
+    }
+}
+
+fn none(hashes: Option<&pb::PackedHashes>) -> bool {
+    hashes.is_some_and(|hashes| count(hashes) == 0)
 }
 
 impl Connection {
@@ -361,7 +373,13 @@ impl Connection {
             wait_announced_ms: wait.as_millis() as u32, // at most MAX_WAIT_ANNOUNCED_S
         };
         let bound = self.agent(py)?.timeout + wait;
-        let ask = |agent: Agent| async move { agent.answer(agent.api().seal(request)).await };
+        let nothing = none(request.hashes.as_ref()).then(|| pb::SealResponse {
+            announced: true,
+            ..pb::SealResponse::default()
+        });
+        let ask = |agent: Agent| async move {
+            unless(nothing, agent.answer(agent.api().seal(request))).await
+        };
         self.start(py, Some(bound), ask, |py, it: &pb::SealResponse| {
             let told = (
                 it.generations.clone(),
@@ -417,8 +435,14 @@ impl Connection {
                     ..pb::PutRequest::default()
                 })
         });
+        let nothing = none(first.hashes.as_ref()).then(|| pb::PutResponse {
+            announced: true,
+            ..pb::PutResponse::default()
+        });
         let stream = tokio_stream::iter(std::iter::once(first).chain(pieces));
-        let ask = |agent: Agent| async move { agent.answer(agent.api().put(stream)).await };
+        let ask = |agent: Agent| async move {
+            unless(nothing, agent.answer(agent.api().put(stream))).await
+        };
         self.start(py, Some(bound), ask, |py, it: &pb::PutResponse| {
             let told = (it.blocks_stored, it.blocks_already_present, it.announced);
             told.into_py_any(py)
@@ -441,7 +465,10 @@ impl Connection {
             timeout_ms: wire_ms(wait),
         };
         let bound = self.agent(py)?.timeout + wait;
-        let ask = |agent: Agent| async move { agent.answer(agent.api().lookup(request)).await };
+        let nothing = none(request.hashes.as_ref()).then(pb::LookupResponse::default);
+        let ask = |agent: Agent| async move {
+            unless(nothing, agent.answer(agent.api().lookup(request))).await
+        };
         self.start(py, Some(bound), ask, |py, it: &pb::LookupResponse| {
             it.places.clone().into_py_any(py)
         })
@@ -500,7 +527,10 @@ impl Connection {
             hashes: Some(hashes(py, of)?),
             ttl_ms: wire_ms(ttl),
         };
-        let ask = |agent: Agent| async move { agent.answer(agent.api().pin(request)).await };
+        let nothing = none(request.hashes.as_ref()).then(pb::PinResponse::default);
+        let ask = |agent: Agent| async move {
+            unless(nothing, agent.answer(agent.api().pin(request))).await
+        };
         self.start(py, None, ask, |py, it: &pb::PinResponse| {
             let blocks = it.blocks.iter();
             let blocks: Vec<_> = blocks
@@ -523,12 +553,9 @@ impl Connection {
             hashes: of.map(|of| hashes(py, of)).transpose()?,
         };
         // No hashes mean all of them to the agent, which is not what an empty list means.
-        let none = request.hashes.as_ref().is_some_and(|it| count(it) == 0);
+        let nothing = none(request.hashes.as_ref()).then(pb::EvictResponse::default);
         let ask = |agent: Agent| async move {
-            match none {
-                true => Ok(pb::EvictResponse::default()),
-                false => agent.answer(agent.api().evict(request)).await,
-            }
+            unless(nothing, agent.answer(agent.api().evict(request))).await
         };
         self.start(py, None, ask, |py, it: &pb::EvictResponse| {
             (it.evicted, it.kept_pinned).into_py_any(py)
@@ -551,8 +578,10 @@ impl Connection {
             keep_on_disconnect: keep,
             purpose,
         };
-        let ask =
-            |agent: Agent| async move { agent.answer(agent.claims().claim_blocks(request)).await };
+        let nothing = none(request.hashes.as_ref()).then(pb::ClaimResponse::default);
+        let ask = |agent: Agent| async move {
+            unless(nothing, agent.answer(agent.claims().claim_blocks(request))).await
+        };
         self.start(py, None, ask, |py, it: &pb::ClaimResponse| {
             let holders = it.holders.iter();
             let holders: Vec<_> = holders
@@ -587,13 +616,14 @@ impl Connection {
         of: Option<HashesWords>,
     ) -> PyResult<Call> {
         let hashes = of.map(|of| hashes(py, of)).transpose()?;
-        let none = hashes.as_ref().is_some_and(|it| count(it) == 0);
+        let nothing = none(hashes.as_ref()).then(pb::ReleaseClaimsResponse::default);
         let request = pb::ReleaseClaimsRequest { token, hashes };
         let ask = |agent: Agent| async move {
-            match none {
-                true => Ok(pb::ReleaseClaimsResponse::default()),
-                false => agent.answer(agent.claims().release_blocks(request)).await,
-            }
+            unless(
+                nothing,
+                agent.answer(agent.claims().release_blocks(request)),
+            )
+            .await
         };
         self.start(py, None, ask, |py, it: &pb::ReleaseClaimsResponse| {
             it.released.into_py_any(py)

@@ -118,6 +118,11 @@ impl Pull {
             ended: Ended::new(),
         });
         let cancel = parent.child_token();
+        if blocks == 0 {
+            // Of no hashes the length is not known.
+            shared.finish(Ok(pb::PullSummary::default()), Unanswered::Unknown, true);
+            return Self { shared, cancel };
+        }
         let runtime = connection.runtime().clone();
         let sink = Arc::clone(&shared);
         let token = cancel.clone();

@@ -32,12 +32,6 @@ struct DlTensor {
     byte_offset: u64,
 }
 
-/// What keeps the memory there.
-enum Owner {
-    Buffer(PyUntypedBuffer),
-    Capsule(Py<PyAny>),
-}
-
 /// Memory of another object. As long as this lives the object keeps it.
 #[pyclass(frozen, module = "kvferry._native")]
 pub(crate) struct Span {
@@ -55,7 +49,9 @@ pub(crate) struct Span {
     /// DLPack's (device type, device id).
     #[pyo3(get)]
     device: (i32, i32),
-    owner: Owner,
+    // One of them, so that the memory stays there.
+    _buffer: Option<PyUntypedBuffer>,
+    _capsule: Option<Py<PyAny>>,
 }
 
 #[pymethods]
@@ -70,7 +66,8 @@ impl Span {
             readonly: buffer.readonly(),
             contiguous: buffer.is_c_contiguous(),
             device: (1, 0),
-            owner: Owner::Buffer(buffer),
+            _buffer: Some(buffer),
+            _capsule: None,
         })
     }
 
@@ -89,16 +86,14 @@ impl Span {
             0..=DL_MAX_DIMENSIONS => tensor.ndim as usize,
             _ => return Err(PyBufferError::new_err("a tensor of that many dimensions")),
         };
-        let list = |pointer: *const i64| match dimensions {
-            0 => &[],
-            // SAFETY: dlpack.h: as many as there are dimensions, where it is not NULL; checked by who calls this.
-            _ => unsafe { std::slice::from_raw_parts(pointer, dimensions) },
-        };
         if dimensions > 0 && tensor.shape.is_null() {
             return Err(PyBufferError::new_err("a tensor without a shape"));
         }
-        let shape = list(tensor.shape);
-        let strides = (!tensor.strides.is_null()).then(|| list(tensor.strides));
+        // SAFETY: dlpack.h: as many as there are dimensions, living as long as the tensor; strides may be NULL.
+        let (shape, strides) = unsafe {
+            let strides = (!tensor.strides.is_null()).then(|| list(tensor.strides, dimensions));
+            (list(tensor.shape, dimensions), strides)
+        };
         let element = (u64::from(tensor.bits) * u64::from(tensor.lanes)).div_ceil(8);
         let (nbytes, contiguous) = extent(shape, strides, element)
             .ok_or_else(|| PyBufferError::new_err("a tensor whose strides go backwards"))?;
@@ -110,16 +105,23 @@ impl Span {
             readonly: false,
             contiguous,
             device: (tensor.device_type, tensor.device_id),
-            owner: Owner::Capsule(capsule.unbind()),
+            _buffer: None,
+            _capsule: Some(capsule.unbind()),
         })
     }
 
     fn __repr__(&self) -> String {
-        let by = match &self.owner {
-            Owner::Buffer(_) => "buffer protocol",
-            Owner::Capsule(_) => "DLPack",
-        };
-        format!("<{} bytes at {:#x} by {by}>", self.nbytes, self.address)
+        format!("<{} bytes at {:#x}>", self.nbytes, self.address)
+    }
+}
+
+/// # Safety
+/// `pointer` has `len` values that nobody changes for `'a`, or `len` is 0.
+unsafe fn list<'a>(pointer: *const i64, len: usize) -> &'a [i64] {
+    match len {
+        0 => &[],
+        // SAFETY: as this function demands.
+        _ => unsafe { std::slice::from_raw_parts(pointer, len) },
     }
 }
 
@@ -162,10 +164,6 @@ impl Span {
 
     pub(crate) fn len(&self) -> usize {
         self.nbytes
-    }
-
-    pub(crate) fn address(&self) -> usize {
-        self.address
     }
 
     /// A copy of some of its bytes; for spans that `check_bytes` is content with.

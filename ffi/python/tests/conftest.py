@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -83,11 +85,22 @@ def publish(client: Client, namespace: Namespace, seeds: range = range(4)) -> Na
     return namespace
 
 
+def _has_stopped(path: str) -> bool:
+    try:
+        with open(path, encoding="ascii") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] in "TZX"
+    except FileNotFoundError:
+        return True
+
+
 @contextmanager
 def stopped(agent: Agent) -> Iterator[None]:
     """An agent that does not run meanwhile."""
     os.kill(agent.pid, signal.SIGSTOP)
     try:
+        # The signal is on its way until every thread has stopped.
+        while not all(_has_stopped(path) for path in glob.glob(f"/proc/{agent.pid}/task/*/stat")):
+            time.sleep(0.001)
         yield
     finally:
         os.kill(agent.pid, signal.SIGCONT)

@@ -250,11 +250,21 @@ def test_packed_hashes_are_hashes(cluster: Cluster, published: Namespace) -> Non
     packed = PackedHashes(b"".join(KEYS), 32)
     assert (len(packed), packed[2]) == (4, KEYS[2])
     assert cluster.b.lookup(published, packed) == [Place.REMOTE] * 4
-    assert cluster.b.lookup(published, []) == []
     with pytest.raises(kvferry.InvalidArgumentError):
         PackedHashes(b"x" * 33, 32)
     with pytest.raises(kvferry.InvalidArgumentError, match="different lengths"):
         cluster.b.lookup(published, [b"x" * 32, b"x" * 16])
+
+
+def test_no_blocks_are_no_question(cluster: Cluster, published: Namespace) -> None:
+    assert cluster.a.lookup(published, []) == []
+    nothing = cluster.a.pull(published, []).result(5)
+    assert nothing.ok and nothing.outcomes == () and nothing.pin is None
+    assert cluster.a.put(published, [], []).announced
+    assert cluster.a.claim(published, []).states == ()
+    cluster.a.pin(published, []).release()
+    pool = cluster.a.register_pool(published)
+    assert pool.seal([], []).generations == ()
 
 
 def test_eviction_spares_what_is_pinned(cluster: Cluster, published: Namespace) -> None:

@@ -41,7 +41,7 @@ def test_what_is_wrong_is_refused_with_its_own_class(cluster: Cluster) -> None:
         a.lookup(namespace, kvferry.PackedHashes(bytes(8 * 65537), 8))
     with pytest.raises(kvferry.InvalidArgumentError, match="timeout is 61"):
         a.lookup(namespace, [key(0)], timeout=61)
-    with pytest.raises(kvferry.InvalidArgumentError, match="timeout is nan"):
+    with pytest.raises(kvferry.InvalidArgumentError, match="timeout is NaN"):
         a.lookup(namespace, [key(0)], timeout=float("nan"))
     with pytest.raises(kvferry.PoolFullError):
         a.reserve(pool, 3)
@@ -62,8 +62,10 @@ def test_what_is_wrong_is_refused_with_its_own_class(cluster: Cluster) -> None:
     memory = SharedMemory(2 * BLOCK)
     region = a.register_buffer(namespace, memory, Geometry.contiguous(2, BLOCK))
     region.reserve([0])
-    with pytest.raises(kvferry.SlotBusyError):
+    region.seal([0], [key(0)])
+    with a.pin(namespace, [key(0)]), pytest.raises(kvferry.SlotBusyError):
         region.reserve([0])
+    region.reserve([0])
     with pytest.raises(kvferry.InvalidArgumentError):
         region.reserve([2])
     region.abort([0])

@@ -215,6 +215,8 @@ class Pin:
         for views in self._views.values():
             views.end()
         self._released = True
+        if self.token == 0:
+            return  # Of no blocks.
         try:
             self.client.release(self.token)
         except PinUnknownError:
