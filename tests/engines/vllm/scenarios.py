@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import kvferry
-from processes import Cluster, Engine, cluster, freeze, kill, wait_for
+from processes import Engine, cluster, freeze, kill, wait_for
 
 BLOCK = 32
 # 64 MiB of KV cache: more than 32 MiB, so that its pages can be shared in place.
