@@ -74,7 +74,9 @@ class CpuTieringSpec(TieringOffloadingSpec):
 
     def create_worker(self, kv_caches: Any) -> Any:
         # 0.28 calls chunks blocks.
-        chunks, nbytes = ("num_chunks", "kv_bytes_per_chunk") if hasattr(self, "num_chunks") else ("num_blocks", "kv_bytes_per_block")
+        chunks, nbytes = (
+            ("num_chunks", "kv_bytes_per_chunk") if hasattr(self, "num_chunks") else ("num_blocks", "kv_bytes_per_block")
+        )
         sizes = {
             "engine_id": self._engine_id,
             "rank": self.config.parallel.rank,

@@ -16,11 +16,10 @@ import sys
 import time
 import traceback
 
+import kvferry
 import make_model
 from processes import EngineError
 from scenarios import EVERY_RELEASE, SCENARIOS, Run
-
-import kvferry
 
 HERE = pathlib.Path(__file__).resolve().parent
 

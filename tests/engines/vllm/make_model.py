@@ -1,6 +1,6 @@
 """Writes the weights of the tiny Llama beside its configuration: random, the same everywhere.
 
-    make_model.py FROM_CONFIG_DIR TO_DIR
+make_model.py FROM_CONFIG_DIR TO_DIR
 """
 
 from __future__ import annotations

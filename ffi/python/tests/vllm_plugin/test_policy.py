@@ -9,12 +9,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: tests/engines/README.md says how it is")
 
-from vllm.v1.kv_offload.base import ReqContext, make_offload_key
-from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
-
 from kvferry.vllm import compat
 from kvferry.vllm.policy import KvferryPolicy
 from kvferry.vllm.tier_slots import Slots
+from vllm.v1.kv_offload.base import ReqContext, make_offload_key
+from vllm.v1.kv_offload.cpu.manager import CPUOffloadingManager
 
 from .standin import StubSlots
 

@@ -8,18 +8,17 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed: tests/engines/README.md says how it is")
 
+from kvferry import Place
+from kvferry.vllm.identity import Group, Identity
+from kvferry.vllm.metadata import GroupBlocks, LoadOrder
+from kvferry.vllm.scheduler import SchedulerHalf
+from kvferry.vllm.settings import Settings
 from vllm import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks
 from vllm.v1.core.kv_cache_utils import KVCacheBlock, get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
 from vllm.v1.request import Request
-
-from kvferry import Place
-from kvferry.vllm.identity import Group, Identity
-from kvferry.vllm.metadata import GroupBlocks, LoadOrder
-from kvferry.vllm.scheduler import SchedulerHalf
-from kvferry.vllm.settings import Settings
 
 from .standin import StubCall
 

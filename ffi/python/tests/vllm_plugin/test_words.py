@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-
 from kvferry.vllm.handoff import Handoff, announced, wanted
 from kvferry.vllm.in_place import _Unsealed
 from kvferry.vllm.metadata import GroupBlocks

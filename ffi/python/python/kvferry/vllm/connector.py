@@ -9,6 +9,7 @@ This file only turns vLLM's calls into those of the two halves.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     SupportsHMA,
 )
-from vllm.logger import init_logger
 
 import kvferry
 
 from . import compat
 from .identity import IdentityError, identify
-from .link import Link
+from .link import Link, connect
 from .metadata import StepOrders
 from .scheduler import SchedulerHalf
 from .settings import Settings
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-# vLLM's own logger: the words of this package appear where the engine's do.
-logger = init_logger("vllm.kvferry")
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.connector")
 
 
 @dataclass
@@ -55,8 +55,8 @@ class KvferryMetadata(KVConnectorMetadata):
 class KvferryConnector(KVConnectorBase_V1, SupportsHMA):
     """Prefix sharing among replicas, and prefill/decode disaggregation. See docs/vllm.md."""
 
-    if (_peer := compat.peer_hit_source()) is not None:
-        _cache_hit_source = _peer
+    if compat.peer_hit_source() is not None:
+        _cache_hit_source = compat.peer_hit_source()
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -72,7 +72,6 @@ class KvferryConnector(KVConnectorBase_V1, SupportsHMA):
                 "kvferry: set kv_load_failure_policy to 'recompute': a peer may go away while its blocks are on their way, "
                 f"and with {transfer.kv_load_failure_policy!r} its readers' requests would fail"
             )
-        _quiet_words()
         if compat.minor() not in compat.TESTED:
             logger.warning("kvferry is tested with vLLM %s, not %s", ", ".join(compat.TESTED), compat.release())
         identity = identify(vllm_config, kv_cache_config, settings)
@@ -83,9 +82,7 @@ class KvferryConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker: WorkerHalf | None = None
         if role is KVConnectorRole.SCHEDULER:
             logger.info("kvferry: namespace %s is %s", identity.base, json.dumps(identity.description, sort_keys=True))
-            link: Link[kvferry.Client] = Link(
-                lambda: kvferry.connect(settings.socket), lambda client: client, settings.reconnect_s
-            )
+            link: Link[kvferry.Client] = Link(lambda: connect(settings.socket), lambda client: client, settings.reconnect_s)
             link.open()
             self._link = link
             self._scheduler = SchedulerHalf(
@@ -210,15 +207,3 @@ class KvferryConnector(KVConnectorBase_V1, SupportsHMA):
             self._worker.close()
         elif self._scheduler is not None:
             self._link.close()
-
-
-def _quiet_words() -> None:
-    """This package logs under its own name; vLLM shows only what is under its own. Give ours its handlers, once."""
-    import logging
-
-    ours, theirs = logging.getLogger("kvferry.vllm"), logging.getLogger("vllm")
-    if not ours.handlers and theirs.handlers:
-        ours.setLevel(theirs.level)
-        ours.propagate = False
-        for handler in theirs.handlers:
-            ours.addHandler(handler)

@@ -38,9 +38,7 @@ def whole_storage(parts: list[Part], layer: torch.Tensor) -> torch.Tensor:
 class InPlaceMedium:
     """See `Medium`. One region: the engine's KV cache."""
 
-    def __init__(
-        self, client: kvferry.Client, namespace: kvferry.Namespace, parts: list[Part], storage: torch.Tensor
-    ) -> None:
+    def __init__(self, client: kvferry.Client, namespace: kvferry.Namespace, parts: list[Part], storage: torch.Tensor) -> None:
         self._client, self._namespace = client, namespace
         self._cuda = storage.device.type == "cuda"
         blocks = int(parts[0].bytes.shape[0])

@@ -10,11 +10,20 @@ from typing import Generic, TypeVar
 
 import kvferry
 
-logger = logging.getLogger(__name__)
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.link")
 S = TypeVar("S")
+
+# The engine's and the scheduler's loops make calls that the agent answers from memory: what has no answer by then has stopped.
+CALL_TIMEOUT_S = 1.0
 
 # The connection is of no more use: connect again, register again.
 GONE = (kvferry.AgentLostError, kvferry.AgentUnreachableError, kvferry.ShuttingDownError, kvferry.FencedError)
+
+
+def connect(socket: str | None) -> kvferry.Client:
+    """To the agent of this engine."""
+    return kvferry.connect(socket, call_timeout=CALL_TIMEOUT_S)
 
 
 class Link(Generic[S]):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from vllm.v1.kv_offload.cpu.policies.lru import LRUCachePolicy
 
@@ -27,7 +27,7 @@ class Publisher(Protocol):
 class KvferryPolicy(LRUCachePolicy):
     """Evicts as LRU does, only chunks that are withdrawn. A chunk that a reader has pinned stays, as recently used."""
 
-    _unclaimed: list[weakref.ref[KvferryPolicy]] = []
+    _unclaimed: ClassVar[list[weakref.ref[KvferryPolicy]]] = []
 
     def __init__(self, cache_capacity: int) -> None:
         super().__init__(cache_capacity)

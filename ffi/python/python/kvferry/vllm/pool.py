@@ -149,9 +149,7 @@ class BlockCopy:
         self._bytes = parts[0].strip.len
         self._on_host = parts[0].bytes.device.type == "cpu"
         # Of host memory numpy views: their copies cost a tenth of a tensor's.
-        self._planes: list[np.ndarray | torch.Tensor] = [
-            part.bytes.numpy() if self._on_host else part.bytes for part in parts
-        ]
+        self._planes: list[np.ndarray | torch.Tensor] = [part.bytes.numpy() if self._on_host else part.bytes for part in parts]
         self.layers: dict[str, list[int]] = {}
         for number, part in enumerate(parts):
             self.layers.setdefault(part.layer, []).append(number)

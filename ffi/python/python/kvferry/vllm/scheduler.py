@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-logger = logging.getLogger(__name__)
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.scheduler")
 
 # vLLM's null block: what stands where a sliding window has moved on.
 NULL_BLOCK = 0
@@ -86,9 +87,7 @@ class SchedulerHalf:
         if (told := handoff.announced(request.kv_transfer_params)) is not None and self._same(told):
             timeout_s, expect = self._settings.handoff_timeout_s, min(told.tokens, end) - computed
         questions = [self._question(group, request, computed, end) for group in self._identity.groups]
-        tokens = self.lookups.poll(
-            self._clock(), request.request_id, computed, questions, self._align, timeout_s, expect
-        )
+        tokens = self.lookups.poll(self._clock(), request.request_id, computed, questions, self._align, timeout_s, expect)
         if tokens is None:
             return None, False
         if tokens < self._settings.min_blocks * self._align:
@@ -224,9 +223,7 @@ class SchedulerHalf:
             return None
         skipped = next(i for i, block in enumerate(mine[first:end]) if block != NULL_BLOCK)
         before = self._hashes(group, tracked.request, first + skipped - 1, first + skipped) if first + skipped else ()
-        return GroupBlocks(
-            group.index, tuple(b for b, _ in pairs), tuple(h for _, h in pairs), before[0] if before else None
-        )
+        return GroupBlocks(group.index, tuple(b for b, _ in pairs), tuple(h for _, h in pairs), before[0] if before else None)
 
     def _ask(self, namespace: str, hashes: Sequence[bytes]) -> kvferry.Call[list[kvferry.Place]] | None:
         session = self._link.session

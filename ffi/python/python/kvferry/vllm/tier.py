@@ -25,8 +25,7 @@ from vllm.v1.kv_offload.tiering.base import SecondaryTierManager
 import kvferry
 
 from . import compat
-from .connector import _quiet_words
-from .link import Link
+from .link import Link, connect
 from .policy import KvferryPolicy
 from .settings import Settings
 from .tier_identity import tier_namespace
@@ -36,7 +35,8 @@ from .tier_slots import Slots
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingSpec
 
-logger = logging.getLogger(__name__)
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.tier")
 
 # Jobs that wait for the tier's thread: beyond, a store is dropped and a load has failed.
 MAX_JOBS = 4_096
@@ -45,6 +45,10 @@ PULL_PAUSE_S = 0.001
 IDLE_S = 0.5
 # Between two looks at a slot that a read which was given up may still write to.
 SETTLE_PAUSE_S = 0.02
+# Published chunks stay for so long after an agent has not answered: each attempt costs the scheduler its timeout.
+STOPPED_PAUSE_S = 5.0
+# A shutdown waits so long for what is under way; after it the connection ends, and all with it.
+SHUTDOWN_BOUND_S = 30.0
 
 
 @dataclass
@@ -72,16 +76,13 @@ class KvferryTier(SecondaryTierManager):
     """See the module. Failures are misses by their deadline; a chunk whose load failed is a miss for ten seconds."""
 
     medium = Medium.CPU
-    if (_peer := compat.peer_hit_source()) is not None:
-        cache_hit_source = _peer
+    if compat.peer_hit_source() is not None:
+        cache_hit_source = compat.peer_hit_source()
 
-    def __init__(
-        self, offloading_spec: OffloadingSpec, primary_kv_view: memoryview, tier_type: str, **given: Any
-    ) -> None:
+    def __init__(self, offloading_spec: OffloadingSpec, primary_kv_view: memoryview, tier_type: str, **given: Any) -> None:
         # 0.31 on hand in a detector of slow tiers.
         base = {key: given.pop(key) for key in ("backpressure_detector",) if key in given}
         super().__init__(offloading_spec=offloading_spec, primary_kv_view=primary_kv_view, tier_type=tier_type, **base)
-        _quiet_words()
         self._settings = Settings.parse(given, ignored=frozenset({"locality"}))
         chunks = primary_kv_view.shape[0] if primary_kv_view.shape else 0
         if not KvferryPolicy.claim(chunks, self):
@@ -91,9 +92,7 @@ class KvferryTier(SecondaryTierManager):
             )
         self._view = primary_kv_view
         self._namespace = tier_namespace(offloading_spec, primary_kv_view, self._settings)
-        self._link: Link[Slots] = Link(
-            lambda: kvferry.connect(self._settings.socket), self._begin, self._settings.reconnect_s
-        )
+        self._link: Link[Slots] = Link(lambda: connect(self._settings.socket), self._begin, self._settings.reconnect_s)
         slots = self._link.open()
         logger.info(
             "kvferry: tier on agent %s, namespace %s, %d chunks of %d bytes in place",
@@ -106,6 +105,7 @@ class KvferryTier(SecondaryTierManager):
         self._jobs: queue.Queue[_Job] = queue.Queue(MAX_JOBS)
         self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._open_jobs = 0
+        self._no_evictions_until = 0.0
         self._idle = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kvferry-tier", daemon=True)
@@ -141,11 +141,10 @@ class KvferryTier(SecondaryTierManager):
         return finished
 
     def drain_jobs(self) -> None:
-        with self._idle:
-            self._idle.wait_for(lambda: self._open_jobs == 0)
+        self._drain(None)
 
     def shutdown(self) -> None:
-        self.drain_jobs()
+        self._drain(SHUTDOWN_BOUND_S)
         self._stop.set()
         self._thread.join()
         # Ends the region too, so that nobody reads the memory that vLLM is about to give back.
@@ -157,14 +156,17 @@ class KvferryTier(SecondaryTierManager):
         slots = self._link.session
         if slots is None:
             return set()  # the region ended with the connection
+        if time.monotonic() < self._no_evictions_until:
+            return slots.published_of(chunks)
         try:
             return slots.withdraw(chunks)
         except kvferry.KvferryError as error:
             self._link.failed(error, slots)
-            if self._link.session is slots:
-                logger.warning("kvferry: chunks stay in the CPU tier, because they could not be withdrawn: %s", error)
-                return set(chunks)
-            return set()
+            if self._link.session is not slots:
+                return set()
+            self._no_evictions_until = time.monotonic() + STOPPED_PAUSE_S
+            logger.warning("kvferry: chunks stay in the CPU tier, because they could not be withdrawn: %s", error)
+            return slots.published_of(chunks)
 
     # --- the tier's thread
 
@@ -253,6 +255,10 @@ class KvferryTier(SecondaryTierManager):
             self._idle.notify_all()
 
     # --- helpers
+
+    def _drain(self, bound_s: float | None) -> None:
+        with self._idle:
+            self._idle.wait_for(lambda: self._open_jobs == 0, bound_s)
 
     def _submit(self, metadata: Any, *, load: bool) -> None:
         chunks = [int(chunk) for chunk in compat.job_chunks(metadata)]

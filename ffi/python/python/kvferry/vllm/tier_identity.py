@@ -17,7 +17,8 @@ from .settings import Settings
 if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadingSpec
 
-logger = logging.getLogger(__name__)
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.tier_identity")
 
 # An offload key: the block hash, then the index of the KV cache group in four bytes.
 GROUP_BYTES = 4

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 
 import kvferry
-
-# An eviction waits so long for a slot in all; then the chunk stays, and another one is evicted.
-WITHDRAW_BOUND_S = 1.0
-RETRY_PAUSE_S = 0.001
 
 
 class Slots:
@@ -49,14 +44,18 @@ class Slots:
         if held:
             self.client.abort(self.region, held)
 
-    def withdraw(self, chunks: Sequence[int]) -> set[int]:
-        """Before they are overwritten: readers see that they changed. Those that are in use are returned, and stay."""
+    def published_of(self, chunks: Sequence[int]) -> set[int]:
+        """Those of them that somebody may read."""
         with self._lock:
-            wanted = [chunk for chunk in chunks if chunk in self._published]
+            return self._published.intersection(chunks)
+
+    def withdraw(self, chunks: Sequence[int]) -> set[int]:
+        """Before they are overwritten: readers see that they changed. Those that are in use are returned, and stay.
+        Any other failure, a deadline say, is raised: they may still be published, and stay too."""
+        wanted = sorted(self.published_of(chunks))
         if not wanted:
             return set()
-        deadline = time.monotonic() + WITHDRAW_BOUND_S
-        busy = self._reserve_all(wanted, deadline)
+        busy = self._reserve_all(wanted)
         gone = [chunk for chunk in wanted if chunk not in busy]
         with self._lock:
             self._published.difference_update(gone)
@@ -73,10 +72,10 @@ class Slots:
             self._reserved.add(chunk)
         return True
 
-    def _reserve_all(self, chunks: list[int], deadline: float) -> set[int]:
+    def _reserve_all(self, chunks: list[int]) -> set[int]:
         """All at once; where one is in use, each by itself."""
         try:
-            self._reserve(chunks, deadline)
+            self.client.reserve(self.region, chunks)
             return set()
         except kvferry.SlotBusyError:
             if len(chunks) == 1:
@@ -84,21 +83,10 @@ class Slots:
         busy = set()
         for chunk in chunks:
             try:
-                self._reserve([chunk], deadline)
+                self.client.reserve(self.region, [chunk])
             except kvferry.SlotBusyError:
                 busy.add(chunk)
         return busy
-
-    def _reserve(self, chunks: list[int], deadline: float) -> None:
-        while True:
-            try:
-                self.client.reserve(self.region, chunks)
-                return
-            except kvferry.DeadlineError as error:
-                # Whether it was done is unknown: asked again, and if it stays so the chunks must not be overwritten.
-                if time.monotonic() >= deadline:
-                    raise kvferry.SlotBusyError(f"the agent does not answer: {error}") from error
-                time.sleep(RETRY_PAUSE_S)
 
     def _now_published(self, chunks: Sequence[int]) -> None:
         with self._lock:

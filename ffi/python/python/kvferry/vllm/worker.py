@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import kvferry
 
 from .identity import Group, Identity
 from .in_place import InPlaceMedium, whole_storage
-from .link import GONE, Link
+from .link import GONE, Link, connect
 from .medium import Load, Medium, Moved
 from .metadata import LoadOrder, StepOrders
 from .planes import LayoutError, Part, parts_of
@@ -22,11 +23,14 @@ from .stats import KvferryStats
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.worker")
 
 # In a step without any computation: how long the engine's loop rests while blocks are on their way. As long as
 # a block takes; the loop would spin otherwise, on a processor that the agent needs.
 IDLE_WAIT_S = 0.001
+# Nothing is published for so long after an agent has not answered: each attempt costs a step its timeout.
+STOPPED_PAUSE_S = 10.0
 
 
 @dataclass
@@ -61,6 +65,7 @@ class WorkerHalf:
         self._ended: set[str] = set()
         self._failed: set[str] = set()
         self._bad: set[int] = set()
+        self._no_publishing_until = 0.0
         self.stats = KvferryStats()
         self.link: Link[Session] = Link(self._connect, self._begin, settings.reconnect_s)
 
@@ -104,7 +109,7 @@ class WorkerHalf:
             return None
 
     def _connect(self) -> kvferry.Client:
-        return kvferry.connect(self._settings.socket)
+        return connect(self._settings.socket)
 
     def _begin(self, client: kvferry.Client) -> Session:
         try:
@@ -140,12 +145,11 @@ class WorkerHalf:
         """Before anything is written to the KV cache in this step."""
         if (session := self.link.session) is None:
             return
-        for group, blocks in orders.writes.items():
-            if blocks:
-                try:
-                    session.media[group].before_writes(blocks)
-                except kvferry.KvferryError as error:
-                    self._gone(error, session)
+        for group, medium in session.media.items():
+            try:
+                medium.before_writes(orders.writes.get(group, set()))
+            except kvferry.KvferryError as error:
+                self._gone(error, session)
 
     def start_loads(self, orders: StepOrders) -> None:
         """Begins what was ordered; waits for nothing."""
@@ -165,7 +169,7 @@ class WorkerHalf:
         for order in orders.saves:
             for blocks in order.groups:
                 session = self.link.session
-                if session is None:
+                if session is None or time.monotonic() < self._no_publishing_until:
                     self.stats.add("dropped_blocks", len(blocks.blocks))
                     continue
                 pin_s = self._settings.pin_s if order.pin else None
@@ -174,6 +178,8 @@ class WorkerHalf:
                 except kvferry.KvferryError as error:
                     self.stats.add("dropped_blocks", len(blocks.blocks))
                     self._gone(error, session)
+                    if isinstance(error, kvferry.DeadlineError):
+                        self._no_publishing_until = time.monotonic() + STOPPED_PAUSE_S
 
     def ended(self, idle: bool) -> tuple[set[str], set[str]]:
         """(requests whose loads have ended, those of them of which blocks are missing)."""
