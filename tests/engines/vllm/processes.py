@@ -50,10 +50,18 @@ class Engine:
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.version = self._answer(START_S)["version"]
+        self._version: str | None = None
+
+    @property
+    def version(self) -> str:
+        """vLLM's; waits until the engine has started. Several start at once."""
+        if self._version is None:
+            self._version = str(self._answer(START_S)["version"])
+        return self._version
 
     def begin(self, do: str, **words: Any) -> None:
         """Gives a command; `end` waits for its answer."""
+        assert self.version
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": do, **words}) + "\n")
         self._process.stdin.flush()

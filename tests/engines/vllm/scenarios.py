@@ -74,7 +74,6 @@ class Run:
         self.engines += 1
         options = {"model": self.model, "transfer": transfer, "block_size": BLOCK, "blocks": blocks}
         engine = Engine(name, options, self.logs / f"{self.engines:02}-{name}.log", self.path)
-        self.version = engine.version
         try:
             yield engine
         finally:
@@ -83,6 +82,7 @@ class Run:
     def reference(self, seeds: range) -> None:
         """The tokens that every scenario must arrive at."""
         with self.engine("reference", None) as engine:
+            self.version = engine.version
             for seed in seeds:
                 self.expected[seed] = engine.generate(prompt(seed), ANSWER)["tokens"]
 
@@ -101,14 +101,16 @@ def prefix_sharing(run: Run, memory: str, load: str = "async", transport: str = 
     """A prefills and publishes; B, with the same weights, gets the prompt's blocks."""
     with cluster() as nodes:
         a, b = nodes.agent("a", transport=transport), nodes.agent("b", transport=transport)
-        with run.engine("publisher", connector(a, memory=memory)) as first:
+        with (
+            run.engine("publisher", connector(a, memory=memory)) as first,
+            run.engine("reader", connector(b, memory=memory, load=load)) as second,
+        ):
             run.check(0, first.generate(prompt(0), ANSWER), 0)
-            with run.engine("reader", connector(b, memory=memory, load=load)) as second:
-                words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
-                # Its own cache by now: and what it does not have, it computes.
-                run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
-                run.check(1, second.generate(prompt(1), ANSWER), 0)
-                metrics = second.ask("metrics")["metrics"]
+            words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            # Its own cache by now: and what it does not have, it computes.
+            run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            run.check(1, second.generate(prompt(1), ANSWER), 0)
+            metrics = second.ask("metrics")["metrics"]
         assert metrics.get("vllm:kvferry_load_blocks", 0) == cached_tokens(PROMPT) / BLOCK, metrics
         with b.connect() as client:
             came = client.stats().blocks_pulled
@@ -135,7 +137,10 @@ def loaded_bytes_are_used(run: Run) -> str:
     """The control of all others: other bytes under the prompt's hashes, and the tokens are others."""
     with cluster() as nodes:
         a, b = nodes.agent("a"), nodes.agent("b")
-        with run.engine("publisher", connector(a, memory="pool")) as first:
+        with (
+            run.engine("publisher", connector(a, memory="pool")) as first,
+            run.engine("reader", connector(b, memory="pool")) as second,
+        ):
             run.check(0, first.generate(prompt(0), ANSWER), 0)
             hashes = [bytes.fromhex(text) for text in first.ask("hashes", prompt=prompt(0))["hashes"]]
             with a.connect() as client:
@@ -143,8 +148,7 @@ def loaded_bytes_are_used(run: Run) -> str:
                 client.evict(region.namespace)
                 block = BLOCK * 4096
                 client.put(region.namespace, hashes, bytes(block) * len(hashes), wait_announced=10.0)
-            with run.engine("reader", connector(b, memory="pool")) as second:
-                answer = second.generate(prompt(0), ANSWER)
+            answer = second.generate(prompt(0), ANSWER)
     assert answer["cached"] == cached_tokens(PROMPT), answer
     assert answer["tokens"] != run.expected[0], "zeros were loaded, and the tokens are the same: nothing was loaded"
     return f"{answer['cached']} tokens of zeros loaded, and the tokens differ"
@@ -211,30 +215,31 @@ def _planes(region: kvferry.Region) -> tuple[int, int]:
     return 4, region.planes[0].len // 4
 
 
-def disaggregated(run: Run, memory: str, killed: bool = False) -> str:
-    """P prefills, D decodes with what P has published; what a router passes on is `kv_transfer_params`."""
+def disaggregated(run: Run, memory: str) -> str:
+    """P prefills, D decodes with what P has published; what a router passes on is `kv_transfer_params`. Then P's agent is
+    killed while the next prompt's blocks are on their way."""
+    remotely = {"do_remote_decode": True, "do_remote_prefill": False}
     with cluster() as nodes:
         p, d = nodes.agent("p", transport="tcp"), nodes.agent("d", transport="tcp")
         with (
             run.engine("prefill", connector(p, "kv_producer", memory=memory)) as prefill,
             run.engine("decode", connector(d, "kv_consumer", memory=memory, load_timeout_s=30.0)) as decode,
+            d.connect() as client,
         ):
-            first = prefill.generate(prompt(0), 1, {"do_remote_decode": True, "do_remote_prefill": False})
+            first = prefill.generate(prompt(0), 1, remotely)
             run.check(0, first, 0)
             params = first["params"]
             assert params["kvferry"]["tokens"] == PROMPT // BLOCK * BLOCK, params
-            if killed:
-                with d.connect() as client:
-                    freeze(p)
-                    decode.begin("generate", prompt=prompt(0), max_tokens=ANSWER, params=params)
-                    wait_for("the pull is under way", lambda: client.stats().pulls_in_flight > 0)
-                    kill(p)
-                return run.check(0, decode.end(), 0)
             words = run.check(0, decode.generate(prompt(0), ANSWER, params), cached_tokens(PROMPT))
             # A consumer publishes nothing of its own.
             run.check(1, decode.generate(prompt(1), ANSWER), 0)
             assert "vllm:kvferry_published_blocks" not in decode.ask("metrics")["metrics"]
-    return words
+            params = prefill.generate(prompt(2), 1, remotely)["params"]
+            freeze(p)
+            decode.begin("generate", prompt=prompt(2), max_tokens=ANSWER, params=params)
+            wait_for("the pull is under way", lambda: client.stats().pulls_in_flight > 0)
+            kill(p)
+            return f"{words}; with the owner killed: {run.check(2, decode.end(), 0)}"
 
 
 def agent_restarted(run: Run) -> str:
@@ -346,25 +351,23 @@ def _sealed(client: kvferry.Client) -> int:
 
 Scenario = Callable[[Run], str]
 
-# Name: (what it shows, the scenario). The first few are run with every release.
+# The first few are run with every release.
 SCENARIOS: dict[str, Scenario] = {
     "share-pool": lambda run: prefix_sharing(run, "pool"),
     "share-in-place": lambda run: prefix_sharing(run, "in_place"),
     "owner-killed-pool": lambda run: owner_killed(run, "pool"),
     "tier": tier,
     "control": loaded_bytes_are_used,
-    "share-pool-tcp": lambda run: prefix_sharing(run, "pool", transport="tcp"),
-    "share-within-step": lambda run: prefix_sharing(run, "pool", load="sync"),
-    "mixed-media": mixed_media,
     "owner-killed-in-place": lambda run: owner_killed(run, "in_place"),
-    "half-killed": lambda run: part_of_the_owners_killed(run, "pool"),
-    "half-killed-in-place": lambda run: part_of_the_owners_killed(run, "in_place"),
     "disaggregated-pool": lambda run: disaggregated(run, "pool"),
     "disaggregated-in-place": lambda run: disaggregated(run, "in_place"),
-    "disaggregated-killed": lambda run: disaggregated(run, "pool", killed=True),
-    "agent-restarted": agent_restarted,
-    "small-cache-in-place": small_cache_in_place,
     "tier-evicts": tier_evicts,
     "tier-owner-killed": tier_owner_killed,
+    "small-cache-in-place": small_cache_in_place,
+    "half-killed": lambda run: part_of_the_owners_killed(run, "pool"),
+    "half-killed-in-place": lambda run: part_of_the_owners_killed(run, "in_place"),
+    "share-within-step": lambda run: prefix_sharing(run, "pool", load="sync"),
+    "mixed-media": mixed_media,
+    "agent-restarted": agent_restarted,
 }
 EVERY_RELEASE = ("share-pool", "share-in-place", "owner-killed-pool", "tier")
