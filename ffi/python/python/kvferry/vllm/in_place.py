@@ -1,0 +1,182 @@
+"""Sharing the engine's KV cache where it lies: its memory is registered once, blocks are sealed in their own slots, peers
+read them there and pulls land there. No copy is made.
+
+Slots are the engine's block ids. A slot is reserved before a forward pass may write to it and sealed after the pass
+that completed it, so a peer that reads meanwhile sees that it changed. A GPU's cache is registered by CUDA IPC; host memory
+by `kvferry.share_in_place`, which makes its pages shared.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import kvferry
+
+from .medium import Moved, run_of
+from .metadata import GroupBlocks
+from .planes import LayoutError, Part
+
+if TYPE_CHECKING:
+    import torch
+
+# How long a forward pass waits for a slot that somebody has pinned, or that a read which was given up may still write to.
+# Beyond that the engine must stop: it would compute into memory that changes under it.
+BUSY_BOUND_S = 60.0
+BUSY_PAUSE_S = 0.002
+
+
+def whole_storage(parts: list[Part], layer: torch.Tensor) -> torch.Tensor:
+    """All of the storage behind a group's planes, as bytes. LayoutError where they lie in several."""
+    import torch
+
+    if len({part.storage for part in parts}) != 1:
+        raise LayoutError("the layers lie in several allocations")
+    return torch.empty(0, dtype=torch.uint8, device=layer.device).set_(layer.untyped_storage())
+
+
+class InPlaceMedium:
+    """See `Medium`. One region: the engine's KV cache."""
+
+    def __init__(self, client: kvferry.Client, namespace: kvferry.Namespace, parts: list[Part], storage: torch.Tensor) -> None:
+        self._client, self._namespace = client, namespace
+        self._cuda = storage.device.type == "cuda"
+        blocks = int(parts[0].bytes.shape[0])
+        planes = tuple(kvferry.Plane(part.strip.base, part.strip.stride, part.strip.len) for part in parts)
+        geometry = kvferry.Geometry(blocks, planes)
+        if self._cuda:
+            self._region = client.register_cuda(namespace, storage, geometry)
+        else:
+            kvferry.share_in_place(storage)
+            self._region = client.register_buffer(namespace, storage, geometry)
+        # The agent's view of slots, as far as this connection made it: in neither set, a slot may be sealed or free.
+        self._reserved: set[int] = set()
+        self._unsealed: list[_Unsealed] = []
+
+    def before_writes(self, blocks: set[int]) -> None:
+        self._seal_ready()
+        for waiting in self._unsealed:
+            waiting.drop(blocks)
+        needed = blocks - self._reserved
+        deadline = time.monotonic() + BUSY_BOUND_S
+        while needed:
+            try:
+                self._client.reserve(self._region, sorted(needed))
+            except (kvferry.SlotBusyError, kvferry.DeadlineError) as error:
+                if time.monotonic() >= deadline:
+                    raise RuntimeError(
+                        f"kvferry: blocks of the KV cache are still in use by the agent after {BUSY_BOUND_S:g} s: {error}"
+                    ) from error
+                time.sleep(BUSY_PAUSE_S)
+                continue
+            self._reserved |= needed
+            return
+
+    def publish(self, blocks: GroupBlocks, *, pin_s: float | None) -> Moved:
+        began = time.monotonic()
+        # Written before this session began: nobody has them, so they are taken now.
+        late = set(blocks.blocks) - self._reserved
+        if late:
+            self._client.reserve(self._region, sorted(late))
+            self._reserved |= late
+        self._unsealed.append(_Unsealed(blocks, self._written()))
+        self._seal_ready()
+        count = len(blocks.blocks)
+        return Moved(count, count * self._namespace.layout.block_bytes, time.monotonic() - began)
+
+    def load(self, blocks: GroupBlocks, timeout_s: float) -> InPlaceLoad:
+        if held := sorted(set(blocks.blocks) & self._reserved):
+            # The pull reserves them for itself.
+            self._client.abort(self._region, held)
+            self._reserved.difference_update(held)
+        pull = self._client.pull(
+            self._namespace.name,
+            blocks.hashes,
+            region=self._region,
+            slots=blocks.blocks,
+            timeout=timeout_s,
+            chained=True,
+            parent=blocks.parent,
+        )
+        return InPlaceLoad(pull, blocks, timeout_s, self._namespace.layout.block_bytes)
+
+    def _written(self) -> Any:
+        """Something that says when this step's kernels have written; None: they have."""
+        if not self._cuda:
+            return None
+        import torch
+
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def _seal_ready(self) -> None:
+        """Seals what is complete, in order; what a kernel may still write to waits for a later step."""
+        while self._unsealed and self._unsealed[0].written():
+            ready = self._unsealed.pop(0)
+            for run in ready.runs():
+                # Before the call: where it fails by a deadline it may still be done, and the next write has to know.
+                self._reserved.difference_update(run.blocks)
+                self._client.seal(self._region, run.blocks, run.hashes, chained=True, parent=run.parent)
+
+
+class _Unsealed:
+    """Blocks whose kernels have been launched."""
+
+    def __init__(self, blocks: GroupBlocks, event: Any) -> None:
+        self._blocks, self._event = blocks, event
+        self._dropped: set[int] = set()
+
+    def written(self) -> bool:
+        return self._event is None or self._event.query()
+
+    def drop(self, blocks: set[int]) -> None:
+        """They are written to anew: what they were is not published any more."""
+        self._dropped |= blocks & set(self._blocks.blocks)
+
+    def runs(self) -> list[GroupBlocks]:
+        """What is left, cut where something was dropped: a chain's hashes follow each other."""
+        runs: list[GroupBlocks] = []
+        parent, at = self._blocks.parent, 0
+        while at < len(self._blocks.blocks):
+            end = at
+            while end < len(self._blocks.blocks) and self._blocks.blocks[end] not in self._dropped:
+                end += 1
+            if end > at:
+                blocks, hashes = self._blocks.blocks[at:end], self._blocks.hashes[at:end]
+                runs.append(GroupBlocks(self._blocks.group, blocks, hashes, parent))
+            parent, at = (self._blocks.hashes[end] if end < len(self._blocks.hashes) else None), end + 1
+        return runs
+
+
+class InPlaceLoad:
+    """A pull into the engine's own blocks."""
+
+    def __init__(self, pull: kvferry.Pull, blocks: GroupBlocks, timeout_s: float, block_bytes: int) -> None:
+        self._pull, self._blocks, self._block_bytes = pull, blocks, block_bytes
+        self._began = time.monotonic()
+        self._longest_s = timeout_s + 2.0
+        self.moved = Moved()
+
+    def done(self) -> bool:
+        return self._pull.done()
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._pull.wait(timeout_s)
+
+    def layer(self, name: str) -> None:
+        # An agent says of a block that it is there, not of a layer.
+        self._pull.wait(self._longest_s)
+
+    def finish(self) -> frozenset[int]:
+        there = run_of(self._pull.outcomes())
+        bad = set()
+        for i, block in enumerate(self._blocks.blocks):
+            outcome = there.get(i)
+            if outcome is None or not outcome.ok:
+                bad.add(block)
+                self.moved.fail(outcome.kind.name.lower() if outcome is not None else "no_outcome")
+        self.moved.blocks = len(self._blocks.blocks) - len(bad)
+        self.moved.nbytes = self.moved.blocks * self._block_bytes
+        self.moved.seconds = time.monotonic() - self._began
+        return frozenset(bad)

@@ -1,0 +1,34 @@
+"""Writes the weights of the tiny Llama beside its configuration: random, the same everywhere.
+
+make_model.py FROM_CONFIG_DIR TO_DIR
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import sys
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+# Wider than a trained model's, so that the tokens depend on the whole prompt: a wrong block shows.
+WEIGHT_SPREAD = 0.08
+
+
+def main(source: str, target: str) -> None:
+    folder = pathlib.Path(target)
+    if (folder / "model.safetensors").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(pathlib.Path(source) / "config.json", folder / "config.json")
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).float()
+    generator = torch.Generator().manual_seed(7)
+    for parameter in model.parameters():
+        if parameter.dim() == 2:
+            parameter.data.normal_(0, WEIGHT_SPREAD, generator=generator)
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,373 @@
+"""What a real vLLM engine is held to. Every scenario compares tokens with those of an engine without kvferry."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import kvferry
+from processes import Engine, cluster, freeze, kill, wait_for
+
+BLOCK = 32
+# 64 MiB of KV cache: more than 32 MiB, so that its pages can be shared in place.
+BLOCKS = 512
+PROMPT = 600
+ANSWER = 16
+
+
+def prompt(seed: int, tokens: int = PROMPT) -> list[int]:
+    numbers = random.Random(seed)
+    return [numbers.randrange(3, 1000) for _ in range(tokens)]
+
+
+def cached_tokens(tokens: int) -> int:
+    """All full blocks but that of the last token, which is computed in any case."""
+    return (tokens - 1) // BLOCK * BLOCK
+
+
+def connector(agent: kvferry.Agent, role: str = "kv_both", **settings: object) -> dict[str, Any]:
+    return {
+        "kv_connector": "KvferryConnector",
+        "kv_connector_module_path": "kvferry.vllm",
+        "kv_role": role,
+        "kv_load_failure_policy": "recompute",
+        # A shared machine of two cores answers late.
+        "kv_connector_extra_config": {"socket": agent.socket, "lookup_timeout_s": 10.0, **settings},
+    }
+
+
+def tiering(agent: kvferry.Agent, cpu_bytes: int = 64 << 20, **settings: object) -> dict[str, Any]:
+    """vLLM's tiered offloading over the CPU worker of cpu_worker.py; all else is vLLM's own."""
+    tier = {"type": "KvferryTier", "module_path": "kvferry.vllm", "socket": agent.socket, "lookup_timeout_s": 10.0}
+    return {
+        "kv_connector": "OffloadingConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {
+            "spec_name": "CpuTieringSpec",
+            "spec_module_path": "cpu_worker",
+            "cpu_bytes_to_use": cpu_bytes,
+            "eviction_policy": "KvferryPolicy",
+            "cache_policy_module_path": "kvferry.vllm",
+            "secondary_tiers": [{**tier, **settings}],
+        },
+    }
+
+
+@dataclass
+class Run:
+    """What all scenarios of one vLLM release share."""
+
+    model: str
+    logs: pathlib.Path
+    path: str | None
+    """Put before everything else in PYTHONPATH: another release than the installed one."""
+    expected: dict[int, list[int]] = field(default_factory=dict)
+    version: str = ""
+    engines: int = 0
+
+    @contextlib.contextmanager
+    def engine(self, name: str, transfer: dict[str, Any] | None, blocks: int = BLOCKS) -> Iterator[Engine]:
+        self.engines += 1
+        options = {"model": self.model, "transfer": transfer, "block_size": BLOCK, "blocks": blocks}
+        engine = Engine(name, options, self.logs / f"{self.engines:02}-{name}.log", self.path)
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+    def reference(self, seeds: range) -> None:
+        """The tokens that every scenario must arrive at."""
+        with self.engine("reference", None) as engine:
+            self.version = engine.version
+            for seed in seeds:
+                self.expected[seed] = engine.generate(prompt(seed), ANSWER)["tokens"]
+
+    def check(self, seed: int, answer: dict[str, Any], cached: int | None = None) -> str:
+        """The same tokens, and so many of the prompt's not computed."""
+        assert answer["finish"] == "length", answer
+        assert answer["tokens"] == self.expected[seed][: len(answer["tokens"])], (
+            f"prompt {seed}: {answer['tokens']} is not {self.expected[seed]}"
+        )
+        if cached is not None:
+            assert answer["cached"] == cached, f"prompt {seed}: {answer['cached']} tokens cached, not {cached}"
+        return f"{answer['cached']} of {PROMPT} prompt tokens cached"
+
+
+def prefix_sharing(run: Run, memory: str, load: str = "async", transport: str = "auto") -> str:
+    """A prefills and publishes; B, with the same weights, gets the prompt's blocks."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a", transport=transport), nodes.agent("b", transport=transport)
+        with (
+            run.engine("publisher", connector(a, memory=memory)) as first,
+            run.engine("reader", connector(b, memory=memory, load=load)) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            # Its own cache by now: and what it does not have, it computes.
+            run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            run.check(1, second.generate(prompt(1), ANSWER), 0)
+            metrics = second.ask("metrics")["metrics"]
+        assert metrics.get("vllm:kvferry_load_blocks", 0) == cached_tokens(PROMPT) / BLOCK, metrics
+        with b.connect() as client:
+            came = client.stats().blocks_pulled
+        assert came == cached_tokens(PROMPT) / BLOCK, f"{came} blocks pulled"
+    return f"{words}; {came} blocks pulled"
+
+
+def mixed_media(run: Run) -> str:
+    """One publishes in place, the other pulls through its pool; and back."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        with (
+            run.engine("in-place", connector(a, memory="in_place")) as first,
+            run.engine("pool", connector(b, memory="pool")) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            run.check(1, second.generate(prompt(1), ANSWER), 0)
+            run.check(1, first.generate(prompt(1), ANSWER), cached_tokens(PROMPT))
+    return f"{words}, both ways"
+
+
+def loaded_bytes_are_used(run: Run) -> str:
+    """The control of all others: other bytes under the prompt's hashes, and the tokens are others."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        with (
+            run.engine("publisher", connector(a, memory="pool")) as first,
+            run.engine("reader", connector(b, memory="pool")) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            hashes = [bytes.fromhex(text) for text in first.ask("hashes", prompt=prompt(0))["hashes"]]
+            with a.connect() as client:
+                (region,) = client.stats().regions
+                client.evict(region.namespace)
+                block = BLOCK * 4096
+                client.put(region.namespace, hashes, bytes(block) * len(hashes), wait_announced=10.0)
+            answer = second.generate(prompt(0), ANSWER)
+    assert answer["cached"] == cached_tokens(PROMPT), answer
+    assert answer["tokens"] != run.expected[0], "zeros were loaded, and the tokens are the same: nothing was loaded"
+    return f"{answer['cached']} tokens of zeros loaded, and the tokens differ"
+
+
+def owner_killed(run: Run, memory: str) -> str:
+    """The owner is killed while its blocks are on their way: they are computed, and the tokens are the same."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a", transport="tcp"), nodes.agent("b", transport="tcp")
+        with (
+            run.engine("publisher", connector(a, memory=memory)) as first,
+            run.engine("reader", connector(b, memory=memory, load_timeout_s=30.0)) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            run.check(1, first.generate(prompt(1), ANSWER), 0)
+            run.check(1, second.generate(prompt(1), ANSWER), cached_tokens(PROMPT))
+            with b.connect() as client:
+                freeze(a)
+                second.begin("generate", prompt=prompt(0), max_tokens=ANSWER, params=None)
+                wait_for("the reader's pull is under way", lambda: client.stats().pulls_in_flight > 0)
+                kill(a)
+            words = run.check(0, second.end(), 0)
+            metrics = second.ask("metrics")["metrics"]
+            failed = metrics.get("vllm:kvferry_load_failed_blocks", 0)
+            assert failed == cached_tokens(PROMPT) / BLOCK, metrics
+            # The publisher's engine goes on without its agent.
+            run.check(2, first.generate(prompt(2), ANSWER), 0)
+    return f"{words}; {failed:g} blocks failed and were computed"
+
+
+def part_of_the_owners_killed(run: Run, memory: str) -> str:
+    """The first half comes, the owner of the second is killed: what came is used, the rest computed."""
+    half = PROMPT // 2 // BLOCK * BLOCK
+    with cluster() as nodes:
+        a, b, c = (nodes.agent(name, transport="tcp") for name in "abc")
+        with run.engine("publisher", connector(a, memory="pool")) as first:
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            hashes = [bytes.fromhex(text) for text in first.ask("hashes", prompt=prompt(0))["hashes"]]
+        # The first half lies on c alone, the second on a alone.
+        with a.connect() as at_a, c.connect() as at_c:
+            (region,) = at_a.stats().regions
+            described = at_a.region(region.region)
+            layout = kvferry.Layout("auto/float32", BLOCK, *_planes(described))
+            at_c.register_pool(kvferry.Namespace(region.namespace, layout, len(hashes[0])), 64 << 20)
+            pulled = at_c.pull(region.namespace, hashes[: half // BLOCK], timeout=30.0).result()
+            assert pulled.ok, pulled.failed
+            if pulled.pin is not None:
+                pulled.pin.release()
+            at_a.evict(region.namespace, hashes[: half // BLOCK])
+        with (
+            run.engine("reader", connector(b, memory=memory, load_timeout_s=30.0)) as second,
+            b.connect() as client,
+        ):
+            freeze(a)
+            second.begin("generate", prompt=prompt(0), max_tokens=ANSWER, params=None)
+            wait_for("the first half has come", lambda: client.stats().blocks_pulled >= half // BLOCK)
+            kill(a)
+            words = run.check(0, second.end(), half)
+    return words
+
+
+def _planes(region: kvferry.Region) -> tuple[int, int]:
+    """(planes, bytes of each) of the model's blocks: four layers, one piece each."""
+    return 4, region.planes[0].len // 4
+
+
+def disaggregated(run: Run, memory: str) -> str:
+    """P prefills, D decodes with what P has published; what a router passes on is `kv_transfer_params`. Then P's agent is
+    killed while the next prompt's blocks are on their way."""
+    remotely = {"do_remote_decode": True, "do_remote_prefill": False}
+    with cluster() as nodes:
+        p, d = nodes.agent("p", transport="tcp"), nodes.agent("d", transport="tcp")
+        with (
+            run.engine("prefill", connector(p, "kv_producer", memory=memory)) as prefill,
+            run.engine("decode", connector(d, "kv_consumer", memory=memory, load_timeout_s=30.0)) as decode,
+            d.connect() as client,
+        ):
+            first = prefill.generate(prompt(0), 1, remotely)
+            run.check(0, first, 0)
+            params = first["params"]
+            assert params["kvferry"]["tokens"] == PROMPT // BLOCK * BLOCK, params
+            words = run.check(0, decode.generate(prompt(0), ANSWER, params), cached_tokens(PROMPT))
+            # A consumer publishes nothing of its own.
+            run.check(1, decode.generate(prompt(1), ANSWER), 0)
+            assert "vllm:kvferry_published_blocks" not in decode.ask("metrics")["metrics"]
+            params = prefill.generate(prompt(2), 1, remotely)["params"]
+            freeze(p)
+            decode.begin("generate", prompt=prompt(2), max_tokens=ANSWER, params=params)
+            wait_for("the pull is under way", lambda: client.stats().pulls_in_flight > 0)
+            kill(p)
+            return f"{words}; with the owner killed: {run.check(2, decode.end(), 0)}"
+
+
+def agent_restarted(run: Run) -> str:
+    """The agent goes and comes back under the same socket: the engine goes on, and shares again."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        with (
+            run.engine("publisher", connector(a, memory="pool", reconnect_s=0.1)) as first,
+            run.engine("reader", connector(b, memory="pool")) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            kill(a)
+            run.check(1, first.generate(prompt(1), ANSWER), 0)
+            again = nodes.agent("a", socket=a.socket)
+            wait_for("the engine is back at its agent", lambda: "connected to agent a again" in first.log())
+            run.check(2, first.generate(prompt(2), ANSWER), 0)
+            words = run.check(2, second.generate(prompt(2), ANSWER), cached_tokens(PROMPT))
+            del again
+    return words
+
+
+def small_cache_in_place(run: Run) -> str:
+    """The publisher's cache is far too small for all prompts, so blocks are overwritten while others hold them for published:
+    readers get the right bytes or none."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        with (
+            run.engine("publisher", connector(a, memory="in_place"), blocks=300) as first,
+            run.engine("reader", connector(b, memory="in_place"), blocks=300) as second,
+        ):
+            cached = 0
+            for turn in range(3):
+                for seed in range(6):
+                    run.check(seed, first.generate(prompt(seed), ANSWER))
+                    answer = second.generate(prompt((seed + turn) % 6), ANSWER)
+                    run.check((seed + turn) % 6, answer)
+                    cached += answer["cached"]
+    return f"18 prompts, {cached} tokens cached, all tokens right"
+
+
+def tier(run: Run) -> str:
+    """A offloads to its CPU region, B loads from there."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        with (
+            run.engine("offloader", tiering(a)) as first,
+            run.engine("reader", tiering(b)) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            run.check(1, first.generate(prompt(1), ANSWER), 0)
+            with a.connect() as client:
+                wait_for("chunks are published", lambda: _sealed(client) >= cached_tokens(PROMPT) // BLOCK)
+            words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            run.check(2, second.generate(prompt(2), ANSWER), 0)
+    return words
+
+
+def tier_evicts(run: Run) -> str:
+    """The CPU region is too small: chunks are withdrawn before they are overwritten, and nobody gets wrong bytes."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        # Room for two prompts and a bit.
+        small = 44 * BLOCK * 4096
+        with (
+            run.engine("offloader", tiering(a, small)) as first,
+            run.engine("reader", tiering(b, small)) as second,
+        ):
+            cached = 0
+            for turn in range(2):
+                for seed in range(6):
+                    run.check(seed, first.generate(prompt(seed), ANSWER))
+                    answer = second.generate(prompt((seed + turn) % 6), ANSWER)
+                    run.check((seed + turn) % 6, answer)
+                    cached += answer["cached"]
+                first.ask("reset")
+                second.ask("reset")
+            with a.connect() as client:
+                sealed = _sealed(client)
+            assert 0 < sealed <= 44, sealed
+    return f"12 prompts, {cached} tokens cached, all tokens right; {sealed} chunks published at the end"
+
+
+def tier_owner_killed(run: Run) -> str:
+    """The owner of the chunks is killed while they are on their way."""
+    with cluster() as nodes:
+        a, b = nodes.agent("a", transport="tcp"), nodes.agent("b", transport="tcp")
+        with (
+            run.engine("offloader", tiering(a)) as first,
+            run.engine("reader", tiering(b, load_timeout_s=30.0)) as second,
+        ):
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            run.check(1, first.generate(prompt(1), ANSWER), 0)
+            with a.connect() as client:
+                wait_for("chunks are published", lambda: _sealed(client) >= cached_tokens(PROMPT) // BLOCK)
+            with b.connect() as client:
+                freeze(a)
+                second.begin("generate", prompt=prompt(0), max_tokens=ANSWER, params=None)
+                wait_for("the load is under way", lambda: client.stats().pulls_in_flight > 0)
+                kill(a)
+            words = run.check(0, second.end(), 0)
+            # The offloader goes on without its agent.
+            run.check(2, first.generate(prompt(2), ANSWER), 0)
+    return words
+
+
+def _sealed(client: kvferry.Client) -> int:
+    return sum(region.sealed for region in client.stats().regions)
+
+
+Scenario = Callable[[Run], str]
+
+# The first few are run with every release.
+SCENARIOS: dict[str, Scenario] = {
+    "share-pool": lambda run: prefix_sharing(run, "pool"),
+    "share-in-place": lambda run: prefix_sharing(run, "in_place"),
+    "owner-killed-pool": lambda run: owner_killed(run, "pool"),
+    "tier": tier,
+    "control": loaded_bytes_are_used,
+    "owner-killed-in-place": lambda run: owner_killed(run, "in_place"),
+    "disaggregated-pool": lambda run: disaggregated(run, "pool"),
+    "disaggregated-in-place": lambda run: disaggregated(run, "in_place"),
+    "tier-evicts": tier_evicts,
+    "tier-owner-killed": tier_owner_killed,
+    "small-cache-in-place": small_cache_in_place,
+    "half-killed": lambda run: part_of_the_owners_killed(run, "pool"),
+    "half-killed-in-place": lambda run: part_of_the_owners_killed(run, "in_place"),
+    "share-within-step": lambda run: prefix_sharing(run, "pool", load="sync"),
+    "mixed-media": mixed_media,
+    "agent-restarted": agent_restarted,
+}
+EVERY_RELEASE = ("share-pool", "share-in-place", "owner-killed-pool", "tier")
