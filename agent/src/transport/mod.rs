@@ -39,6 +39,7 @@ use kvferry_memory::{AccessError, HostMemory};
 use kvferry_observe::Label;
 use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
 
+pub use health::PeerHealth;
 pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 pub use straight::{GpuRead, GpuRequest, GpuSpans};

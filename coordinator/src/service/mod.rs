@@ -3,7 +3,7 @@
 mod admin;
 mod claims;
 pub(crate) mod compression;
-mod copying;
+pub(crate) mod copying;
 mod hub;
 pub(crate) mod locate;
 mod locations;
@@ -17,7 +17,7 @@ mod status;
 mod timed;
 mod told;
 mod watch;
-mod watched;
+pub mod watched;
 mod wire;
 
 use std::sync::Arc;

@@ -3,10 +3,11 @@
 use kvferry_agent::{
     region::{ClientId, Held, PinId},
     transfer::{ConnectFailure, OpId, ReadFailure, SourceKey},
+    transport::PeerTarget,
 };
-use kvferry_proto::pb;
+use kvferry_proto::{Incarnation, NodeId, pb};
 
-use super::{Pid, network};
+use super::{Pid, network, routers::RouterEvent, storage::StorageCall};
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -50,6 +51,23 @@ pub(crate) enum Event {
     Process(Pid, Act),
     /// Somebody claims blocks.
     Claim,
+    /// Something happens to a router.
+    Router(usize, RouterEvent),
+    /// Somebody says where blocks lie in storage, or asks.
+    Storage,
+    /// That arrives.
+    StorageCall {
+        coordinator: usize,
+        first: u64,
+        count: u64,
+        call: StorageCall,
+    },
+    /// A coordinator looks for what lacks copies.
+    CopyTick(usize),
+    /// A node is drained no longer.
+    Undrain(usize),
+    /// A suspect is asked whether it is there.
+    Hello { pid: Pid, peer: Box<PeerTarget> },
     /// Promises that can be checked at any time are.
     Probe,
 }
@@ -79,6 +97,14 @@ pub(crate) enum Act {
         job: u64,
     },
     StoreTick,
+    /// Suspects are probed.
+    Upkeep,
+    /// One answers: whom it was taken for, and who it is.
+    HelloAnswered {
+        node: NodeId,
+        asked: Incarnation,
+        found: Incarnation,
+    },
     Release {
         client: ClientId,
         pin: PinId,

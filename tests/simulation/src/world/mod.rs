@@ -3,16 +3,22 @@
 mod asking;
 pub(crate) mod claims;
 mod coordinator;
+mod copying;
 mod event;
 mod faults;
+mod health;
 mod landing;
 mod links;
 mod network;
+mod orders;
 pub(crate) mod process;
 pub(crate) mod pull;
 mod pulls;
 mod reads;
+mod routers;
 mod sessions;
+pub(crate) mod storage;
+mod view;
 mod workload;
 
 use std::{
@@ -34,12 +40,16 @@ use crate::{
     random::{Random, mix},
     report::Stats,
     sabotage::{Sabotage, Shell},
+    wishes::{COPIES_WITHIN, Wishes},
 };
 pub(crate) use coordinator::Coordinator;
 pub(crate) use event::{Act, Event};
 pub(crate) use network::Up;
 use network::{Cut, Stream};
 pub(crate) use process::{Pid, Process};
+pub(crate) use routers::WINDOW;
+use routers::{Router, RouterEvent};
+pub(crate) use view::View;
 
 /// A mean event of a busy node every so often: the bound on events of a run, so that one that feeds
 /// itself for ever is a failure and no hang.
@@ -59,6 +69,7 @@ pub(crate) struct Node {
 pub struct World {
     pub(crate) options: Options,
     pub(crate) conditions: Conditions,
+    pub(crate) wishes: Wishes,
     pub(crate) now: Micros,
     pub(crate) quiet_from: Micros,
     queue: Queue<Event>,
@@ -78,6 +89,9 @@ pub struct World {
     silent_dead: BTreeSet<Pid>,
     network: Random,
     pub(crate) claims: claims::Claims,
+    pub(crate) storage: storage::Storage,
+    pub(crate) routers: Vec<Router>,
+    pub(crate) operators: copying::Operators,
     pub(crate) stats: Stats,
     digest: u64,
     violation: Option<Violation>,
@@ -90,13 +104,15 @@ impl World {
         let (seed, nodes) = (options.seed, options.nodes.max(2));
         let coordinators = 1 + Random::of(seed, 3).below(3) as usize;
         let quiet_from = (options.seconds * SECOND).max(SECOND);
+        let mut conditions = Conditions::of(seed, nodes);
+        let wishes = Wishes::of(seed, nodes, &mut conditions);
         let mut world = Self {
             options: options.clone(),
-            conditions: Conditions::of(seed, nodes),
+            conditions,
             now: 0,
             quiet_from,
             queue: Queue::default(),
-            faults: schedule(seed, nodes, coordinators, quiet_from),
+            faults: schedule(seed, nodes, coordinators, &wishes, quiet_from),
             history: History::default(),
             nodes: (0..nodes).map(network::node).collect(),
             processes: Vec::new(),
@@ -109,6 +125,10 @@ impl World {
             silent_dead: BTreeSet::new(),
             network: Random::of(seed, 4),
             claims: claims::Claims::new(seed),
+            storage: storage::Storage::new(seed, coordinators),
+            routers: Vec::new(),
+            operators: copying::Operators::new(seed),
+            wishes,
             stats: Stats::default(),
             digest: seed,
             violation: None,
@@ -116,8 +136,11 @@ impl World {
         for coordinator in 0..coordinators {
             world
                 .coordinators
-                .push(Coordinator::new(1 + coordinator as u64));
+                .push(Coordinator::new(1 + coordinator as u64, &world.wishes));
             world.queue.at(TICK, Event::CoordinatorTick(coordinator));
+            if world.wishes.copies() {
+                world.queue.at(TICK, Event::CopyTick(coordinator));
+            }
         }
         for node in 0..nodes {
             let at = world.network.below(200 * MS);
@@ -139,6 +162,15 @@ impl World {
         }
         world.queue.at(SECOND, Event::Probe);
         world.queue.at(SECOND, Event::Claim);
+        world.queue.at(SECOND, Event::Storage);
+        for router in 0..world.wishes.routers {
+            let coordinator = (seed as usize + router) % coordinators;
+            world.routers.push(Router::new(seed, router, coordinator));
+            world.router_again(router, true);
+            world
+                .queue
+                .at(SECOND, Event::Router(router, RouterEvent::Look));
+        }
         world
     }
 
@@ -152,7 +184,12 @@ impl World {
     #[must_use]
     pub fn run(mut self) -> Report {
         Sabotage::install(self.options.sabotage);
-        let end = self.quiet_from + CONVERGES_WITHIN;
+        let copies = if self.wishes.copies() {
+            COPIES_WITHIN
+        } else {
+            0
+        };
+        let end = self.quiet_from + CONVERGES_WITHIN + copies;
         let most = EVENTS_PER_NODE_SECOND * self.nodes.len() as u64 * (end / SECOND);
         let mut calm = false;
         while self.violation.is_none() {
@@ -200,6 +237,7 @@ impl World {
                     .at(self.now + TICK, Event::CoordinatorTick(coordinator));
                 if self.coordinators[coordinator].paused_until <= self.now {
                     self.tell(coordinator, None, DirectoryEvent::Tick);
+                    self.storage_ticks(coordinator);
                 }
             }
             Event::Deliver { stream, up } => self.deliver(stream, up),
@@ -219,6 +257,17 @@ impl World {
             } => self.fetch(pid, pull, op, read),
             Event::Process(pid, act) => self.process(pid, act),
             Event::Claim => self.claim(),
+            Event::Router(router, event) => self.router(router, event),
+            Event::Storage => self.storage(),
+            Event::StorageCall {
+                coordinator,
+                first,
+                count,
+                call,
+            } => self.storage_call(coordinator, first, count, call),
+            Event::CopyTick(coordinator) => self.copy_tick(coordinator),
+            Event::Undrain(node) => self.operators.drains.retain(|other| *other != node),
+            Event::Hello { pid, peer } => self.hello_arrives(pid, &peer),
             Event::Probe => {
                 invariants::probe(self);
                 let pace = SECOND * (1 + self.nodes.len() as u64 / 50);
@@ -283,6 +332,10 @@ impl World {
             Act::StoreTick => {
                 process.store.tick(process.local(self.now));
                 self.later(process.pid, 250 * MS, Act::StoreTick);
+            }
+            Act::Upkeep => self.upkeep(process),
+            Act::HelloAnswered { node, asked, found } => {
+                self.hello_answered(process, &node, asked, found);
             }
             Act::Release {
                 client,
