@@ -31,6 +31,8 @@ pub enum Promise {
     LocationsStay,
     /// Copies that are wanted come, and not one more.
     CopiesCome,
+    /// What is said of a published set of tensors is so.
+    SourcesAreTrue,
     /// A source that stands still costs a pull its stall bound and no more.
     StallsAreBounded,
     /// An agent that keeps to the protocol is never refused for breaking it.

@@ -53,6 +53,7 @@ pub struct Stats {
     pub suspected: u64,
     pub hellos: u64,
     pub hellos_answered: u64,
+    pub sets_said: u64,
 }
 
 impl Stats {
@@ -71,7 +72,7 @@ impl Stats {
         } += 1;
     }
 
-    fn fields(&mut self) -> [(&'static str, &mut u64); 43] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 44] {
         macro_rules! of {
             ($($field:ident),*) => { [$((stringify!($field), &mut self.$field)),*] };
         }
@@ -118,7 +119,8 @@ impl Stats {
             copies_made,
             suspected,
             hellos,
-            hellos_answered
+            hellos_answered,
+            sets_said
         ]
     }
 

@@ -47,6 +47,15 @@ fn every_promise_holds_over_hundreds_of_seeds() {
         ("removals", sum.removals),
         ("superseded", sum.superseded),
         ("fenced heard", sum.fenced_heard),
+        ("watches gone on with", sum.watches_resumed),
+        ("watches begun anew", sum.watches_anew),
+        ("watchers behind", sum.watchers_behind),
+        ("messages to watchers", sum.watch_messages),
+        ("locations asked for", sum.locations_asked),
+        ("surplus copies", sum.surplus),
+        ("copies made", sum.copies_made),
+        ("suspects that answered", sum.hellos_answered),
+        ("sets announced", sum.sets_said),
     ];
     for (what, count) in often {
         assert!(count >= 50, "{what}: only {count} in {SEEDS} seeds");

@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Broken, bytes_are_published, claims_are_exclusive, copies_come, published_is_found::places,
-    stalls_are_bounded, watchers_agree,
+    sources_are_true, stalls_are_bounded, watchers_agree,
 };
 use crate::{
     history::block_hash,
@@ -24,6 +24,7 @@ pub(crate) fn check(world: &mut World) {
     }
     broken = broken.or_else(|| watchers_agree::at_end(world));
     broken = broken.or_else(|| copies_come::at_end(world));
+    broken = broken.or_else(|| sources_are_true::at_end(world));
     let now = world.now;
     for process in world.processes.iter().flatten() {
         broken = broken.or_else(|| leaks(process, process.local(now)));

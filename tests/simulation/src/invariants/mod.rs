@@ -11,6 +11,7 @@ pub(crate) mod locations_stay;
 pub(crate) mod pinned_stays;
 pub(crate) mod published_is_found;
 pub(crate) mod pulls_end;
+pub(crate) mod sources_are_true;
 pub(crate) mod stalls_are_bounded;
 pub(crate) mod watchers_agree;
 
@@ -34,7 +35,7 @@ pub(crate) fn probe(world: &mut World) {
         published_is_found::check(world),
         bounds_hold::tables(world),
         bytes_are_published::audit(world),
-        watchers_agree::check(world),
+        watchers_agree::probe(world),
         stalls_are_bounded::all(world),
     ];
     world.stats.probes += 1;

@@ -10,6 +10,7 @@ use kvferry_coordinator::{
         RemovalCause, SessionId,
     },
     parse,
+    sources::Sources,
 };
 use kvferry_proto::pb::{self, agent_message::Message, coordinator_message::Message as Answer};
 
@@ -17,6 +18,7 @@ use super::{
     Act, Event, Pid, World,
     copying::Copying,
     network::{Down, Up},
+    sets, storage,
 };
 use crate::{
     conditions::{HEARTBEAT, HIDE_AFTER, PURGE_AFTER},
@@ -41,6 +43,7 @@ pub(crate) struct Coordinator {
     sessions: BTreeMap<u64, Pid>,
     started: Micros,
     pub(crate) copying: Copying,
+    pub(crate) sources: Sources,
     bounds: Bounds,
 }
 
@@ -59,6 +62,7 @@ impl Coordinator {
             sessions: BTreeMap::new(),
             started: 0,
             copying: Copying::default(),
+            sources: sets::machine(),
             bounds,
         }
     }
@@ -84,7 +88,10 @@ impl World {
         let dead = &mut self.coordinators[coordinator];
         dead.directory = None;
         dead.acknowledged.clear();
+        self.sets.books[coordinator] = sets::Book::default();
+        self.storage.books[coordinator] = storage::Book::default();
         dead.copying = Copying::default();
+        dead.sources = sets::machine();
         let sessions = std::mem::take(&mut dead.sessions);
         if !silent {
             for (stream, _) in sessions {

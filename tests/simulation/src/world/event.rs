@@ -5,9 +5,15 @@ use kvferry_agent::{
     transfer::{ConnectFailure, OpId, ReadFailure, SourceKey},
     transport::PeerTarget,
 };
+use kvferry_coordinator::sources::Announcer;
 use kvferry_proto::{Incarnation, NodeId, pb};
 
-use super::{Pid, network, routers::RouterEvent, storage::StorageCall};
+use super::{
+    Pid, network,
+    routers::RouterEvent,
+    sets::{Say, Set},
+    storage::StorageCall,
+};
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -64,6 +70,17 @@ pub(crate) enum Event {
     },
     /// A coordinator looks for what lacks copies.
     CopyTick(usize),
+    /// Something happens to sets of tensors.
+    Sets,
+    /// What an agent says of its sets arrives.
+    SetsSaid {
+        coordinator: usize,
+        pid: Pid,
+        who: Box<Announcer>,
+        say: Box<Say>,
+    },
+    /// A coordinator looks which nodes with sets are there.
+    SetsTick(usize),
     /// A node is drained no longer.
     Undrain(usize),
     /// A suspect is asked whether it is there.
@@ -97,6 +114,17 @@ pub(crate) enum Act {
         job: u64,
     },
     StoreTick,
+    /// What is published is announced to one coordinator; again and again.
+    Announce {
+        session: usize,
+        again: bool,
+    },
+    /// It answers.
+    SetsTold {
+        session: usize,
+        unknown: Vec<(usize, Set)>,
+        removed: Vec<(usize, Set)>,
+    },
     /// Suspects are probed.
     Upkeep,
     /// One answers: whom it was taken for, and who it is.

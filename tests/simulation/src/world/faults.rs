@@ -197,6 +197,10 @@ impl World {
         self.note(&[1, node as u64, incarnation.get()]);
         for session in 0..coordinators {
             self.later(pid, 0, Act::SessionTimer(session));
+            if !self.sets.is_empty() {
+                let again = true;
+                self.later(pid, SECOND, Act::Announce { session, again });
+            }
         }
         self.later(pid, 250 * MS, Act::StoreTick);
         self.later(pid, SECOND, Act::Upkeep);

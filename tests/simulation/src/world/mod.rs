@@ -17,6 +17,7 @@ mod pulls;
 mod reads;
 mod routers;
 mod sessions;
+pub(crate) mod sets;
 pub(crate) mod storage;
 mod view;
 mod workload;
@@ -90,6 +91,7 @@ pub struct World {
     network: Random,
     pub(crate) claims: claims::Claims,
     pub(crate) storage: storage::Storage,
+    pub(crate) sets: sets::Sets,
     pub(crate) routers: Vec<Router>,
     pub(crate) operators: copying::Operators,
     pub(crate) stats: Stats,
@@ -126,6 +128,7 @@ impl World {
             network: Random::of(seed, 4),
             claims: claims::Claims::new(seed),
             storage: storage::Storage::new(seed, coordinators),
+            sets: sets::Sets::new(seed, wishes.sources, coordinators),
             routers: Vec::new(),
             operators: copying::Operators::new(seed),
             wishes,
@@ -140,6 +143,9 @@ impl World {
             world.queue.at(TICK, Event::CoordinatorTick(coordinator));
             if world.wishes.copies() {
                 world.queue.at(TICK, Event::CopyTick(coordinator));
+            }
+            if !world.sets.is_empty() {
+                world.queue.at(TICK, Event::SetsTick(coordinator));
             }
         }
         for node in 0..nodes {
@@ -163,6 +169,7 @@ impl World {
         world.queue.at(SECOND, Event::Probe);
         world.queue.at(SECOND, Event::Claim);
         world.queue.at(SECOND, Event::Storage);
+        world.queue.at(SECOND, Event::Sets);
         for router in 0..world.wishes.routers {
             let coordinator = (seed as usize + router) % coordinators;
             world.routers.push(Router::new(seed, router, coordinator));
@@ -265,6 +272,14 @@ impl World {
                 count,
                 call,
             } => self.storage_call(coordinator, first, count, call),
+            Event::Sets => self.sets(),
+            Event::SetsSaid {
+                coordinator,
+                pid,
+                who,
+                say,
+            } => self.sets_said(coordinator, pid, &who, *say),
+            Event::SetsTick(coordinator) => self.sets_tick(coordinator),
             Event::CopyTick(coordinator) => self.copy_tick(coordinator),
             Event::Undrain(node) => self.operators.drains.retain(|other| *other != node),
             Event::Hello { pid, peer } => self.hello_arrives(pid, &peer),
@@ -334,6 +349,12 @@ impl World {
                 self.later(process.pid, 250 * MS, Act::StoreTick);
             }
             Act::Upkeep => self.upkeep(process),
+            Act::Announce { session, again } => self.announce(process, session, again),
+            Act::SetsTold {
+                session,
+                unknown,
+                removed,
+            } => self.sets_told(process, session, &unknown, &removed),
             Act::HelloAnswered { node, asked, found } => {
                 self.hello_answered(process, &node, asked, found);
             }

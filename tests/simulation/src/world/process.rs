@@ -24,7 +24,7 @@ use kvferry_proto::{
 };
 use parking_lot::Mutex;
 
-use super::{orders::Orders, pull::Pull};
+use super::{orders::Orders, pull::Pull, sets::Set};
 use crate::{conditions::Conditions, queue::Micros, random::Random};
 
 /// Number of a process; never used twice in a world.
@@ -131,6 +131,10 @@ pub(crate) struct Process {
     /// Any moment: health counts time from it.
     start: Instant,
     pub(crate) orders: Orders,
+    /// Sets of tensors that it publishes, by number of their source.
+    pub(crate) sets: BTreeMap<usize, Set>,
+    /// It has published some, so that there is something to take back.
+    pub(crate) spoken: bool,
     pub(crate) pool: Arc<Region>,
     pub(crate) engine: Option<Arc<Region>>,
     pub(crate) client: ClientId,
@@ -211,6 +215,8 @@ impl Process {
             health: PeerHealth::default(),
             start: Instant::now(),
             orders: Orders::default(),
+            sets: BTreeMap::new(),
+            spoken: false,
             pool,
             engine,
             client: ClientId(1),

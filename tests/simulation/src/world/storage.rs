@@ -47,7 +47,6 @@ pub(crate) struct Storage {
 /// What one lifetime of a coordinator was told.
 #[derive(Debug, Default)]
 pub(crate) struct Book {
-    epoch: u64,
     pub(crate) rows: BTreeMap<u64, Row>,
     /// Rows that were found to be gone, though their time was not over.
     pub(crate) lost: u64,
@@ -151,7 +150,7 @@ impl World {
             };
             return self.queue.at(here.paused_until, again);
         }
-        let (epoch, local) = (here.epoch, here.local(self.now));
+        let local = here.local(self.now);
         let Some(directory) = &here.directory else {
             return;
         };
@@ -161,12 +160,6 @@ impl World {
         let namespace = &self.conditions.spec.name;
         let hashes = pack(&self.conditions.spec, &numbers);
         let book = &mut self.storage.books[coordinator];
-        if book.epoch != epoch {
-            *book = Book {
-                epoch,
-                ..Book::default()
-            };
-        }
         match call {
             StorageCall::Put {
                 place,
@@ -241,7 +234,7 @@ impl World {
     pub(super) fn storage_ticks(&mut self, coordinator: usize) {
         let here = &self.coordinators[coordinator];
         let local = here.local(self.now);
-        if here.directory.is_some() && self.storage.books[coordinator].epoch == here.epoch {
+        if here.directory.is_some() {
             let broken = locations_stay::after_tick(self, coordinator, local);
             self.check(broken);
         }
@@ -252,14 +245,7 @@ impl World {
     /// An operator tells a coordinator that lost everything what is wanted of the namespace.
     fn wish_policy(&mut self, coordinator: usize) {
         let here = &mut self.coordinators[coordinator];
-        let epoch = here.epoch;
         let book = &mut self.storage.books[coordinator];
-        if book.epoch != epoch {
-            *book = Book {
-                epoch,
-                ..Book::default()
-            };
-        }
         if let Some(directory) = &mut here.directory
             && !book.policy_set
         {
