@@ -167,10 +167,12 @@ impl Directory {
         (staying, live)
     }
 
-    /// Is there a node of this name?
+    /// Is there a node of this name, and is it being drained? One that went and came back is not: who goes on as if it were
+    /// would count it among those that keep its blocks.
     #[must_use]
-    pub fn knows_node(&self, name: &NodeId) -> bool {
-        self.names.contains_key(name)
+    pub fn is_draining(&self, name: &NodeId) -> bool {
+        let node = self.names.get(name).and_then(|node| self.nodes.get(*node));
+        node.is_some_and(|node| node.draining)
     }
 
     /// What a namespace is.

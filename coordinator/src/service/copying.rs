@@ -66,7 +66,7 @@ impl Hub {
             self.order_ended(&mut inner.wants, Ordered::TimedOut, &outcome);
         }
         let directory = self.read();
-        inner.wants.tick(now, |node| directory.knows_node(node));
+        inner.wants.tick(now, |node| directory.is_draining(node));
         self.metrics().wanted(&inner.wants.sums(now));
         if inner.rounds.is_over() {
             inner.rounds.begin(now, &directory, &inner.wants);

@@ -4,8 +4,8 @@ use std::thread;
 
 use kvferry_simulation::{Options, Stats, run};
 
-/// Seeds of one test run: bounded to fit the minute that two slow cores have for it.
-const SEEDS: u64 = 240;
+/// Seeds of one test run: bounded to fit the minute and a half of processor time that it has.
+const SEEDS: u64 = 200;
 /// As many as there are cores to spare.
 const THREADS: u64 = 2;
 

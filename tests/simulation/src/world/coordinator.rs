@@ -16,6 +16,7 @@ use kvferry_proto::pb::{self, agent_message::Message, coordinator_message::Messa
 
 use super::{
     Act, Event, Pid, World,
+    books::Book,
     copying::Copying,
     network::{Down, Up},
     sets, storage,
@@ -88,7 +89,7 @@ impl World {
         let dead = &mut self.coordinators[coordinator];
         dead.directory = None;
         dead.acknowledged.clear();
-        self.sets.books[coordinator] = sets::Book::default();
+        self.sets.books[coordinator] = Book::default();
         self.storage.books[coordinator] = storage::Book::default();
         dead.copying = Copying::default();
         dead.sources = sets::machine();

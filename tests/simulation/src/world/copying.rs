@@ -93,7 +93,9 @@ impl World {
             copying.wants.note(&outcome);
         }
         copying.under_way.retain(|_, order| local < order.until);
-        copying.wants.tick(local, |node| directory.knows_node(node));
+        copying
+            .wants
+            .tick(local, |node| directory.is_draining(node));
         if copying.rounds.is_over() {
             copying.rounds.begin(local, directory, &copying.wants);
         }

@@ -2,17 +2,15 @@
 //! and again, over calls that are lost, repeated and overtake each other. The coordinator's half is the real machine
 //! of sources. They have randomness of their own.
 
-use std::collections::BTreeMap;
-
 use kvferry_coordinator::sources::{
     AnnounceError, Announced, Announcer, Bounds, PublishError, Published, Said, Sources,
 };
 use kvferry_proto::{
-    ChunkRun, ChunkRuns, Incarnation, Labels, NamespaceName, NodeId, RegionId, SourceId,
-    SourceIdentity, SourceName, Tensor, TensorTable, pb,
+    ChunkRun, ChunkRuns, Labels, NamespaceName, NodeId, RegionId, SourceId, SourceIdentity,
+    SourceName, Tensor, TensorTable, pb,
 };
 
-use super::{Act, Event, Pid, Process, World};
+use super::{Act, Event, Pid, Process, World, books::Book};
 use crate::{
     invariants::sources_are_true,
     promise::Promise,
@@ -50,33 +48,6 @@ pub(crate) struct Set {
     pub(crate) publication: u64,
     table: usize,
     pub(crate) said: Said,
-}
-
-/// One lifetime of a coordinator: what it took in.
-#[derive(Debug, Default)]
-pub(crate) struct Book {
-    /// The last number taken in of each process.
-    numbers: BTreeMap<(NodeId, Incarnation), u64>,
-    pub(crate) workers: BTreeMap<(NodeId, SourceId), Taken>,
-    /// Publications that an operator removed.
-    removed: BTreeMap<(NodeId, SourceId), Removed>,
-}
-
-/// A worker that was taken in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Taken {
-    pub(crate) incarnation: Incarnation,
-    pub(crate) publication: u64,
-    pub(crate) said: Said,
-}
-
-/// A publication that an operator removed.
-#[derive(Debug)]
-struct Removed {
-    incarnation: Incarnation,
-    publication: u64,
-    /// Its node has been there since: else it may be forgotten after a while.
-    stayed: bool,
 }
 
 /// What an agent says.
@@ -377,23 +348,7 @@ impl World {
         let source = self.sets.id(kind);
         // Where there is none, nothing is removed.
         if here.directory.is_some() && here.sources.remove(local, source, None).is_ok() {
-            let book = &mut self.sets.books[coordinator];
-            let of_it: Vec<_> = book
-                .workers
-                .keys()
-                .filter(|key| key.1 == source)
-                .cloned()
-                .collect();
-            for key in of_it {
-                if let Some(worker) = book.workers.remove(&key) {
-                    let removed = Removed {
-                        incarnation: worker.incarnation,
-                        publication: worker.publication,
-                        stayed: true,
-                    };
-                    book.removed.insert(key, removed);
-                }
-            }
+            self.sets.books[coordinator].remove(source);
         }
     }
 
@@ -414,65 +369,11 @@ impl World {
         }
         here.sources.tick(local);
         here.sources.take_changes();
-        let book = &mut self.sets.books[coordinator];
-        let stays = |node: &NodeId, incarnation: Incarnation| {
+        self.sets.books[coordinator].look(|node, incarnation| {
             let there = directory.presence(node);
             there.is_some_and(|there| there.incarnation == incarnation)
-        };
-        book.workers
-            .retain(|(node, _), worker| stays(node, worker.incarnation));
-        for ((node, _), removed) in &mut book.removed {
-            removed.stayed &= stays(node, removed.incarnation);
-        }
+        });
         let broken = sources_are_true::after_tick(self, coordinator);
         self.check(broken);
-    }
-}
-
-impl Book {
-    /// What an agent said was taken in. Says what should not have been.
-    fn hear(
-        &mut self,
-        who: &Announcer,
-        full: bool,
-        named: &[(usize, Set)],
-        unknown: &[(usize, Set)],
-        removed: &[(usize, Set)],
-        id: impl Fn(usize) -> SourceId,
-    ) -> Option<String> {
-        let (node, incarnation) = (&who.node, who.incarnation);
-        self.workers
-            .retain(|key, worker| key.0 != *node || worker.incarnation == incarnation);
-        let last = self.numbers.insert((node.clone(), incarnation), who.number);
-        let mut broken = last
-            .filter(|last| *last >= who.number)
-            .map(|last| format!("{} of {node} was taken in after {last}", who.number));
-        if !full {
-            let all: Vec<_> = named.iter().map(|(kind, _)| id(*kind)).collect();
-            self.workers
-                .retain(|key, _| key.0 != *node || all.contains(&key.1));
-        }
-        for (kind, set) in named.iter().filter(|named| !unknown.contains(named)) {
-            let key = (node.clone(), id(*kind));
-            let known = self.removed.get(&key).filter(|removed| {
-                removed.incarnation == incarnation && removed.publication >= set.publication
-            });
-            let (may, must) = (known.is_some(), known.is_some_and(|removed| removed.stayed));
-            let was_removed = removed.contains(&(*kind, *set));
-            if was_removed && !may || must && !was_removed {
-                broken = Some(format!(
-                    "a set of {node} was removed: {may}; it is told that: {was_removed}"
-                ));
-            }
-            if !was_removed {
-                let worker = Taken {
-                    incarnation,
-                    publication: set.publication,
-                    said: set.said,
-                };
-                self.workers.insert(key, worker);
-            }
-        }
-        broken
     }
 }
