@@ -31,6 +31,12 @@ pub enum Bug {
     AcknowledgedTooMuch,
     /// Pinned blocks are evicted like others.
     PinsIgnored,
+    /// A pull waits for a source that stands still.
+    StallsIgnored,
+    /// A pull does not look at who is suspect.
+    SuspectsTrusted,
+    /// A suspect that answers stays suspect.
+    SuspectsNeverCleared,
 }
 
 #[cfg(feature = "sabotage")]

@@ -199,6 +199,7 @@ impl CoordinatorConfig {
             slots: self.max_slots,
             claims: self.max_claims,
             locations: self.max_locations,
+            watch_log_bytes: Bounds::WATCH_LOG_BYTES,
         }
     }
 

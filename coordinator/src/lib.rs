@@ -19,4 +19,4 @@ pub mod sources;
 pub use config::{ConfigError, CoordinatorConfig};
 pub use kvferry_observe::{BindError as MetricsBindError, MetricsListen};
 pub use server::{Coordinator, ServeError, StartError};
-pub use service::{locate::answer as answer_locate, parse};
+pub use service::{copying::order as copy_order, locate::answer as answer_locate, parse, watched};

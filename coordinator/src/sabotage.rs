@@ -25,6 +25,32 @@ pub enum Bug {
     ClaimsOutliveNodes,
     /// What another lease holds is granted.
     ClaimsGrantedTwice,
+    /// Watchers are not told of copies that go one by one.
+    RemovalsUntold,
+    /// Watchers are not told that a node is gone.
+    NodeEndsUntold,
+    /// A watcher that fell behind is not cut off: it goes on with what is kept.
+    WatchGapUntold,
+    /// Watchers that wait are not woken by a change.
+    WatchersNotWoken,
+    /// A location that is put anew keeps its old time.
+    LocationsExpireEarly,
+    /// A location whose time is over stays.
+    LocationsNeverExpire,
+    /// More locations are kept than their namespace's quota.
+    QuotaIgnored,
+    /// A location that was removed is still found.
+    LocationRemoveLost,
+    /// A block that an order is under way for is ordered once more.
+    CopiesOrderedTwice,
+    /// A block whose order failed is taken for being under way for ever.
+    FailedCopiesForgotten,
+    /// A node that is drained counts among those that keep its blocks.
+    DrainCountsItself,
+    /// The end of a session is not noticed by the machine of sources.
+    SourcesOutliveNodes,
+    /// A removed worker of a source comes back with its next announcement.
+    RemovedWorkersReturn,
 }
 
 #[cfg(feature = "sabotage")]

@@ -7,7 +7,10 @@ use super::{
     command::{BlockIndex, OpId},
     outcome::Failure,
 };
-use crate::transport::Capabilities;
+use crate::{
+    sabotage::{self, Bug},
+    transport::Capabilities,
+};
 
 /// The way to a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +79,7 @@ impl Source {
     pub(super) fn rank(&self) -> Rank {
         let trust = match (self.troubled, self.suspect) {
             (true, _) => 2,
+            (false, true) if sabotage::is(Bug::SuspectsTrusted) => 0,
             (false, true) => 1,
             (false, false) => 0,
         };

@@ -41,6 +41,7 @@ use kvferry_proto::{Incarnation, NodeAddresses, NodeId, RemoteSpan};
 use kvferry_security::ticket::Refusal;
 
 use crate::tickets::NoTicket;
+pub use health::PeerHealth;
 pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 pub use straight::{GpuRead, GpuRequest, GpuSpans};

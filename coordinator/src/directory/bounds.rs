@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// The bounds of one directory. Every one can be configured; the defaults say their reason.
+/// The bounds of one directory. Every one but the last can be configured; the defaults say their reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
     /// Namespaces, empty ones included.
@@ -18,6 +18,8 @@ pub struct Bounds {
     pub claims: u64,
     /// Blocks with a location, over all namespaces. Over it the least recently used are forgotten.
     pub locations: u64,
+    /// Bytes of changes that are kept for the watchers of one namespace. Who falls behind by more is cut off.
+    pub watch_log_bytes: usize,
 }
 
 impl Bounds {
@@ -33,6 +35,8 @@ impl Bounds {
     pub const DEFAULT_CLAIMS: u64 = 1 << 20;
     /// Some 200 bytes each: 3 GB when all are there.
     pub const DEFAULT_LOCATIONS: u64 = 1 << 24;
+    /// A second's worth of half a million changes with hashes of 32 bytes.
+    pub const WATCH_LOG_BYTES: usize = 32 << 20;
 }
 
 impl Default for Bounds {
@@ -44,6 +48,7 @@ impl Default for Bounds {
             slots: Self::DEFAULT_SLOTS,
             claims: Self::DEFAULT_CLAIMS,
             locations: Self::DEFAULT_LOCATIONS,
+            watch_log_bytes: Self::WATCH_LOG_BYTES,
         }
     }
 }

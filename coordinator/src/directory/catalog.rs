@@ -30,7 +30,7 @@ use super::{
 /// table; what is structure (namespaces, regions) changes by `&mut`.
 #[derive(Debug)]
 pub(super) struct Catalog {
-    bounds: Bounds,
+    pub(super) bounds: Bounds,
     pub(super) names: BTreeMap<NamespaceName, u32>,
     pub(super) namespaces: Slab<Namespace>,
     pub(super) regions: Slab<Region>,

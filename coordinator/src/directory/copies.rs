@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use kvferry_proto::{BlockHash, NamespaceName, NamespaceSpec, NodeId, PackedHashes};
 
 use super::{Directory, SessionId, index::Copies, node::NodeState, slots::Slot};
+use crate::sabotage::{self, Bug};
 
 /// The regions to look through, and how far that is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -159,16 +160,19 @@ impl Directory {
             if !holders.contains(&region.node) {
                 holders.push(region.node);
                 staying += usize::from(!node.draining);
-                live += usize::from(node.state() == NodeState::Live);
+                let drained = node.draining && sabotage::is(Bug::DrainCountsItself);
+                live += usize::from(node.state() == NodeState::Live || drained);
             }
         }
         (staying, live)
     }
 
-    /// Is there a node of this name?
+    /// Is there a node of this name, and is it being drained? One that went and came back is not: who goes on as if it were
+    /// would count it among those that keep its blocks.
     #[must_use]
-    pub fn knows_node(&self, name: &NodeId) -> bool {
-        self.names.contains_key(name)
+    pub fn is_draining(&self, name: &NodeId) -> bool {
+        let node = self.names.get(name).and_then(|node| self.nodes.get(*node));
+        node.is_some_and(|node| node.draining)
     }
 
     /// What a namespace is.

@@ -14,6 +14,7 @@ use hashbrown::HashTable;
 use kvferry_proto::BlockHash;
 
 use super::slab::Slab;
+use crate::sabotage::{self, Bug};
 
 /// Which block lies where.
 #[derive(Debug)]
@@ -121,7 +122,9 @@ impl LocationTable {
             self.update(at, |row| {
                 row.name = name;
                 row.used = put.used;
-                row.expires = put.expires;
+                if !sabotage::is(Bug::LocationsExpireEarly) {
+                    row.expires = put.expires;
+                }
             });
             self.forget_name(old);
             return false;
@@ -189,6 +192,9 @@ impl LocationTable {
         };
         let here = self.location_at(at);
         if location.is_some_and(|location| here != Some(location)) {
+            return false;
+        }
+        if sabotage::is(Bug::LocationRemoveLost) {
             return false;
         }
         self.remove_at(at)

@@ -11,6 +11,7 @@ use super::{
     BoundReached, ClaimEnd, Directory, LocationEnd, NamespacePolicy, NamespaceUnknown,
     bounds::MAX_HASHES_PER_PUT, location_table::Put, namespace::Namespace,
 };
+use crate::sabotage::{self, Bug};
 
 /// Blocks that were stored.
 #[derive(Debug, Clone, Copy)]
@@ -209,7 +210,7 @@ impl Directory {
     /// Forgets locations whose time has run out and those over a quota, at most about so many of
     /// each namespace. False when nothing is left to do.
     pub fn tidy(&self, now: Duration, most: usize) -> bool {
-        if self.locations() == 0 {
+        if self.locations() == 0 || sabotage::is(Bug::LocationsNeverExpire) {
             return false;
         }
         let mut more = false;
@@ -292,6 +293,9 @@ impl Directory {
 
 impl Namespace {
     pub(super) fn most_locations(&self) -> u64 {
+        if sabotage::is(Bug::QuotaIgnored) {
+            return u64::MAX;
+        }
         self.policy.most_locations(self.spec.layout.block_bytes())
     }
 

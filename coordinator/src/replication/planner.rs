@@ -8,7 +8,10 @@ use std::{
 use kvferry_proto::{BlockHash, NamespaceName, NodeId};
 
 use super::choice::{Choice, Chosen};
-use crate::directory::{CopyTarget, SessionId};
+use crate::{
+    directory::{CopyTarget, SessionId},
+    sabotage::{self, Bug},
+};
 
 /// Orders one agent has at a time: one at work, and one behind it. Engines' pulls come first there.
 const MAX_ORDERS_PER_NODE: usize = 2;
@@ -160,7 +163,7 @@ impl Planner {
         let mut choice = Choice::new(targets, &self.room(now, draw, sight, most));
         for (turn, lack) in (0..).zip(sight.lacking) {
             let block = (namespace.clone(), lack.hash);
-            if self.blocks.contains(&block) {
+            if self.blocks.contains(&block) && !sabotage::is(Bug::CopiesOrderedTwice) {
                 continue;
             }
             let failures = self.failures.get(&block).map_or(&[][..], Vec::as_slice);
@@ -308,7 +311,10 @@ impl Planner {
         let UnderWay { order, cause, .. } = known;
         let (mut copied, mut lost) = (0, 0);
         for (index, hash) in (0..).zip(order.hashes) {
-            self.blocks.remove(&(order.namespace.clone(), hash));
+            let keeps = failed(index) && sabotage::is(Bug::FailedCopiesForgotten);
+            if !keeps {
+                self.blocks.remove(&(order.namespace.clone(), hash));
+            }
             if !failed(index) {
                 copied += 1;
                 continue;

@@ -194,9 +194,10 @@ impl Wants {
         self.drains.remove(node);
     }
 
-    /// Time passed. Drains of nodes that are not there any more are forgotten.
-    pub fn tick(&mut self, now: Duration, is_there: impl Fn(&NodeId) -> bool) {
-        self.drains.retain(|node, _| is_there(node));
+    /// Time passed. Drains of nodes that the directory does not drain are forgotten: they went, whether or not they have come
+    /// back since.
+    pub fn tick(&mut self, now: Duration, is_draining: impl Fn(&NodeId) -> bool) {
+        self.drains.retain(|node, _| is_draining(node));
         for wanted in self.namespaces.values_mut() {
             wanted.hot.retain(|_, hot| now < hot.until);
         }

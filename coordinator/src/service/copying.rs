@@ -8,12 +8,9 @@ use kvferry_proto::{
 };
 use parking_lot::Mutex;
 
-use super::{
-    hub::{Hub, State},
-    locate,
-};
+use super::{hub::Hub, locate};
 use crate::{
-    directory::{LocateMode, LocateQuery, SessionId},
+    directory::{Directory, LocateMode, LocateQuery, SessionId},
     metrics::Ordered,
     replication::{
         CopiesStatus, DrainStatus, Order, OrderId, Outcome, Planner, Rounds, Sight, Verdict, Wants,
@@ -69,7 +66,7 @@ impl Hub {
             self.order_ended(&mut inner.wants, Ordered::TimedOut, &outcome);
         }
         let directory = self.read();
-        inner.wants.tick(now, |node| directory.knows_node(node));
+        inner.wants.tick(now, |node| directory.is_draining(node));
         self.metrics().wanted(&inner.wants.sums(now));
         if inner.rounds.is_over() {
             inner.rounds.begin(now, &directory, &inner.wants);
@@ -99,7 +96,8 @@ impl Hub {
             let plan = inner.planner.plan(now, draw, sight);
             self.metrics().ordered(plan.orders.len());
             for order in plan.orders {
-                let sent = state.try_send(order.session, replicate(&state, &order, draw));
+                let message = Message::Replicate(Box::new(self::order(directory, &order, draw)));
+                let sent = state.try_send(order.session, message);
                 if !sent {
                     // It does not read: it has enough to do.
                     let verdict = Verdict::Busy;
@@ -170,8 +168,8 @@ impl Hub {
 }
 
 /// What the agent is told.
-fn replicate(state: &State, order: &Order, draw: u64) -> Message {
-    let directory = &state.directory;
+#[must_use]
+pub fn order(directory: &Directory, order: &Order, draw: u64) -> pb::Replicate {
     let spec = directory.namespace_spec(&order.namespace);
     let hashes = spec.and_then(|spec| PackedHashes::pack(spec.hash_len, &order.hashes).ok());
     let from = hashes.as_ref().and_then(|hashes| {
@@ -188,12 +186,11 @@ fn replicate(state: &State, order: &Order, draw: u64) -> Message {
         };
         directory.locate(&query).ok()
     });
-    let message = pb::Replicate {
+    pb::Replicate {
         order: order.id.0,
         namespace: spec.map(Into::into),
         hashes: hashes.map(Into::into),
         from: from.map(locate::response),
         timeout_ms: order.timeout.as_millis() as u32,
-    };
-    Message::Replicate(Box::new(message))
+    }
 }

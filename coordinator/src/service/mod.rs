@@ -3,7 +3,7 @@
 mod admin;
 mod claims;
 pub(crate) mod compression;
-mod copying;
+pub(crate) mod copying;
 mod hub;
 pub(crate) mod locate;
 mod locations;
@@ -18,7 +18,7 @@ mod tickets;
 mod timed;
 mod told;
 mod watch;
-mod watched;
+pub mod watched;
 mod wire;
 
 use std::sync::Arc;

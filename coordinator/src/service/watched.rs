@@ -1,4 +1,5 @@
-//! What changed in a namespace, as it travels.
+//! What changed in a namespace, as it travels. Public, so that the simulation's messages go through the
+//! very same code.
 
 use std::sync::Arc;
 
@@ -12,11 +13,8 @@ use crate::directory::{Change, CopyChange, Rows, WatchedNode};
 
 /// Changes up to number `last`, with the number each can be gone on from. Rows that follow each other
 /// travel together.
-pub(super) fn messages(
-    changes: &[Arc<Change>],
-    last: u64,
-    hash_len: HashLen,
-) -> Vec<(u64, Message)> {
+#[must_use]
+pub fn messages(changes: &[Arc<Change>], last: u64, hash_len: HashLen) -> Vec<(u64, Message)> {
     let mut messages = Vec::new();
     let mut rows = Rows::default();
     let mut seq = last - changes.len() as u64;
@@ -66,7 +64,8 @@ fn node(told: &WatchedNode) -> pb::WatchedNode {
 }
 
 /// None where there are none.
-pub(super) fn copies(rows: Rows, hash_len: HashLen) -> Option<Message> {
+#[must_use]
+pub fn copies(rows: Rows, hash_len: HashLen) -> Option<Message> {
     if rows.is_empty() {
         return None;
     }

@@ -14,7 +14,10 @@ use kvferry_proto::{
 use super::{
     BoundReached, GoneCause, Key, Said, Source, Sources, Speaker, WorkerState, worker::Worker,
 };
-use crate::directory::Presence;
+use crate::{
+    directory::Presence,
+    sabotage::{self, Bug},
+};
 
 /// Who speaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +128,9 @@ impl Sources {
         let Some(speaker) = self.speakers.get_mut(node) else {
             return;
         };
+        if presence.is_none() && sabotage::is(Bug::SourcesOutliveNodes) {
+            return;
+        }
         if presence.is_some() && speaker.presence == presence {
             return;
         }
@@ -293,6 +299,7 @@ impl Sources {
             .and_then(|source| source.workers.get(key))
             .is_some_and(|known| {
                 known.was_removed()
+                    && !sabotage::is(Bug::RemovedWorkersReturn)
                     && known.incarnation == who.incarnation
                     && known.publication >= worker.publication
             })

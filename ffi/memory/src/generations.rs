@@ -8,11 +8,14 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{Ordering, fence},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
-use crate::{AccessError, HostMemory, MemoryError};
+use crate::{
+    AccessError, HostMemory, MemoryError,
+    word::{self, Word},
+};
 
 /// Of a slot that was never written: odd, so that nothing validates against it.
 const UNWRITTEN: u64 = 1;
@@ -34,7 +37,9 @@ impl GenerationTable {
         let memory = Arc::new(memory);
         let table = Self { memory, slots };
         for slot in 0..slots {
-            table.store(slot, UNWRITTEN);
+            if let Some(word) = table.word(slot) {
+                Word::store(word, UNWRITTEN, Ordering::Release);
+            }
         }
         Ok(table)
     }
@@ -54,20 +59,13 @@ impl GenerationTable {
     /// Makes the slot's generation odd, before anything writes to the slot. Gives the generation.
     /// One thread at a time may call this and [`GenerationTable::seal`] for one slot.
     pub fn begin_write(&self, slot: u32) -> Option<u64> {
-        let generation = self.load(slot)? | 1;
-        self.store(slot, generation);
-        // Nothing that is written to the slot from here on may be seen before the odd word.
-        fence(Ordering::SeqCst);
-        Some(generation)
+        Some(word::begin_write(self.word(slot)?))
     }
 
     /// Makes the slot's generation even, after its bytes are complete. Gives the generation, which
     /// no earlier seal of the slot ever had. Sealing a sealed slot changes nothing.
     pub fn seal(&self, slot: u32) -> Option<u64> {
-        let now = self.load(slot)?;
-        let generation = now + (now & 1);
-        self.store(slot, generation);
-        Some(generation)
+        Some(word::seal(self.word(slot)?))
     }
 
     /// The words, to let devices read them.
@@ -84,11 +82,8 @@ impl GenerationTable {
         self.memory.read_only_descriptor()
     }
 
-    /// Stores with release ordering: bytes written before are seen before the word.
-    fn store(&self, slot: u32, generation: u64) {
-        if let Ok(word) = self.memory.word(u64::from(slot) * 8) {
-            word.store(generation.to_le(), Ordering::Release);
-        }
+    fn word(&self, slot: u32) -> Option<&AtomicU64> {
+        self.memory.word(u64::from(slot) * 8).ok()
     }
 }
 

@@ -8,13 +8,13 @@ use std::{
         unix::fs::OpenOptionsExt,
     },
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::AtomicU64,
 };
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{FileType, MemfdFlags, OFlags, SealFlags};
 
-use crate::{AccessError, MemoryError};
+use crate::{AccessError, MemoryError, word};
 
 /// Size of the hugepages asked for: the one size every x86-64 and arm64 server has.
 const HUGEPAGE_BYTES: u64 = 2 << 20;
@@ -260,8 +260,7 @@ impl HostMemory {
     /// # Errors
     /// [`AccessError::OutOfRange`] outside the memory or off an 8-byte boundary.
     pub fn load_word(&self, offset: u64) -> Result<u64, AccessError> {
-        std::sync::atomic::fence(Ordering::SeqCst);
-        Ok(u64::from_le(self.word(offset)?.load(Ordering::Acquire)))
+        Ok(word::load_after(self.word(offset)?))
     }
 
     /// The word at an offset. Only for memory that is stable.

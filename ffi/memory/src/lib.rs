@@ -10,6 +10,7 @@ mod error;
 mod generations;
 mod host;
 mod io;
+mod word;
 
 pub use copy::{copy_ranges, fold_ranges};
 pub use error::{AccessError, MemoryError};

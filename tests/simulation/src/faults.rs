@@ -4,6 +4,7 @@
 use crate::{
     queue::{MS, Micros, SECOND},
     random::Random,
+    wishes::Wishes,
 };
 
 /// Longest fault.
@@ -98,11 +99,41 @@ pub enum Kind {
         /// Whose.
         node: usize,
     },
+    /// A router reads nothing.
+    RouterStalls {
+        /// Which.
+        router: usize,
+    },
+    /// A router's stream is lost; it goes on from where it was.
+    RouterBreaks {
+        /// Which.
+        router: usize,
+    },
+    /// A router forgets everything.
+    RouterRestarts {
+        /// Which.
+        router: usize,
+    },
+    /// An operator has a node drained.
+    Drain {
+        /// Whose.
+        node: usize,
+        /// It is not taken back.
+        for_good: bool,
+    },
+    /// Some blocks are hot: more copies of them are wanted.
+    Heat,
 }
 
 /// The faults of a seed; all are over by `until`.
 #[must_use]
-pub(crate) fn schedule(seed: u64, nodes: usize, coordinators: usize, until: Micros) -> Vec<Fault> {
+pub(crate) fn schedule(
+    seed: u64,
+    nodes: usize,
+    coordinators: usize,
+    wishes: &Wishes,
+    until: Micros,
+) -> Vec<Fault> {
     let mut random = Random::of(seed, 1);
     // From calm to one a second.
     let pace = random.pick(&[1, 2, 3, 6, 15]) * SECOND;
@@ -122,7 +153,35 @@ pub(crate) fn schedule(seed: u64, nodes: usize, coordinators: usize, until: Micr
             kind: kind(&mut random, nodes, coordinators),
         });
     }
+    faults.extend(around(seed, nodes, wishes, until));
     faults.sort_by_key(|fault| fault.at);
+    faults
+}
+
+/// What happens around agents and coordinators: drawn apart, so that the others are what they were.
+fn around(seed: u64, nodes: usize, wishes: &Wishes, until: Micros) -> Vec<Fault> {
+    let mut random = Random::of(seed, 15);
+    let mut faults = Vec::new();
+    let each = (until / (6 * SECOND)).min(200);
+    for turn in 0..each * 2 {
+        let at = random.below(until * 9 / 10);
+        let lasts = random.within(10 * MS, 14 * SECOND).min(until - at);
+        let router = random.below(wishes.routers as u64) as usize;
+        let node = random.below(nodes as u64) as usize;
+        let what = random.below(3);
+        let kind = match (turn < each, what) {
+            (true, 0) => Kind::RouterStalls { router },
+            (true, 1) => Kind::RouterBreaks { router },
+            (true, _) => Kind::RouterRestarts { router },
+            (false, _) if !wishes.copies() => continue,
+            (false, 0) => Kind::Heat,
+            (false, _) => Kind::Drain {
+                node,
+                for_good: random.permille(300),
+            },
+        };
+        faults.push(Fault { at, lasts, kind });
+    }
     faults
 }
 

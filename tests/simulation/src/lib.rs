@@ -10,7 +10,8 @@
 //! | --- | --- |
 //! | `queue`, `random` | virtual time, and chance from a seed |
 //! | `conditions`, `faults` | what a seed decides before anything runs |
-//! | `world/` | processes, coordinators, streams, calls, torn reads |
+//! | `wishes` | what its operators, engines and routers want |
+//! | `world/` | processes, coordinators, streams, calls, torn reads; routers, storage, copies |
 //! | `history` | the oracle: who published which bytes under which hash |
 //! | `invariants/` | one file per promise |
 //! | `sabotage` | known bugs, put back to see that they are caught |
@@ -30,6 +31,7 @@ mod random;
 mod report;
 pub mod sabotage;
 mod shrink;
+mod wishes;
 mod world;
 
 use std::collections::BTreeSet;

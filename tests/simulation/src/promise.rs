@@ -25,6 +25,16 @@ pub enum Promise {
     PinnedStays,
     /// A claim is never held by two, and one that has ended by nobody.
     ClaimsAreExclusive,
+    /// What a watcher made of what it was told is what the directory says.
+    WatchersAgree,
+    /// A location is found until it is removed, evicted or over, and not after that.
+    LocationsStay,
+    /// Copies that are wanted come, and not one more.
+    CopiesCome,
+    /// What is said of a published set of tensors is so.
+    SourcesAreTrue,
+    /// A source that stands still costs a pull its stall bound and no more.
+    StallsAreBounded,
     /// An agent that keeps to the protocol is never refused for breaking it.
     HonestIsHeard,
 }

@@ -39,6 +39,21 @@ pub struct Stats {
     pub superseded: u64,
     pub fenced_heard: u64,
     pub probes: u64,
+    pub surplus: u64,
+    pub watches: u64,
+    pub watches_resumed: u64,
+    pub watches_anew: u64,
+    pub watch_messages: u64,
+    pub watchers_stuck: u64,
+    pub watchers_behind: u64,
+    pub locations_put: u64,
+    pub locations_asked: u64,
+    pub copies_ordered: u64,
+    pub copies_made: u64,
+    pub suspected: u64,
+    pub hellos: u64,
+    pub hellos_answered: u64,
+    pub sets_said: u64,
 }
 
 impl Stats {
@@ -57,7 +72,7 @@ impl Stats {
         } += 1;
     }
 
-    fn fields(&mut self) -> [(&'static str, &mut u64); 29] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 44] {
         macro_rules! of {
             ($($field:ident),*) => { [$((stringify!($field), &mut self.$field)),*] };
         }
@@ -90,7 +105,22 @@ impl Stats {
             removals,
             superseded,
             fenced_heard,
-            probes
+            probes,
+            surplus,
+            watches,
+            watches_resumed,
+            watches_anew,
+            watch_messages,
+            watchers_stuck,
+            watchers_behind,
+            locations_put,
+            locations_asked,
+            copies_ordered,
+            copies_made,
+            suspected,
+            hellos,
+            hellos_answered,
+            sets_said
         ]
     }
 

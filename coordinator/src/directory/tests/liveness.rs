@@ -251,3 +251,18 @@ fn the_bound_of_nodes_refuses_new_ones_only() {
         Some(&welcome(3, 1, false))
     );
 }
+
+/// What goes on copying because of a drain asks this: to go on as if it were drained would count a node that came back
+/// among those that keep its blocks.
+#[test]
+fn a_node_that_went_and_came_back_is_drained_no_more() {
+    let mut directory = directory();
+    join(&mut directory, 1, "a", &[(0, 7, 2)]);
+    directory.drain_node(&node("a"), true).unwrap();
+    assert!(directory.is_draining(&node("a")));
+    let session = SessionId(1);
+    directory.handle(at(5), Event::Goodbye { session });
+    assert!(!directory.is_draining(&node("a")), "it is gone");
+    directory.handle(at(6), hello_from(2, "a", 2, 0, 1, 1));
+    assert!(!directory.is_draining(&node("a")));
+}

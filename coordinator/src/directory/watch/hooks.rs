@@ -13,6 +13,7 @@ use super::{
     },
     Change, CopyChange, Log, Rows, WatchedNode, WatchedRegion,
 };
+use crate::sabotage::{self, Bug};
 
 /// What is done to slots of one region, gathered where somebody watches. Told when it is dropped,
 /// which is to be before the region's slots are free for others.
@@ -66,7 +67,7 @@ impl<'a> Telling<'a> {
 
     /// A copy is about to be taken out of the index.
     pub(in super::super) fn removes(&mut self, index: &Index, place: Place, owner: Owner) {
-        if self.log.is_some() {
+        if self.log.is_some() && !sabotage::is(Bug::RemovalsUntold) {
             let (rows, place_of) = (&mut self.rows, (owner.region, owner.slot));
             index.entry(place, |hash, _| {
                 rows.push(CopyChange::Removed, place_of, 0, hash);
@@ -126,6 +127,9 @@ impl Directory {
 
     /// A node is gone with all it had.
     pub(in super::super) fn tell_node_gone(&self, handle: u32) {
+        if sabotage::is(Bug::NodeEndsUntold) {
+            return;
+        }
         for log in self.catalog.logs() {
             log.append(Change::NodeGone(handle));
         }

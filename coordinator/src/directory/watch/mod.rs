@@ -27,9 +27,6 @@ pub use watcher::{WatchEnd, Watcher};
 pub(super) use hooks::Telling;
 pub(super) use log::Log;
 
-/// What a namespace's log keeps: a second's worth of half a million changes with hashes of 32 bytes.
-/// Who falls behind by more is cut off.
-const MAX_LOG_BYTES: usize = 32 << 20;
 /// Namespaces watched at a time: their logs take at most a gibibyte together.
 const MAX_LOGS: usize = 32;
 /// Watchers of one namespace: the routers of a large fleet. Each is a stream and wakes for every change.

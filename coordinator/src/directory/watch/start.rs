@@ -199,7 +199,11 @@ impl super::super::catalog::Catalog {
                 remedy: "watch fewer, or wait a minute for those that were left",
             });
         }
-        let log = Arc::new(Log::new(self.next_log, Arc::clone(&self.counts)));
+        let log = Arc::new(Log::new(
+            self.next_log,
+            self.bounds.watch_log_bytes,
+            Arc::clone(&self.counts),
+        ));
         if let Some(namespace) = self.namespaces.get_mut(handle) {
             namespace.log = Some(log.clone());
         }

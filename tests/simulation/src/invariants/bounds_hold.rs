@@ -63,6 +63,14 @@ pub(crate) fn tables(world: &World) -> Broken {
         let Some(directory) = &coordinator.directory else {
             continue;
         };
+        let (kept, most) = (
+            directory.counts().watch_log_bytes.get(),
+            world.wishes.watch_log_bytes as u64,
+        );
+        if kept > most {
+            let detail = format!("a coordinator keeps {kept} bytes of changes, of at most {most}");
+            return Some((Promise::BoundsHold, detail));
+        }
         let nodes = directory.nodes(std::time::Duration::ZERO).count();
         if nodes > world.nodes.len() {
             let detail = format!("a coordinator knows {nodes} nodes of {}", world.nodes.len());

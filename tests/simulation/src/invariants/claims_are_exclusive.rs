@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use kvferry_coordinator::directory::{ClaimOutcome, Claimed};
-use kvferry_proto::BlockHash;
+use kvferry_coordinator::directory::{ClaimOutcome, ClaimPurpose, Claimed};
+use kvferry_proto::{BlockHash, PackedHashes};
 
-use super::Broken;
+use super::{Broken, published_is_found::places};
 use crate::{
     promise::Promise,
     world::{World, claims::Grant},
@@ -20,11 +20,16 @@ pub(crate) fn check(
     world: &World,
     coordinator: usize,
     local: Duration,
+    purpose: ClaimPurpose,
     hashes: &[BlockHash],
     claimed: &Claimed,
 ) -> Broken {
+    let stored = answers_stored(world, coordinator, purpose, hashes, claimed);
+    if stored.is_some() {
+        return stored;
+    }
     for (hash, outcome) in hashes.iter().zip(&claimed.outcomes) {
-        let mut held = holders(world, coordinator, local, hash);
+        let mut held = holders(world, coordinator, local, purpose, hash);
         let broken = match outcome {
             ClaimOutcome::Stored => None,
             // What may have been fulfilled may be granted anew.
@@ -55,16 +60,45 @@ pub(crate) fn check(
     None
 }
 
+/// "Stored" is said of what readers are offered (to produce it), and of what has a location; and of nothing else.
+fn answers_stored(
+    world: &World,
+    coordinator: usize,
+    purpose: ClaimPurpose,
+    hashes: &[BlockHash],
+    claimed: &Claimed,
+) -> Broken {
+    let directory = world.coordinators[coordinator].directory.as_ref()?;
+    let spec = &world.conditions.spec;
+    let packed = PackedHashes::pack(spec.hash_len, hashes).ok()?;
+    let located = directory.find_locations(&spec.name, &packed).ok()?;
+    for ((hash, row), outcome) in hashes.iter().zip(&located.rows).zip(&claimed.outcomes) {
+        let offered =
+            purpose == ClaimPurpose::Produce && !places(world, directory, *hash).0.is_empty();
+        let (stored, said) = (offered || row.is_some(), *outcome == ClaimOutcome::Stored);
+        if stored != said {
+            return failed(format!(
+                "{hash} is answered as {outcome:?} to one who would {purpose:?}: offered {offered}, \
+                 located {}",
+                row.is_some()
+            ));
+        }
+    }
+    None
+}
+
 /// Grants of this coordinator's lifetime that have not ended.
 fn holders<'a>(
     world: &'a World,
     coordinator: usize,
     local: Duration,
+    purpose: ClaimPurpose,
     hash: &'a BlockHash,
 ) -> impl Iterator<Item = &'a Grant> {
     let here = &world.coordinators[coordinator];
     let holds = move |grant: &&Grant| {
         (grant.coordinator, grant.epoch) == (coordinator, here.epoch)
+            && grant.purpose == purpose
             && grant.expires > local
             && grant.hashes.contains(hash)
     };

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::{Broken, bytes_are_published, claims_are_exclusive, published_is_found::places};
+use super::{
+    Broken, bytes_are_published, claims_are_exclusive, copies_come, published_is_found::places,
+    sources_are_true, stalls_are_bounded, watchers_agree,
+};
 use crate::{
     history::block_hash,
     promise::Promise,
@@ -19,9 +22,13 @@ pub(crate) fn check(world: &mut World) {
     for coordinator in 0..world.coordinators.len() {
         broken = broken.or_else(|| directory(world, coordinator));
     }
+    broken = broken.or_else(|| watchers_agree::at_end(world));
+    broken = broken.or_else(|| copies_come::at_end(world));
+    broken = broken.or_else(|| sources_are_true::at_end(world));
     let now = world.now;
     for process in world.processes.iter().flatten() {
         broken = broken.or_else(|| leaks(process, process.local(now)));
+        broken = broken.or_else(|| stalls_are_bounded::at_end(world, process));
     }
     world.check(broken);
 }
@@ -118,6 +125,14 @@ fn leaks(process: &Process, now: Duration) -> Broken {
         return failed(format!(
             "process {pid} still has {pulls} pulls, {jobs} writers and {} slots being written",
             process.writers.len()
+        ));
+    }
+    let answers = process.sessions.iter().map(|session| session.answers.len());
+    let answers: usize = answers.sum();
+    if !process.orders.is_empty() || answers > 0 {
+        let orders = &process.orders;
+        return failed(format!(
+            "process {pid} still has orders to copy ({orders:?}) and {answers} answers to them"
         ));
     }
     None

@@ -5,10 +5,15 @@ pub(crate) mod buffers_are_owned;
 pub(crate) mod bytes_are_published;
 pub(crate) mod claims_are_exclusive;
 pub(crate) mod converges;
+pub(crate) mod copies_come;
 pub(crate) mod fenced_is_void;
+pub(crate) mod locations_stay;
 pub(crate) mod pinned_stays;
 pub(crate) mod published_is_found;
 pub(crate) mod pulls_end;
+pub(crate) mod sources_are_true;
+pub(crate) mod stalls_are_bounded;
+pub(crate) mod watchers_agree;
 
 use crate::{promise::Promise, world::World};
 
@@ -30,6 +35,8 @@ pub(crate) fn probe(world: &mut World) {
         published_is_found::check(world),
         bounds_hold::tables(world),
         bytes_are_published::audit(world),
+        watchers_agree::probe(world),
+        stalls_are_bounded::all(world),
     ];
     world.stats.probes += 1;
     for broken in broken {

@@ -1,10 +1,9 @@
 //! A pull asks who holds its blocks, and understands the answer.
 
-use std::collections::BTreeSet;
-
 use kvferry_agent::{
     coordinators::Located,
     transfer::{BlockIndex, Candidate, Event as PullEvent, OpId, SourceHint, SourceKey},
+    transport::PeerHealth,
 };
 use kvferry_proto::{PackedHashes, pb};
 
@@ -87,54 +86,66 @@ impl World {
                 retryable: true,
             });
         };
-        let mut owners = Vec::new();
-        for owner in &located.owners {
-            let next = SourceKey(pull.peers.len() as u32);
-            let name = (owner.peer.node.clone(), owner.peer.incarnation);
-            let source = *pull.keys.entry(name).or_insert(next);
-            match pull.peers.get_mut(source.0 as usize) {
-                Some(known) => *known = owner.peer.clone(),
-                None => pull.peers.push(owner.peer.clone()),
-            }
-            pull.geometries
-                .insert((source, owner.region), owner.geometry.clone());
-            owners.push((source, owner.region, owner.geometry.planes().len() as u32));
+        Some(understood(&process.health, pull, op, &located))
+    }
+}
+
+/// What an answer means, in the engine's words.
+pub(super) fn understood(
+    health: &PeerHealth,
+    pull: &mut Pull,
+    op: OpId,
+    located: &Located,
+) -> PullEvent {
+    pull.locates += 1;
+    pull.troubled |= pull.locates > 1;
+    let mut owners = Vec::new();
+    for owner in &located.owners {
+        let next = SourceKey(pull.peers.len() as u32);
+        let name = (owner.peer.node.clone(), owner.peer.incarnation);
+        let source = *pull.keys.entry(name).or_insert(next);
+        match pull.peers.get_mut(source.0 as usize) {
+            Some(known) => *known = owner.peer.clone(),
+            None => pull.peers.push(owner.peer.clone()),
         }
-        let suspected: BTreeSet<_> = pull
-            .links
-            .iter()
-            .filter(|(_, link)| {
-                process
-                    .suspects
-                    .get(&link.owner)
-                    .is_some_and(|at| *at > self.now)
+        pull.geometries
+            .insert((source, owner.region), owner.geometry.clone());
+        owners.push((source, owner.region, owner.geometry.planes().len() as u32));
+    }
+    for (owner, &(source, ..)) in located.owners.iter().zip(&owners) {
+        match health.is_suspect(&owner.peer.node, owner.peer.incarnation) {
+            true => pull.suspects.insert(source),
+            false => pull.suspects.remove(&source),
+        };
+    }
+    let suspects = &pull.suspects;
+    let hints = owners.iter().map(|&(source, ..)| SourceHint {
+        source,
+        suspect: suspects.contains(&source),
+        distance: 1,
+    });
+    let candidates = (0..located.len()).map(|block| {
+        let places = located.candidates(block).iter();
+        let known = places.filter_map(|place| {
+            let &(source, region, spans) = owners.get(place.owner)?;
+            Some(Candidate {
+                source,
+                region,
+                slot: place.slot,
+                generation: place.generation,
+                checksum: place.checksum,
+                spans,
             })
-            .map(|(source, _)| *source)
-            .collect();
-        let hints = owners.iter().map(|&(source, ..)| SourceHint {
-            source,
-            suspect: suspected.contains(&source),
-            distance: 1,
         });
-        let candidates = (0..located.len()).map(|block| {
-            let places = located.candidates(block).iter();
-            let known = places.filter_map(|place| {
-                let &(source, region, spans) = owners.get(place.owner)?;
-                Some(Candidate {
-                    source,
-                    region,
-                    slot: place.slot,
-                    generation: place.generation,
-                    checksum: place.checksum,
-                    spans,
-                })
-            });
-            known.collect()
-        });
-        Some(PullEvent::Located {
-            op,
-            hints: hints.collect(),
-            candidates: candidates.collect(),
-        })
+        known.collect::<Vec<_>>()
+    });
+    let (hints, candidates) = (hints.collect(), candidates.collect::<Vec<_>>());
+    pull.must_suspect |= candidates
+        .iter()
+        .any(|some| some.iter().all(|one| suspects.contains(&one.source)));
+    PullEvent::Located {
+        op,
+        hints,
+        candidates,
     }
 }

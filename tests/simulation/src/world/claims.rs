@@ -32,6 +32,7 @@ pub(crate) struct Grant {
     pub(crate) epoch: u64,
     pub(crate) pid: Pid,
     pub(crate) token: u64,
+    pub(crate) purpose: ClaimPurpose,
     /// As the coordinator counts time.
     pub(crate) expires: Duration,
     pub(crate) hashes: BTreeSet<BlockHash>,
@@ -63,6 +64,10 @@ impl World {
         let count = random.within(1, MOST_BLOCKS);
         let ttl = Duration::from_millis(random.within(100, LONGEST_MS));
         let (what, which) = (random.below(10), random.below(64));
+        let purpose = match random.below(3) {
+            0 => ClaimPurpose::Store,
+            _ => ClaimPurpose::Produce,
+        };
         let Some(process) = self.processes.get(pid).and_then(Option::as_ref) else {
             return;
         };
@@ -105,15 +110,21 @@ impl World {
                     hashes: &packed,
                     node: &name,
                     incarnation,
-                    purpose: ClaimPurpose::Produce,
+                    purpose,
                     ttl,
                 };
                 // Its session may not be there, or it may have been fenced.
                 let Ok(claimed) = directory.claim(local, &query) else {
                     return;
                 };
-                let broken =
-                    claims_are_exclusive::check(self, coordinator, local, &hashes, &claimed);
+                let broken = claims_are_exclusive::check(
+                    self,
+                    coordinator,
+                    local,
+                    purpose,
+                    &hashes,
+                    &claimed,
+                );
                 let own = hashes.iter().zip(&claimed.outcomes);
                 let own = own.filter(|(_, outcome)| **outcome == ClaimOutcome::Granted);
                 let hashes: BTreeSet<_> = own.map(|(hash, _)| *hash).collect();
@@ -124,6 +135,7 @@ impl World {
                         epoch,
                         pid,
                         token,
+                        purpose,
                         expires: local + ttl,
                         hashes,
                         maybe_fulfilled: BTreeSet::new(),
@@ -150,7 +162,10 @@ impl World {
 
     /// A coordinator hears what a process holds.
     pub(super) fn claims_hear(&mut self, coordinator: usize, pid: Pid, event: &DirectoryEvent) {
-        let here = |grant: &Grant| (grant.coordinator, grant.pid) == (coordinator, pid);
+        let here = |grant: &Grant| {
+            (grant.coordinator, grant.pid) == (coordinator, pid)
+                && grant.purpose == ClaimPurpose::Produce
+        };
         if !self.claims.granted.iter().any(here) {
             return;
         }

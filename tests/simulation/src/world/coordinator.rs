@@ -10,18 +10,23 @@ use kvferry_coordinator::{
         RemovalCause, SessionId,
     },
     parse,
+    sources::Sources,
 };
 use kvferry_proto::pb::{self, agent_message::Message, coordinator_message::Message as Answer};
 
 use super::{
     Act, Event, Pid, World,
+    books::Book,
+    copying::Copying,
     network::{Down, Up},
+    sets, storage,
 };
 use crate::{
     conditions::{HEARTBEAT, HIDE_AFTER, PURGE_AFTER},
     invariants::fenced_is_void,
     promise::Promise,
     queue::{MS, Micros},
+    wishes::Wishes,
 };
 
 /// See the module's page.
@@ -38,32 +43,43 @@ pub(crate) struct Coordinator {
     /// Streams that said hello and have not ended.
     sessions: BTreeMap<u64, Pid>,
     started: Micros,
+    pub(crate) copying: Copying,
+    pub(crate) sources: Sources,
+    bounds: Bounds,
 }
 
 impl Coordinator {
-    pub(super) fn new(epoch: u64) -> Self {
+    pub(super) fn new(epoch: u64, wishes: &Wishes) -> Self {
+        let bounds = Bounds {
+            locations: wishes.locations,
+            watch_log_bytes: wishes.watch_log_bytes,
+            ..Bounds::default()
+        };
         Self {
-            directory: Some(directory(epoch)),
+            directory: Some(directory(epoch, bounds)),
             epoch,
             paused_until: 0,
             acknowledged: BTreeMap::new(),
             sessions: BTreeMap::new(),
             started: 0,
+            copying: Copying::default(),
+            sources: sets::machine(),
+            bounds,
         }
     }
 
     /// Time as it counts it.
-    pub(super) fn local(&self, now: Micros) -> std::time::Duration {
+    pub(crate) fn local(&self, now: Micros) -> std::time::Duration {
         std::time::Duration::from_micros(now - self.started)
     }
 }
 
-fn directory(epoch: u64) -> Directory {
+fn directory(epoch: u64, bounds: Bounds) -> Directory {
     Directory::new(DirectoryConfig {
         epoch,
         hide_after: std::time::Duration::from_micros(HIDE_AFTER),
         purge_after: std::time::Duration::from_micros(PURGE_AFTER),
-        bounds: Bounds::default(),
+        bounds,
     })
 }
 
@@ -73,6 +89,10 @@ impl World {
         let dead = &mut self.coordinators[coordinator];
         dead.directory = None;
         dead.acknowledged.clear();
+        self.sets.books[coordinator] = Book::default();
+        self.storage.books[coordinator] = storage::Book::default();
+        dead.copying = Copying::default();
+        dead.sources = sets::machine();
         let sessions = std::mem::take(&mut dead.sessions);
         if !silent {
             for (stream, _) in sessions {
@@ -87,7 +107,7 @@ impl World {
         if started.directory.is_none() {
             // Lifetimes of different coordinators are different too.
             started.epoch += 100;
-            started.directory = Some(directory(started.epoch));
+            started.directory = Some(directory(started.epoch, started.bounds));
             started.started = now;
         }
     }
@@ -126,8 +146,9 @@ impl World {
             Up::Said(Message::Heartbeat(pb::Heartbeat { number, .. })) => {
                 Ok(DirectoryEvent::Heartbeat { session, number })
             }
-            // Nobody is told to copy in this world.
-            Up::Said(Message::Replicated(_)) => return,
+            Up::Said(Message::Replicated(said)) => {
+                return self.replicated(coordinator, session, &said);
+            }
             Up::Said(Message::Goodbye(_)) => Ok(DirectoryEvent::Goodbye { session }),
         };
         let ended = matches!(event, Ok(DirectoryEvent::SessionEnded { .. }));
@@ -140,6 +161,7 @@ impl World {
         }
         if ended {
             self.coordinators[coordinator].sessions.remove(&id);
+            self.copying_ends(coordinator, session);
             self.streams.remove(&id);
         }
     }
@@ -163,6 +185,7 @@ impl World {
         for effect in effects {
             self.carry_out(coordinator, effect);
         }
+        self.wake_routers(coordinator);
     }
 
     fn carry_out(&mut self, coordinator: usize, effect: Effect) {
@@ -213,8 +236,15 @@ impl World {
                     format!("a region is refused: {refusal}"),
                 );
             }
-            // No namespace of this world says how many copies it wants.
-            Effect::Surplus { .. } => {}
+            Effect::Surplus { session, copies } => {
+                self.stats.surplus += copies.len() as u64;
+                let surplus = pb::Surplus {
+                    regions: copies.iter().map(|copy| copy.region.0).collect(),
+                    slots: copies.iter().map(|copy| copy.slot).collect(),
+                    generations: copies.iter().map(|copy| copy.generation).collect(),
+                };
+                self.send_down(session.0, Down::Said(Answer::Surplus(surplus)));
+            }
             Effect::Close { session, cause } => self.close(coordinator, session, &cause),
             Effect::NodeHidden { .. } | Effect::NodeShown { .. } => {}
             Effect::NodeRemoved {
@@ -261,6 +291,7 @@ impl World {
         }
         self.send_down(session.0, down);
         self.tell(coordinator, None, DirectoryEvent::SessionEnded { session });
+        self.copying_ends(coordinator, session);
     }
 
     /// A question arrives, and is answered from memory.

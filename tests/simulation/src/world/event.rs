@@ -3,10 +3,17 @@
 use kvferry_agent::{
     region::{ClientId, Held, PinId},
     transfer::{ConnectFailure, OpId, ReadFailure, SourceKey},
+    transport::PeerTarget,
 };
-use kvferry_proto::pb;
+use kvferry_coordinator::sources::Announcer;
+use kvferry_proto::{Incarnation, NodeId, pb};
 
-use super::{Pid, network};
+use super::{
+    Pid, network,
+    routers::RouterEvent,
+    sets::{Say, Set},
+    storage::StorageCall,
+};
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -50,6 +57,34 @@ pub(crate) enum Event {
     Process(Pid, Act),
     /// Somebody claims blocks.
     Claim,
+    /// Something happens to a router.
+    Router(usize, RouterEvent),
+    /// Somebody says where blocks lie in storage, or asks.
+    Storage,
+    /// That arrives.
+    StorageCall {
+        coordinator: usize,
+        first: u64,
+        count: u64,
+        call: StorageCall,
+    },
+    /// A coordinator looks for what lacks copies.
+    CopyTick(usize),
+    /// Something happens to sets of tensors.
+    Sets,
+    /// What an agent says of its sets arrives.
+    SetsSaid {
+        coordinator: usize,
+        pid: Pid,
+        who: Box<Announcer>,
+        say: Box<Say>,
+    },
+    /// A coordinator looks which nodes with sets are there.
+    SetsTick(usize),
+    /// A node is drained no longer.
+    Undrain(usize),
+    /// A suspect is asked whether it is there.
+    Hello { pid: Pid, peer: Box<PeerTarget> },
     /// Promises that can be checked at any time are.
     Probe,
 }
@@ -79,6 +114,25 @@ pub(crate) enum Act {
         job: u64,
     },
     StoreTick,
+    /// What is published is announced to one coordinator; again and again.
+    Announce {
+        session: usize,
+        again: bool,
+    },
+    /// It answers.
+    SetsTold {
+        session: usize,
+        unknown: Vec<(usize, Set)>,
+        removed: Vec<(usize, Set)>,
+    },
+    /// Suspects are probed.
+    Upkeep,
+    /// One answers: whom it was taken for, and who it is.
+    HelloAnswered {
+        node: NodeId,
+        asked: Incarnation,
+        found: Incarnation,
+    },
     Release {
         client: ClientId,
         pin: PinId,

@@ -100,6 +100,20 @@ impl World {
                 let conditions = self.conditions.clone();
                 self.with_current(node, |process| process.reregister(&conditions));
             }
+            Kind::RouterStalls { router } => self.routers[router].stands_until = until,
+            Kind::RouterBreaks { router } => self.router_again(router, false),
+            Kind::RouterRestarts { router } => self.router_again(router, true),
+            Kind::Drain { node, for_good } => {
+                self.operators.drains.push(node);
+                if !for_good {
+                    self.queue.at(until, Event::Undrain(node));
+                }
+            }
+            Kind::Heat => {
+                let (random, hashes) = (&mut self.operators.random, self.conditions.hashes);
+                let hot = (0..4).map(|_| random.below(hashes)).collect();
+                self.operators.hot.get_or_insert((hot, 2));
+            }
             Kind::EvictAll { node } => {
                 let (name, now) = (self.conditions.spec.name.clone(), self.now);
                 self.with_current(node, |process| {
@@ -183,8 +197,13 @@ impl World {
         self.note(&[1, node as u64, incarnation.get()]);
         for session in 0..coordinators {
             self.later(pid, 0, Act::SessionTimer(session));
+            if !self.sets.is_empty() {
+                let again = true;
+                self.later(pid, SECOND, Act::Announce { session, again });
+            }
         }
         self.later(pid, 250 * MS, Act::StoreTick);
+        self.later(pid, SECOND, Act::Upkeep);
         let first = self.network.below(self.conditions.pace);
         self.later(pid, first, Act::Work);
         if self.is_quiet() {
@@ -234,7 +253,9 @@ impl World {
             .writers
             .retain(|_, holder| *holder != Holder::Client(client));
         for pull in process.pulls.values_mut() {
-            pull.give_up(process.random.permille(500));
+            let gives_up = process.random.permille(500);
+            // Copies that are ordered are nobody's wish here.
+            pull.give_up(gives_up && pull.copies_for.is_none());
         }
         let pulls: Vec<_> = process.pulls.keys().copied().collect();
         for pull in pulls {

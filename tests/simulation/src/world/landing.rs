@@ -23,6 +23,10 @@ impl World {
     ) -> PullEvent {
         let now = process.local(self.now);
         let slot = match &pull.target {
+            Target::Pool(region) if pull.copies_for.is_some() => {
+                let spare = process.store.reserve_spare(now, pull.holder, region.id);
+                spare.ok()
+            }
             Target::Pool(region) => process.store.reserve_one(now, pull.holder, region.id).ok(),
             Target::Slots(_, slots) => slots.get(block as usize).copied(),
         };

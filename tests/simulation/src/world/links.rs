@@ -71,6 +71,7 @@ impl World {
         owner: Pid,
     ) -> Option<PullEvent> {
         let one_sided = process.random.permille(self.conditions.one_sided);
+        let now = process.local(self.now);
         let pull = process.pulls.get_mut(&pull)?;
         if !pull.connecting.remove(&source) {
             return None;
@@ -79,6 +80,7 @@ impl World {
             owner,
             one_sided,
             received: 0,
+            progress_at: now,
         };
         pull.links.insert(source, link);
         Some(PullEvent::Connected {

@@ -1,18 +1,27 @@
 //! The world: processes, coordinators and what is between them, on one queue of events.
 
 mod asking;
+mod books;
 pub(crate) mod claims;
 mod coordinator;
+mod copying;
+mod dispatch;
 mod event;
 mod faults;
+mod health;
 mod landing;
 mod links;
 mod network;
+mod orders;
 pub(crate) mod process;
 pub(crate) mod pull;
 mod pulls;
 mod reads;
+mod routers;
 mod sessions;
+pub(crate) mod sets;
+pub(crate) mod storage;
+mod view;
 mod workload;
 
 use std::{
@@ -20,7 +29,6 @@ use std::{
     net::SocketAddr,
 };
 
-use kvferry_coordinator::directory::Event as DirectoryEvent;
 use kvferry_proto::{Incarnation, NodeId};
 
 use crate::{
@@ -34,12 +42,16 @@ use crate::{
     random::{Random, mix},
     report::Stats,
     sabotage::{Sabotage, Shell},
+    wishes::{COPIES_WITHIN, Wishes},
 };
 pub(crate) use coordinator::Coordinator;
 pub(crate) use event::{Act, Event};
 pub(crate) use network::Up;
 use network::{Cut, Stream};
 pub(crate) use process::{Pid, Process};
+pub(crate) use routers::WINDOW;
+use routers::{Router, RouterEvent};
+pub(crate) use view::View;
 
 /// A mean event of a busy node every so often: the bound on events of a run, so that one that feeds
 /// itself for ever is a failure and no hang.
@@ -59,6 +71,7 @@ pub(crate) struct Node {
 pub struct World {
     pub(crate) options: Options,
     pub(crate) conditions: Conditions,
+    pub(crate) wishes: Wishes,
     pub(crate) now: Micros,
     pub(crate) quiet_from: Micros,
     queue: Queue<Event>,
@@ -78,6 +91,10 @@ pub struct World {
     silent_dead: BTreeSet<Pid>,
     network: Random,
     pub(crate) claims: claims::Claims,
+    pub(crate) storage: storage::Storage,
+    pub(crate) sets: sets::Sets,
+    pub(crate) routers: Vec<Router>,
+    pub(crate) operators: copying::Operators,
     pub(crate) stats: Stats,
     digest: u64,
     violation: Option<Violation>,
@@ -90,13 +107,15 @@ impl World {
         let (seed, nodes) = (options.seed, options.nodes.max(2));
         let coordinators = 1 + Random::of(seed, 3).below(3) as usize;
         let quiet_from = (options.seconds * SECOND).max(SECOND);
+        let mut conditions = Conditions::of(seed, nodes);
+        let wishes = Wishes::of(seed, nodes, &mut conditions);
         let mut world = Self {
             options: options.clone(),
-            conditions: Conditions::of(seed, nodes),
+            conditions,
             now: 0,
             quiet_from,
             queue: Queue::default(),
-            faults: schedule(seed, nodes, coordinators, quiet_from),
+            faults: schedule(seed, nodes, coordinators, &wishes, quiet_from),
             history: History::default(),
             nodes: (0..nodes).map(network::node).collect(),
             processes: Vec::new(),
@@ -109,6 +128,11 @@ impl World {
             silent_dead: BTreeSet::new(),
             network: Random::of(seed, 4),
             claims: claims::Claims::new(seed),
+            storage: storage::Storage::new(seed, coordinators),
+            sets: sets::Sets::new(seed, wishes.sources, coordinators),
+            routers: Vec::new(),
+            operators: copying::Operators::new(seed),
+            wishes,
             stats: Stats::default(),
             digest: seed,
             violation: None,
@@ -116,8 +140,14 @@ impl World {
         for coordinator in 0..coordinators {
             world
                 .coordinators
-                .push(Coordinator::new(1 + coordinator as u64));
+                .push(Coordinator::new(1 + coordinator as u64, &world.wishes));
             world.queue.at(TICK, Event::CoordinatorTick(coordinator));
+            if world.wishes.copies() {
+                world.queue.at(TICK, Event::CopyTick(coordinator));
+            }
+            if !world.sets.is_empty() {
+                world.queue.at(TICK, Event::SetsTick(coordinator));
+            }
         }
         for node in 0..nodes {
             let at = world.network.below(200 * MS);
@@ -139,6 +169,16 @@ impl World {
         }
         world.queue.at(SECOND, Event::Probe);
         world.queue.at(SECOND, Event::Claim);
+        world.queue.at(SECOND, Event::Storage);
+        world.queue.at(SECOND, Event::Sets);
+        for router in 0..world.wishes.routers {
+            let coordinator = (seed as usize + router) % coordinators;
+            world.routers.push(Router::new(seed, router, coordinator));
+            world.router_again(router, true);
+            world
+                .queue
+                .at(SECOND, Event::Router(router, RouterEvent::Look));
+        }
         world
     }
 
@@ -152,7 +192,12 @@ impl World {
     #[must_use]
     pub fn run(mut self) -> Report {
         Sabotage::install(self.options.sabotage);
-        let end = self.quiet_from + CONVERGES_WITHIN;
+        let copies = if self.wishes.copies() {
+            COPIES_WITHIN
+        } else {
+            0
+        };
+        let end = self.quiet_from + CONVERGES_WITHIN + copies;
         let most = EVENTS_PER_NODE_SECOND * self.nodes.len() as u64 * (end / SECOND);
         let mut calm = false;
         while self.violation.is_none() {
@@ -184,131 +229,6 @@ impl World {
             violation: self.violation,
             stats: self.stats,
         }
-    }
-
-    fn happen(&mut self, event: Event) {
-        match event {
-            Event::Fault(index) => self.fault(index),
-            Event::Start {
-                node,
-                clock_behind,
-                elsewhere,
-            } => self.start(node, clock_behind, elsewhere),
-            Event::CoordinatorStarts(coordinator) => self.coordinator_starts(coordinator),
-            Event::CoordinatorTick(coordinator) => {
-                self.queue
-                    .at(self.now + TICK, Event::CoordinatorTick(coordinator));
-                if self.coordinators[coordinator].paused_until <= self.now {
-                    self.tell(coordinator, None, DirectoryEvent::Tick);
-                }
-            }
-            Event::Deliver { stream, up } => self.deliver(stream, up),
-            Event::Locate {
-                coordinator,
-                pid,
-                pull,
-                op,
-                request,
-            } => self.locate(coordinator, pid, pull, op, request),
-            Event::Connect { pid, pull, source } => self.connect_arrives(pid, pull, source),
-            Event::Fetch {
-                pid,
-                pull,
-                op,
-                read,
-            } => self.fetch(pid, pull, op, read),
-            Event::Process(pid, act) => self.process(pid, act),
-            Event::Claim => self.claim(),
-            Event::Probe => {
-                invariants::probe(self);
-                let pace = SECOND * (1 + self.nodes.len() as u64 / 50);
-                self.queue.at(self.now + pace, Event::Probe);
-            }
-        }
-    }
-
-    /// Hands a process what happens to it, unless it stands still: then that waits.
-    fn process(&mut self, pid: Pid, act: Act) {
-        let Some(mut process) = self.processes[pid].take() else {
-            return;
-        };
-        if process.paused_until > self.now {
-            self.queue
-                .at(process.paused_until, Event::Process(pid, act));
-            self.processes[pid] = Some(process);
-            return;
-        }
-        if self.act(&mut process, act) {
-            self.after(&mut process);
-            self.processes[pid] = Some(process);
-        } else {
-            self.gone(&process, false);
-            // Somebody restarts what ends by itself.
-            self.start_at(self.now + SECOND, process.node, false);
-        }
-    }
-
-    /// False where the process ends with it.
-    fn act(&mut self, process: &mut Process, act: Act) -> bool {
-        match act {
-            Act::SessionTimer(session) => {
-                process.sessions[session].timer_at = None;
-                return self.session_tick(process, session);
-            }
-            Act::Connected {
-                session,
-                attempt,
-                ok,
-            } => return self.session_connected(process, session, attempt, ok),
-            Act::FromCoordinator {
-                session,
-                stream,
-                said,
-            } => return self.session_told(process, session, stream, &said),
-            Act::LogChanged => {
-                process.log_waits = false;
-                for session in 0..process.sessions.len() {
-                    if !self.session_tick(process, session) {
-                        return false;
-                    }
-                }
-            }
-            Act::LateInventory { session, stream } => {
-                self.send_late_inventory(process, session, stream);
-                return self.session_tick(process, session);
-            }
-            Act::Work => self.work(process),
-            Act::LastWork => self.begin_publish(process, 1),
-            Act::Write { job } => self.write(process, job),
-            Act::StoreTick => {
-                process.store.tick(process.local(self.now));
-                self.later(process.pid, 250 * MS, Act::StoreTick);
-            }
-            Act::Release {
-                client,
-                pin,
-                blocks,
-            } => invariants::pinned_stays::release(self, process, client, pin, &blocks),
-            Act::EngineDies => self.engine_dies(process),
-            Act::Leave => self.leave(process),
-            Act::Exit => return false,
-            act => self.pull_act(process, act),
-        }
-        true
-    }
-
-    /// What every step of a process ends with.
-    fn after(&mut self, process: &mut Process) {
-        use std::sync::atomic::Ordering::Relaxed;
-        if process.mirror.changed.swap(false, Relaxed) && !process.log_waits {
-            process.log_waits = true;
-            let wait = process.random.below(2 * MS);
-            self.later(process.pid, wait, Act::LogChanged);
-        }
-    }
-
-    fn later(&mut self, pid: Pid, wait: Micros, act: Act) {
-        self.queue.at(self.now + wait, Event::Process(pid, act));
     }
 
     /// A promise is broken. The first one counts.

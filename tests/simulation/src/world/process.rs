@@ -1,13 +1,13 @@
 //! One lifetime of one agent process: its store, its sessions, its pulls and what its engine does.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kvferry_agent::{
@@ -16,6 +16,7 @@ use kvferry_agent::{
         StoreLimits, eviction::EvictionKind,
     },
     session::{ChangeLog, SessionConfig, SessionMachine},
+    transport::PeerHealth,
 };
 use kvferry_memory::{HostMemory, HugePages};
 use kvferry_proto::{
@@ -23,7 +24,7 @@ use kvferry_proto::{
 };
 use parking_lot::Mutex;
 
-use super::pull::Pull;
+use super::{orders::Orders, pull::Pull, sets::Set};
 use crate::{conditions::Conditions, queue::Micros, random::Random};
 
 /// Number of a process; never used twice in a world.
@@ -90,6 +91,8 @@ pub(crate) struct Session {
     pub(crate) epoch: u64,
     /// Contents of an inventory whose position is still to be taken; for sabotage only.
     pub(crate) late: Option<Vec<pb::Inventory>>,
+    /// What came of orders, with the delta that must be acknowledged before.
+    pub(crate) answers: VecDeque<(u64, pb::Replicated)>,
 }
 
 /// Blocks an engine is writing.
@@ -124,7 +127,14 @@ pub(crate) struct Process {
     pub(crate) jobs: BTreeMap<u64, Job>,
     /// Who may write to a slot: the simulation's own account.
     pub(crate) writers: BTreeMap<(RegionId, Slot), Holder>,
-    pub(crate) suspects: BTreeMap<Pid, Micros>,
+    pub(crate) health: PeerHealth,
+    /// Any moment: health counts time from it.
+    start: Instant,
+    pub(crate) orders: Orders,
+    /// Sets of tensors that it publishes, by number of their source.
+    pub(crate) sets: BTreeMap<usize, Set>,
+    /// It has published some, so that there is something to take back.
+    pub(crate) spoken: bool,
     pub(crate) pool: Arc<Region>,
     pub(crate) engine: Option<Arc<Region>>,
     pub(crate) client: ClientId,
@@ -176,6 +186,7 @@ impl Process {
             timer_at: None,
             epoch: 0,
             late: None,
+            answers: VecDeque::new(),
         });
         Self {
             pid: identity.pid,
@@ -201,7 +212,11 @@ impl Process {
             pulls: BTreeMap::new(),
             jobs: BTreeMap::new(),
             writers: BTreeMap::new(),
-            suspects: BTreeMap::new(),
+            health: PeerHealth::default(),
+            start: Instant::now(),
+            orders: Orders::default(),
+            sets: BTreeMap::new(),
+            spoken: false,
             pool,
             engine,
             client: ClientId(1),
@@ -219,6 +234,11 @@ impl Process {
         let since = i128::from(now.saturating_sub(self.born));
         let local = since * (1_000_000 + i128::from(self.drift_ppm)) / 1_000_000;
         Duration::from_micros(local as u64)
+    }
+
+    /// The same for what counts in instants. Only differences matter.
+    pub(crate) fn instant(&self, now: Micros) -> Instant {
+        self.start + self.local(now)
     }
 
     /// When its clock will show this, or a little more.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use kvferry_agent::{
+    coordinators::Located,
     region::{Held, Holder, PinId, Region},
     transfer::{
         BlockIndex, Destination, Event, OpId, Outcome, PullEngine, ReadFailure, SlotRead, SourceKey,
@@ -27,6 +28,8 @@ pub(crate) struct Link {
     /// The owner's processor takes no part, and neither does ours: bytes may arrive until it settles.
     pub(crate) one_sided: bool,
     pub(crate) received: u64,
+    /// When bytes last came, on the process's own clock.
+    pub(crate) progress_at: Duration,
 }
 
 /// One transport read: pieces fetched one after the other, each at its own moment.
@@ -47,6 +50,8 @@ pub(crate) struct Flight {
     /// Of a generation read: where each word arrives.
     pub(crate) words: Option<(Arc<HostMemory>, Vec<u64>)>,
     pub(crate) bytes: u64,
+    /// On the process's own clock.
+    pub(crate) begun: Duration,
     /// It stands still until it is cancelled.
     pub(crate) hangs: bool,
     /// How it ends, when it settles.
@@ -84,6 +89,18 @@ pub(crate) struct Pull {
     pub(crate) timer_at: Option<Micros>,
     pub(crate) reported: bool,
     given_up: bool,
+    /// The order it copies for: into free slots only, and not for an engine.
+    pub(crate) copies_for: Option<u64>,
+    /// The first answer, where the coordinator gave it already.
+    pub(crate) known: Option<Located>,
+    /// Sources that were suspect when they were located.
+    pub(crate) suspects: BTreeSet<SourceKey>,
+    /// Some block is with suspects only.
+    pub(crate) must_suspect: bool,
+    /// Something failed, so that blocks went elsewhere.
+    pub(crate) troubled: bool,
+    pub(crate) locates: u32,
+    pub(crate) read_once: BTreeSet<BlockIndex>,
     pub(crate) early: BTreeMap<(SourceKey, RegionId, Slot), u64>,
 }
 
@@ -121,6 +138,13 @@ impl Pull {
             timer_at: None,
             reported: false,
             given_up: false,
+            copies_for: None,
+            known: None,
+            suspects: BTreeSet::new(),
+            must_suspect: false,
+            troubled: false,
+            locates: 0,
+            read_once: BTreeSet::new(),
             early: BTreeMap::new(),
         }
     }

@@ -11,18 +11,17 @@ use xxhash_rust::xxh3::Xxh3Default;
 
 use super::{
     Act, Event, Process, World,
+    asking::understood,
     pull::{Begin, Pull, Target},
 };
 use crate::{
     history::block_hash,
-    invariants::{bounds_hold, pulls_end},
+    invariants::{bounds_hold, pulls_end, stalls_are_bounded},
     queue::{MS, Micros, SECOND},
 };
 
 /// Until a connect is given up.
 const CONNECT_BOUND: Micros = 4 * SECOND;
-/// How long a suspect is remembered.
-const SUSPECT_FOR: Micros = 10 * SECOND;
 /// Longest a pinned result is kept.
 const PIN: Duration = Duration::from_secs(6);
 
@@ -72,10 +71,15 @@ impl World {
         });
         self.stats.pulls += 1;
         process.pulls.insert(id, pull);
-        let at = process.global(deadline + pulls_end::SLACK);
+        self.deadline_at(process, id, deadline + pulls_end::SLACK);
+        self.step(process, id, None);
+    }
+
+    /// A look at a pull when its deadline has passed.
+    pub(super) fn deadline_at(&mut self, process: &Process, id: u64, deadline: Duration) {
+        let at = process.global(deadline);
         self.queue
             .at(at, Event::Process(process.pid, Act::PullDeadline(id)));
-        self.step(process, id, None);
     }
 
     /// A place to write to, and the pin that results join.
@@ -179,12 +183,16 @@ impl World {
     }
 
     /// Tells the engine, lets time pass, and obeys.
-    fn step(&mut self, process: &mut Process, id: u64, event: Option<PullEvent>) {
+    pub(super) fn step(&mut self, process: &mut Process, id: u64, event: Option<PullEvent>) {
         let Some(mut pull) = process.pulls.remove(&id) else {
             return;
         };
         let now = process.local(self.now);
         for event in pull.take_cancel().into_iter().chain(event) {
+            pull.troubled |= matches!(
+                event,
+                PullEvent::ConnectFailed { .. } | PullEvent::ReadFailed { .. }
+            );
             pull.engine.handle(now, event);
         }
         self.pass_time(process, &mut pull);
@@ -193,11 +201,16 @@ impl World {
         }
         let broken = bounds_hold::pull(&pull, &self.conditions);
         self.check(broken);
+        let awake = process.local(process.paused_until);
+        let broken = stalls_are_bounded::waits(&pull, &self.conditions, awake, now);
+        self.check(broken);
+        let mut copied = None;
         if pull.engine.is_finished() && !pull.reported {
             pull.reported = true;
             let broken = pulls_end::all_given(&pull);
             self.check(broken);
             self.report(process, &pull);
+            copied = pull.copies_for.map(|job| (job, pull.outcomes.clone()));
         }
         if pull.engine.is_drained() {
             self.stats.drained += 1;
@@ -206,10 +219,13 @@ impl World {
             process.store.release_holder(pull.holder);
             process.writers.retain(|_, holder| *holder != pull.holder);
             process.scratch.truncate(8);
-            return;
+        } else {
+            self.arm(process, &mut pull);
+            process.pulls.insert(id, pull);
         }
-        self.arm(process, &mut pull);
-        process.pulls.insert(id, pull);
+        if let Some((job, outcomes)) = copied {
+            self.copied(process, job, &outcomes);
+        }
     }
 
     fn pass_time(&mut self, process: &Process, pull: &mut Pull) {
@@ -251,7 +267,15 @@ impl World {
     fn obey(&mut self, process: &mut Process, pull: &mut Pull, command: Command) {
         let now = process.local(self.now);
         match command {
-            Command::Locate { op, blocks } => self.ask(process, pull, op, &blocks),
+            Command::Locate { op, blocks } => match pull.known.take() {
+                Some(known) => {
+                    let blocks: Vec<_> = blocks.iter().map(|block| *block as usize).collect();
+                    let known = known.subset(&blocks);
+                    let event = understood(&process.health, pull, op, &known);
+                    pull.engine.handle(now, event);
+                }
+                None => self.ask(process, pull, op, &blocks),
+            },
             Command::Prepare { blocks } => {
                 for block in blocks {
                     let event = self.prepare(process, pull, block);
@@ -276,6 +300,9 @@ impl World {
                 self.later(pid, CONNECT_BOUND, act);
             }
             Command::Read { op, source, slots } => {
+                let most = self.conditions.transfer.max_sources;
+                let broken = stalls_are_bounded::reads(pull, most, source, &slots);
+                self.check(broken);
                 self.begin_read(process, pull, op, source, slots, false);
             }
             Command::ReadGenerations { op, source, slots } => {
@@ -283,8 +310,11 @@ impl World {
             }
             Command::Cancel { op } => self.cancel(process, pull, op),
             Command::Suspect { source } => {
-                if let Some(link) = pull.links.get(&source) {
-                    process.suspects.insert(link.owner, self.now + SUSPECT_FOR);
+                pull.troubled = true;
+                self.stats.suspected += 1;
+                if let Some(peer) = pull.peers.get(source.0 as usize) {
+                    let now = process.instant(self.now);
+                    process.health.suspect(now, peer);
                 }
             }
             // No link of this world needs checksums.

@@ -35,6 +35,7 @@ impl World {
         };
         let Some(((requests, words), _)) = planned.zip(pull.links.get(&source)) else {
             let failure = ReadFailure::SpanRefused;
+            pull.troubled = true;
             return pull
                 .engine
                 .handle(now, PullEvent::ReadFailed { op, failure });
@@ -60,6 +61,7 @@ impl World {
             reads,
             words,
             bytes: if generations { 0 } else { bytes },
+            begun: now,
             hangs,
             failure: None,
         };
@@ -241,6 +243,7 @@ impl World {
         let done = flight.outstanding == 0;
         if let Some(link) = pull.links.get_mut(&source) {
             link.received += bytes.len() as u64;
+            link.progress_at = process.local(self.now);
         }
         if more {
             let wait = self.way() / 4;

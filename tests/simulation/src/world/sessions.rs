@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use kvferry_agent::session::{Command, Event as SessionEvent, LogEntry, inventory_messages};
-use kvferry_proto::pb::{self, agent_message::Message, coordinator_message::Message as Answer};
+use kvferry_proto::{
+    Generation, RegionId, Slot,
+    pb::{self, agent_message::Message, coordinator_message::Message as Answer},
+};
 
 use super::{
     Act, Process, World,
@@ -39,6 +42,7 @@ impl World {
         let lives = self.session_obey(process, session);
         let broken = published_is_found::belief(self, process, session);
         self.check(broken);
+        self.send_answers(process, session);
         lives
     }
 
@@ -168,7 +172,7 @@ impl World {
         self.session_event(process, session, SessionEvent::Connected)
     }
 
-    fn session_send(&mut self, process: &Process, session: usize, message: Message) {
+    pub(super) fn session_send(&mut self, process: &Process, session: usize, message: Message) {
         if let Some(stream) = process.sessions[session].stream {
             self.send_up(stream, Up::Said(message));
             if let Some(stream) = self.streams.get(&stream) {
@@ -181,6 +185,8 @@ impl World {
 
     fn session_close(&mut self, process: &mut Process, session: usize) {
         process.sessions[session].attempt += 1;
+        // Another stream knows nothing of these orders.
+        process.sessions[session].answers.clear();
         if let Some(stream) = process.sessions[session].stream.take() {
             self.send_up(stream, Up::Ended);
         }
@@ -263,17 +269,31 @@ impl World {
             Down::Said(Answer::Ack(ref ack)) => SessionEvent::Acknowledged(ack.seq),
             Down::Said(Answer::Resync(_)) => SessionEvent::ResyncRequested,
             Down::Said(Answer::HeartbeatAck(_)) => SessionEvent::HeartbeatAnswered,
-            // Nobody is told to copy in this world.
-            Down::Said(Answer::RegionRefused(_) | Answer::Replicate(_)) => return true,
-            // No coordinator of this world sends one.
-            Down::Said(Answer::Surplus(_)) => SessionEvent::HeartbeatAnswered,
+            Down::Said(Answer::RegionRefused(_)) => return true,
+            Down::Said(Answer::Replicate(ref order)) => {
+                self.ordered(process, session, (**order).clone());
+                SessionEvent::HeartbeatAnswered
+            }
+            Down::Said(Answer::Surplus(ref surplus)) => {
+                let places = surplus.regions.iter().zip(&surplus.slots);
+                let copies = places.zip(&surplus.generations);
+                let copies: Vec<_> = copies
+                    .map(|((region, slot), generation)| {
+                        (RegionId(*region), Slot(*slot), Generation(*generation))
+                    })
+                    .collect();
+                process.store.surplus(&copies);
+                SessionEvent::HeartbeatAnswered
+            }
             Down::Said(Answer::Closing(_)) => SessionEvent::Closing,
             Down::Fenced => {
                 process.sessions[session].stream = None;
+                process.sessions[session].answers.clear();
                 SessionEvent::Fenced
             }
             Down::Ended => {
                 process.sessions[session].stream = None;
+                process.sessions[session].answers.clear();
                 SessionEvent::Disconnected
             }
         };

@@ -27,6 +27,7 @@ const LIMITS: Bounds = Bounds {
     slots: 5 * SLOTS as u64,
     claims: 5,
     locations: 4,
+    watch_log_bytes: Bounds::WATCH_LOG_BYTES,
 };
 
 /// Slots sealed as (slot, hash, generation).

@@ -1,4 +1,5 @@
-//! What watchers apply equals the model, whatever happens, whenever they start, and however slowly.
+//! What watchers apply equals the model, whatever happens, whenever they start or go on, and however slowly; where less is
+//! kept than they are behind, they are told so.
 
 use std::{
     collections::BTreeMap,
@@ -81,24 +82,49 @@ impl Replica {
             .retain(|place, _| regions.contains_key(&place.0));
     }
 
-    /// Takes a step of its start.
-    fn scan(&mut self, directory: &Directory) {
-        // A namespace that is gone is heard of by who listens.
-        if let Ok(Some(scanned)) = directory.scan(&mut self.watcher, 1) {
-            scanned.changes.iter().for_each(|change| self.apply(change));
-            self.apply_rows(&scanned.rows);
+    /// Takes a step of its start. False when it is cut off.
+    fn scan(&mut self, directory: &Directory) -> bool {
+        match directory.scan(&mut self.watcher, 1) {
+            Ok(Some(scanned)) => {
+                scanned.changes.iter().for_each(|change| self.apply(change));
+                self.apply_rows(&scanned.rows);
+            }
+            Ok(None) => {}
+            // A namespace that is gone is heard of by who listens.
+            Err(WatchEnd::Deleted) => {}
+            Err(WatchEnd::TooSlow) => return false,
         }
         self.synced = !self.watcher.scans();
+        true
     }
 
-    /// False when the namespace is gone.
-    fn listen(&mut self) -> bool {
+    /// Its stream is lost, and it goes on after what it was told last. None where it has to start anew.
+    fn resume(self, directory: &mut Directory, name: &str) -> Option<Self> {
+        let seq = self.watcher.seq();
+        let (synced, nodes) = (self.synced, self.nodes);
+        let (regions, copies) = (self.regions, self.copies);
+        drop(self.watcher);
+        match directory.watch(&namespace(name), Some((EPOCH, seq))) {
+            Ok(watcher) => Some(Self {
+                watcher,
+                synced,
+                nodes,
+                regions,
+                copies,
+            }),
+            Err(WatchError::TooOld { .. } | WatchError::NamespaceUnknown(_)) => None,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// False when the namespace is gone, or it was cut off.
+    fn listen(&mut self, tight: bool) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         loop {
             match self.watcher.poll_changes(&mut cx, 1) {
                 Poll::Pending => return true,
                 Poll::Ready(Err(end)) => {
-                    assert_eq!(end, WatchEnd::Deleted);
+                    assert!(tight || end == WatchEnd::Deleted, "{end}");
                     return false;
                 }
                 Poll::Ready(Ok(changes)) => {
@@ -154,32 +180,47 @@ proptest! {
 
     #[test]
     fn a_replica_equals_the_directory(
-        operations in vec((operation(), any::<bool>()), 1..60),
+        operations in vec((operation(), any::<bool>(), prop::bool::weighted(0.1)), 1..60),
         stepwise in any::<bool>(),
+        tight in any::<bool>(),
     ) {
         let way = if stepwise { step_by_step_and_sweep } else { Directory::handle };
-        follow(&operations, way);
+        follow(&operations, way, tight);
     }
 }
 
-fn follow(operations: &[(Operation, bool)], way: Way) {
-    let mut directory = directory_of(LIMITS);
+/// What is kept where that is little: a few changes.
+const TIGHT: usize = 1_500;
+
+fn follow(operations: &[(Operation, bool, bool)], way: Way, tight: bool) {
+    let kept = if tight { TIGHT } else { LIMITS.watch_log_bytes };
+    let mut directory = directory_of(Bounds {
+        watch_log_bytes: kept,
+        ..LIMITS
+    });
     let mut model = Model::default();
     let mut replicas: [Option<Replica>; NAMESPACES.len()] = [None, None];
-    for (operation, listens) in operations {
+    for (operation, listens, breaks) in operations {
         run(&mut directory, &mut model, operation, way);
         for (index, replica) in replicas.iter_mut().enumerate() {
+            if *breaks && replica.as_ref().is_some_and(|known| known.synced) {
+                let lost = replica.take();
+                *replica = lost.and_then(|lost| lost.resume(&mut directory, NAMESPACES[index]));
+            }
             if let Some(known) = replica
                 && *listens
                 && !known.watcher.scans()
-                && !known.listen()
+                && !known.listen(tight)
             {
                 *replica = None;
             }
             match replica {
                 Some(known) if known.watcher.scans() => {
                     // Slowly: operations come between.
-                    known.scan(&directory);
+                    if !known.scan(&directory) {
+                        assert!(tight, "cut off");
+                        *replica = None;
+                    }
                 }
                 Some(known) if *listens => known.compare(&model, index),
                 Some(_) => {}
@@ -193,9 +234,11 @@ fn follow(operations: &[(Operation, bool)], way: Way) {
     for (index, replica) in replicas.iter_mut().enumerate() {
         if let Some(known) = replica {
             while known.watcher.scans() {
-                known.scan(&directory);
+                if !known.scan(&directory) {
+                    break;
+                }
             }
-            if known.listen() {
+            if !known.watcher.scans() && known.listen(tight) {
                 known.compare(&model, index);
             }
         }

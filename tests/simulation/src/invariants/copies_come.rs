@@ -1,0 +1,142 @@
+//! Copies that are wanted come, and not one more: nothing is ordered that is there or under way, and long after the last
+//! fault no block lacks a copy that some node has room for. A drain that is said to be done leaves nothing behind.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use kvferry_coordinator::{
+    directory::{Directory, NodeState},
+    replication::{Cause, DrainState, Order},
+};
+use kvferry_proto::{BlockHash, NodeId};
+
+use super::{Broken, published_is_found::places};
+use crate::{history::block_hash, promise::Promise, world::World};
+
+fn failed(detail: String) -> Broken {
+    Some((Promise::CopiesCome, detail))
+}
+
+/// A coordinator orders copies.
+pub(crate) fn ordered(world: &World, coordinator: usize, order: &Order, cause: &Cause) -> Broken {
+    let here = &world.coordinators[coordinator];
+    let directory = here.directory.as_ref()?;
+    let told = &order.node;
+    if state(directory, told) != Some(NodeState::Live) {
+        return failed(format!("{told} is to copy, and is not live"));
+    }
+    for hash in &order.hashes {
+        let twice = here.copying.under_way.values();
+        if twice
+            .flat_map(|order| &order.hashes)
+            .any(|other| other == hash)
+        {
+            return failed(format!(
+                "{hash} is ordered from {told}, and under way already"
+            ));
+        }
+        let (holders, all) = holders(world, directory, *hash);
+        if holders.contains(told) {
+            return failed(format!("{told} is to copy {hash}, which it has"));
+        }
+        let stay = holders
+            .iter()
+            .filter(|node| state(directory, node) == Some(NodeState::Live));
+        let (stay, wanted) = (stay.count(), wanted(world, hash));
+        let lacks = match cause {
+            Cause::Wanted => stay < wanted,
+            Cause::Drain(_) => stay == 0,
+        };
+        if all && !lacks {
+            return failed(format!(
+                "{hash} is ordered from {told}: {holders:?} have it, {wanted} should"
+            ));
+        }
+    }
+    None
+}
+
+/// Long after the last fault.
+pub(crate) fn at_end(world: &World) -> Broken {
+    if !world.wishes.copies() {
+        return None;
+    }
+    (0..world.coordinators.len()).find_map(|at| at_one(world, at))
+}
+
+fn at_one(world: &World, at: usize) -> Broken {
+    let here = &world.coordinators[at];
+    let directory = here.directory.as_ref()?;
+    let local = Duration::from_micros(world.now);
+    let mut left = BTreeSet::new();
+    for number in world.history.hashes() {
+        let hash = block_hash(number);
+        let (holders, all) = holders(world, directory, hash);
+        if holders.is_empty() || !all {
+            continue;
+        }
+        let stay = holders
+            .iter()
+            .filter(|node| state(directory, node) == Some(NodeState::Live));
+        let (stay, wanted) = (stay.count(), wanted(world, &hash));
+        let goes = holders.len() > stay && stay == 0;
+        if goes {
+            left.extend(holders.iter().cloned());
+        }
+        if (stay < wanted || goes)
+            && let Some(free) = room(world, directory, &holders)
+        {
+            return failed(format!(
+                "block {number} is on {holders:?} only, {wanted} nodes should have it, and {free} has room: coordinator \
+                 {at} says {:?}",
+                here.copying.wants.status(&world.conditions.spec.name)
+            ));
+        }
+    }
+    world.operators.drains.iter().find_map(|node| {
+        let name = &world.nodes[*node].name;
+        let drain = here.copying.wants.drain_status(local, name)?;
+        let moved = drain.state == DrainState::Moved && left.contains(name);
+        moved.then_some((
+            Promise::CopiesCome,
+            format!("coordinator {at} says that {name} is drained; only it holds some blocks"),
+        ))
+    })
+}
+
+fn wanted(world: &World, hash: &BlockHash) -> usize {
+    let hot = world.operators.hot.as_ref();
+    let hot = hot.filter(|(hot, _)| hot.iter().any(|number| block_hash(*number) == *hash));
+    world
+        .wishes
+        .min_copies
+        .max(hot.map_or(0, |(_, copies)| *copies)) as usize
+}
+
+/// Nodes that readers are sent to for a block, and whether those are all.
+fn holders(world: &World, directory: &Directory, hash: BlockHash) -> (BTreeSet<NodeId>, bool) {
+    let (places, all) = places(world, directory, hash);
+    (places.into_iter().map(|place| place.0).collect(), all)
+}
+
+fn state(directory: &Directory, node: &NodeId) -> Option<NodeState> {
+    let info = directory.node(Duration::ZERO, node).ok()?;
+    Some(info.state)
+}
+
+/// Somebody with a free slot who could have the block and has it not.
+fn room(world: &World, directory: &Directory, holders: &BTreeSet<NodeId>) -> Option<NodeId> {
+    let mut living = world.processes.iter().flatten();
+    let able = living.find(|process| {
+        let info = directory.node(Duration::ZERO, &process.name);
+        let speaks = info.is_ok_and(|info| {
+            info.incarnation == process.incarnation && info.state == NodeState::Live
+        });
+        let stats = process.store.stats();
+        let mut pool = stats
+            .regions
+            .iter()
+            .filter(|r| r.region.id == process.pool.id);
+        speaks && !holders.contains(&process.name) && pool.any(|pool| pool.free > 0)
+    });
+    able.map(|process| process.name.clone())
+}

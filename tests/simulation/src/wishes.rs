@@ -1,0 +1,74 @@
+//! What operators, engines and routers want of a world, beside blocks: decided by its seed, with randomness of its
+//! own, so that worlds that want nothing are what they were.
+
+use std::time::Duration;
+
+use kvferry_coordinator::directory::{Bounds, NamespacePolicy};
+
+use crate::{conditions::Conditions, queue::SECOND, random::Random};
+
+/// What copies that are wanted may take after the last fault, beyond what everything else may: an order that was lost
+/// with its session or its answer ends after 30 s, its block is not tried on that node for 30 s, and then it is copied.
+pub(crate) const COPIES_WITHIN: u64 = 70 * SECOND;
+/// Namespaces of large worlds stay as they are: what is looked at here does not depend on the number of nodes.
+const MANY_NODES: usize = 64;
+
+/// Wishes of one world.
+#[derive(Debug, Clone)]
+pub(crate) struct Wishes {
+    /// Routers that watch.
+    pub(crate) routers: usize,
+    /// Bytes of changes a coordinator keeps for them.
+    pub(crate) watch_log_bytes: usize,
+    /// Copies of every block; 0: nobody asks for any.
+    pub(crate) min_copies: u32,
+    /// Nodes are drained now and then, and blocks become hot.
+    pub(crate) moves: bool,
+    /// What is wanted of the namespace.
+    pub(crate) policy: NamespacePolicy,
+    /// Blocks with a location that a coordinator takes.
+    pub(crate) locations: u64,
+    /// Sets of tensors that nodes publish.
+    pub(crate) sources: u64,
+}
+
+impl Wishes {
+    /// Those of a seed; makes room for copies where there are to be some.
+    pub(crate) fn of(seed: u64, nodes: usize, conditions: &mut Conditions) -> Self {
+        let mut random = Random::of(seed, 12);
+        let few = nodes <= MANY_NODES;
+        let copies = few && random.permille(300);
+        if copies {
+            conditions.pool_slots = random.within(16, 40) as u32;
+            conditions.hashes = random.within(6, 1 + u64::from(conditions.pool_slots) / 2);
+        }
+        let ttl = random
+            .pick(&[None, Some(2), Some(5)])
+            .map(Duration::from_secs);
+        let block = conditions.spec.layout.block_bytes();
+        let policy = NamespacePolicy {
+            location_ttl: ttl,
+            max_locations: random.pick(&[None, None, Some(3), Some(9)]),
+            max_location_bytes: random.pick(&[None, None, Some(5 * block + 1)]),
+            copies_wanted: random.pick(&[None, Some(1), Some(2)]),
+        };
+        Self {
+            routers: 1 + random.below(3) as usize,
+            watch_log_bytes: random.pick(&[2 << 10, 16 << 10, Bounds::WATCH_LOG_BYTES]),
+            min_copies: if copies {
+                random.pick(&[0, 2, 2, 3])
+            } else {
+                0
+            },
+            moves: copies,
+            policy,
+            locations: random.pick(&[4, 20, 1_000]),
+            sources: if few { random.pick(&[0, 1, 3]) } else { 0 },
+        }
+    }
+
+    /// Is anything to be copied at all?
+    pub(crate) fn copies(&self) -> bool {
+        self.moves
+    }
+}
