@@ -48,6 +48,10 @@ async fn a_cluster_is_secured_by_a_few_commands() {
     flags.extend(["--policy", "kvferry-keys/policy.toml"].map(str::to_owned));
     world.coordinator(&flags).await;
     let url = format!("https://{}", world.address());
+    world.agent("a", &url, &as_("a")).await;
+    world.agent("b", &url, &as_("b")).await;
+    // The right certificate, and another node's name.
+    world.agent("c", &url, &as_("a")).await;
     let socket = |node: &str| {
         world
             .path()
@@ -55,10 +59,7 @@ async fn a_cluster_is_secured_by_a_few_commands() {
             .display()
             .to_string()
     };
-    world.agent("a", &url, &as_("a")).await;
-    world.agent("b", &url, &as_("b")).await;
-    // The right certificate, and another node's name.
-    world.agent("c", &url, &as_("a")).await;
+    let (socket_a, socket_b) = (socket("a"), socket("b"));
 
     let tool = async |words: &[&str], who: Option<&str>| {
         let mut args: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
@@ -79,18 +80,11 @@ async fn a_cluster_is_secured_by_a_few_commands() {
         "--pool",
         "8MiB",
         "--socket",
+        &socket_a,
     ];
-    let put: Vec<&str> = put.into_iter().chain([&*socket("a")]).collect::<Vec<_>>();
     let (code, _, error) = tool(&put, Some("a")).await;
     assert_eq!(code, 0, "{error}");
-    let get = [
-        "get",
-        "file.kvf.json",
-        "-o",
-        "copy",
-        "--socket",
-        &socket("b"),
-    ];
+    let get = ["get", "file.kvf.json", "-o", "copy", "--socket", &socket_b];
     let (code, _, error) = tool(&get, Some("b")).await;
     assert_eq!(code, 0, "{error}");
     assert!(fs::read(world.path().join("copy")).unwrap() == bytes);
