@@ -320,6 +320,7 @@ mod tests {
             include_str!("../../../proto/proto/kvferry/v1/watch.proto"),
             include_str!("../../../proto/proto/kvferry/v1/replication.proto"),
             include_str!("../../../proto/proto/kvferry/v1/sources.proto"),
+            include_str!("../../../proto/proto/kvferry/v1/tickets.proto"),
         ];
         let mut named = 0;
         for file in files {
