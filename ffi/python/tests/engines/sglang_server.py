@@ -1,7 +1,7 @@
 """One server's cache half, without a model: SGLang's real HiCacheController with its threads, on the processor, over the storage
 back end. `store` backs three pages up; `load`, in another process on another agent, prefetches them and compares.
 
-    python sglang_server.py store|load SOCKET LAYOUT MODEL
+    python sglang_server.py store|load SOCKET MODEL
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def within(seconds: float, done: Any) -> None:
         time.sleep(0.01)
 
 
-def a_controller(socket: str, layout: str, model: str) -> tuple[Any, Any, Any]:
+def a_controller(socket: str, model: str) -> tuple[Any, Any, Any]:
     mha.transfer_kv_direct = copied  # defined by SGLang only where there is a GPU
     folder = f"file:///dev/shm/kvferry-gloo-{os.getpid()}"
     dist.init_process_group("gloo", init_method=folder, rank=0, world_size=1)
@@ -66,7 +66,7 @@ def a_controller(socket: str, layout: str, model: str) -> tuple[Any, Any, Any]:
         2.0,
         0,
         PAGE,
-        layout,
+        "layer_first",  # what SGLang moves without kernels of a GPU
         pin_memory=False,
         device="cpu",
         allocator_type="shm",
@@ -101,8 +101,8 @@ def expected(pool: Any, device: Any, at: int) -> Any:
     return [buffer[indices] for buffer in [*pool.k_buffer, *pool.v_buffer]]
 
 
-def main(role: str, socket: str, layout: str, model: str) -> None:
-    controller, host, (pool, allocator) = a_controller(socket, layout, model)
+def main(role: str, socket: str, model: str) -> None:
+    controller, host, (pool, allocator) = a_controller(socket, model)
     assert type(controller.storage_backend).__name__ == "KvferryStorage"
     assert controller.page_get_func.__name__ == "_page_get_zero_copy"
     tokens = list(range(1000, 1000 + PAGES * PAGE))
@@ -128,21 +128,16 @@ def main(role: str, socket: str, layout: str, model: str) -> None:
         within(20, lambda: operation.completed_tokens == PAGES * PAGE)
         for at in range(PAGES):
             first = int(operation.host_indices[at * PAGE])
-            got = [view[first : first + PAGE] for view in host_views(host, layout)]
+            got = [view[first : first + PAGE] for view in host_views(host)]
             for found, wanted in zip(got, expected(pool, device, at)):
                 assert torch.equal(found, wanted)
         print("loaded", flush=True)
     os._exit(0)
 
 
-def host_views(host: Any, layout: str) -> list[Any]:
+def host_views(host: Any) -> list[Any]:
     """Per layer K, then V: [token, head, dim]."""
-    views = []
-    for half in (0, 1):
-        buffer = host.kv_buffer[half]
-        for layer in range(LAYERS):
-            views.append(buffer[layer] if layout == "layer_first" else buffer[:, layer])
-    return views
+    return [host.kv_buffer[half][layer] for half in (0, 1) for layer in range(LAYERS)]
 
 
 if __name__ == "__main__":

@@ -349,13 +349,12 @@ def test_pages_by_value_without_interface_v1(cluster: Cluster, model: str) -> No
     two.close()
 
 
-@pytest.mark.parametrize("layout", ["layer_first", "page_first"])
-def test_the_real_controller_backs_up_and_prefetches(cluster: Cluster, layout: str, model: str) -> None:
+def test_the_real_controller_backs_up_and_prefetches(cluster: Cluster, model: str) -> None:
     server = Path(__file__).parent / "sglang_server.py"
     log = tempfile.TemporaryFile()
 
     def start(role: str, agent: Agent) -> subprocess.Popen[str]:
-        command = [sys.executable, str(server), role, agent.socket, layout, model]
+        command = [sys.executable, str(server), role, agent.socket, model]
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
