@@ -230,16 +230,24 @@ def disaggregated(run: Run, memory: str) -> str:
             run.check(0, first, 0)
             params = first["params"]
             assert params["kvferry"]["tokens"] == PROMPT // BLOCK * BLOCK, params
-            words = run.check(0, decode.generate(prompt(0), ANSWER, params), cached_tokens(PROMPT))
-            # A consumer publishes nothing of its own.
+            # vLLM tells the user what was cached where the prompt was prefilled; what was loaded is in the metrics.
+            run.check(0, decode.generate(prompt(0), ANSWER, params), 0)
             run.check(1, decode.generate(prompt(1), ANSWER), 0)
-            assert "vllm:kvferry_published_blocks" not in decode.ask("metrics")["metrics"]
+            metrics = decode.ask("metrics")["metrics"]
+            loaded = metrics.get("vllm:kvferry_load_blocks", 0)
+            assert loaded == cached_tokens(PROMPT) / BLOCK, metrics
+            # A consumer publishes nothing of its own.
+            assert "vllm:kvferry_published_blocks" not in metrics
             params = prefill.generate(prompt(2), 1, remotely)["params"]
             freeze(p)
             decode.begin("generate", prompt=prompt(2), max_tokens=ANSWER, params=params)
             wait_for("the pull is under way", lambda: client.stats().pulls_in_flight > 0)
             kill(p)
-            return f"{words}; with the owner killed: {run.check(2, decode.end(), 0)}"
+            run.check(2, decode.end(), 0)
+            metrics = decode.ask("metrics")["metrics"]
+            failed = metrics.get("vllm:kvferry_load_failed_blocks", 0)
+            assert failed == cached_tokens(PROMPT) / BLOCK, metrics
+    return f"{loaded:g} blocks loaded; with the owner killed {failed:g} failed and were computed"
 
 
 def agent_restarted(run: Run) -> str:

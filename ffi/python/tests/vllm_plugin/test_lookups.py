@@ -100,6 +100,15 @@ def test_what_of_a_hand_off_is_there_by_the_deadline_is_taken() -> None:
     assert rig.poll(1.0, expect=96) == 32
 
 
+def test_also_where_the_last_answer_is_late() -> None:
+    rig = Rig()
+    assert rig.poll(0.0, expect=96) is None
+    rig.calls[0][1].give([THERE, THERE])
+    assert rig.poll(0.5, expect=96) is None and rig.poll(0.6, expect=96) is None
+    assert len(rig.calls) == 2
+    assert rig.poll(1.0, expect=96) == 64 and rig.calls[1][1].cancelled
+
+
 def test_an_answer_grows_old() -> None:
     rig = Rig()
     rig.poll(0.0)

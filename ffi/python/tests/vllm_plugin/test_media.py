@@ -188,3 +188,27 @@ def test_a_load_from_an_owner_that_stands_still_ends_by_its_deadline(over_tcp: A
     # And the block may be computed into.
     theirs.medium.before_writes({2})
     theirs.write(2, 1)
+
+
+def test_a_block_whose_pin_is_over_is_computed(cluster: Any) -> None:
+    space = a_namespace("over")
+    ours, theirs = Cache(cluster.a, space, "pool", 1), Cache(cluster.b, space, "pool", 2)
+    ours.medium.publish(group((1,), 1), pin_s=None)
+    assert published(cluster.b, space, 1)
+    under_way = theirs.medium.load(group((2,), 1), 10.0)
+    assert under_way.wait(10.0)
+    pin = under_way._pull.result().pin  # type: ignore[attr-defined]
+    assert pin is not None
+    pin.release()
+    assert under_way.finish() == {2}
+
+
+def test_a_block_in_the_memory_of_another_engine_beside_the_agent_is_computed(cluster: Any) -> None:
+    space = a_namespace("beside")
+    ours, theirs = Cache(cluster.a, space, "in_place", 1), Cache(cluster.a, space, "pool", 2)
+    ours.medium.before_writes({1})
+    ours.medium.publish(group((1,), 1), pin_s=None)
+    bad, came = load(theirs, group((2,), 1))
+    assert bad == {2} and sum(came.failures.values()) == 1
+    # Its pin is over, so the owner goes on at once.
+    ours.medium.before_writes({1})

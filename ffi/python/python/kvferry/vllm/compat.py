@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-TESTED = ("0.28", "0.30", "0.31", "0.32")
+TESTED = ("0.28", "0.31", "0.32")
 
 # What 0.30 on report in one snapshot (`get_transfer_results`). 0.28 asks `get_finished` and has no word for a request
 # whose load failed as a whole.

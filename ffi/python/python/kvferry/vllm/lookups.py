@@ -43,6 +43,8 @@ class _Asked:
     began: float
     deadline: float
     calls: list[tuple[int, kvferry.Call[list[kvferry.Place]]]] = field(default_factory=list)
+    best: int = 0
+    """Of a hand-off: what was there when it was last asked for."""
     tokens: int | None = None
     answered: float = 0.0
     again: float = 0.0
@@ -84,11 +86,11 @@ class Lookups:
             tokens = self._read(asked, questions, align)
             if tokens >= expect or now >= asked.deadline:
                 return self._answer(asked, now, tokens)
-            asked.again = now + HANDOFF_PAUSE_S
+            asked.best, asked.again = tokens, now + HANDOFF_PAUSE_S
         if now >= asked.deadline:
             self.counts.late += 1
             self._drop(asked)
-            return self._answer(asked, now, 0)
+            return self._answer(asked, now, asked.best)
         return None
 
     def forget(self, request: str) -> None:

@@ -6,6 +6,7 @@ of several KV cache groups, whose blocks overlay each other. The pool outlives t
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ from .planes import Part
 
 if TYPE_CHECKING:
     import torch
+
+# Under vLLM's name: its handlers and levels hold for it.
+logger = logging.getLogger("vllm.kvferry.pool")
 
 # Blocks that are reserved, copied and sealed in one go: reservations take room from what others publish.
 PUBLISH_BATCH = 32
@@ -103,13 +107,7 @@ class PoolLoad:
         self._take()
         self._into([name for name in self._copy.layers if name not in self._layers])
         self._layers.update(self._copy.layers)
-        pin = self._result.pin if self._result is not None else None
-        if pin is not None:
-            if not pin.valid():
-                # What was copied may not be what was pulled: none of it is served.
-                self.moved.fail("overwritten", len(self._blocks.blocks) - len(self._bad))
-                self._bad = set(range(len(self._blocks.blocks)))
-            pin.release()
+        self._let_go()
         self.moved.blocks = len(self._blocks.blocks) - len(self._bad)
         self.moved.seconds = time.monotonic() - self._began
         return frozenset(self._blocks.blocks[i] for i in self._bad)
@@ -138,8 +136,34 @@ class PoolLoad:
         if self._result is None or self._result.pin is None or not layers:
             return
         for i, block in enumerate(self._blocks.blocks):
-            if i not in self._bad:
+            if i in self._bad:
+                continue
+            try:
                 self._copy.into(block, self._result.pin.view(i), layers)
+            except kvferry.KvferryError as error:
+                # Its pin is over, say; or it lies in the memory of another engine beside this agent, in planes.
+                self._bad.add(i)
+                self.moved.fail(error.status)
+
+    def _let_go(self) -> None:
+        """Whether what was copied is what was pulled, and the pin's end."""
+        pin = self._result.pin if self._result is not None else None
+        if pin is None:
+            return
+        try:
+            valid = pin.valid()
+        except kvferry.KvferryError as error:
+            valid = False
+            logger.warning("kvferry: %s", error)
+        if not valid:
+            # None of it is served.
+            self.moved.fail("overwritten", len(self._blocks.blocks) - len(self._bad))
+            self._bad = set(range(len(self._blocks.blocks)))
+        try:
+            pin.release()
+        except kvferry.KvferryError as error:
+            # It ends by itself when its time is over, or with the connection.
+            logger.warning("kvferry: a pin was not released: %s", error)
 
 
 class BlockCopy:
