@@ -38,6 +38,7 @@
 //! The shell turns blocks into reads with [`plan`].
 
 mod block;
+mod block_set;
 mod command;
 mod config;
 mod driver;

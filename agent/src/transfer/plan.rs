@@ -174,6 +174,25 @@ pub fn generation_reads(
     Ok((reads.filter_map(PlannedRead::into_host).collect(), offsets))
 }
 
+/// The read, where there is one only and it is into host memory; else `reads` stay as they are.
+pub fn only_host_read(reads: &mut Vec<PlannedRead>) -> Option<ReadRequest> {
+    match reads.as_slice() {
+        [read] if read.local.memory.host().is_some() => reads.pop()?.into_host(),
+        _ => None,
+    }
+}
+
+/// What a link takes in one read beside `data`; None where that is nothing.
+#[must_use]
+pub fn left_beside(data: &ReadRequest, link: &Capabilities) -> Option<Capabilities> {
+    let left = Capabilities {
+        max_spans: link.max_spans.checked_sub(data.remote.len())?,
+        max_bytes: link.max_bytes.checked_sub(data.local.len_bytes())?,
+        ..*link
+    };
+    (left.max_spans > 0 && left.max_bytes >= WORD_BYTES).then_some(left)
+}
+
 fn total(ranges: impl Iterator<Item = Range<u64>>) -> u64 {
     ranges.fold(0, |sum, range| {
         sum.saturating_add(range.end.saturating_sub(range.start))

@@ -16,6 +16,7 @@ use std::{
 use super::{
     Time,
     block::{Block, State},
+    block_set::BlockSet,
     command::{BlockIndex, Command, OpId, SlotRead, SourceKey},
     config::TransferConfig,
     event::Event,
@@ -98,7 +99,7 @@ pub struct PullEngine {
     inflight_bytes: u64,
     locating: locate::Locating,
     /// Blocks that could be assigned.
-    waiting: BTreeSet<BlockIndex>,
+    waiting: BlockSet,
     commands: VecDeque<Command>,
     /// Candidates that did not give their block since somebody asked, by why.
     failed: [u64; 3],
@@ -126,7 +127,7 @@ impl PullEngine {
             next_op: 0,
             inflight_bytes: 0,
             locating: locate::Locating::new(request.blocks, now, config.locate_backoff),
-            waiting: BTreeSet::new(),
+            waiting: BlockSet::default(),
             commands: VecDeque::new(),
             failed: [0; 3],
             config,

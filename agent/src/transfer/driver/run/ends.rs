@@ -25,7 +25,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             let blocks: Vec<_> = job
                 .iter()
                 .filter_map(|&(block, checksum)| {
-                    Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
+                    let to = self.blocks.get(block as usize)?.destination.as_ref()?;
+                    Some((block, checksum, Arc::clone(to)))
                 })
                 .collect();
             // A GPU is waited for.
@@ -66,8 +67,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         for ((block, _), landed) in blocks.into_iter().zip(landed) {
             let event = match landed {
                 Ok(landed) => {
-                    self.destinations.remove(&block);
-                    self.landed.insert(block, landed);
+                    if let Some(book) = self.blocks.get_mut(block as usize) {
+                        (book.destination, book.landed) = (None, Some(landed));
+                    }
                     Event::Landed { block }
                 }
                 Err(error) => {
