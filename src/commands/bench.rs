@@ -19,7 +19,7 @@ use kvferry_bench::transfer::{
     process,
     result::PointResult,
     table,
-    yardstick::{self, Role, Yardstick},
+    yardstick::{self, Role, Yardstick, read_bw::Device},
 };
 
 use crate::{
@@ -114,7 +114,7 @@ async fn pulls(args: PullsArgs) -> Result<Done, BenchError> {
 
 async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
     let mut points = points(args);
-    rdma::admit(&mut points)?;
+    let device = rdma::admit(&mut points)?;
     let usual = if args.quick { QUICK } else { USUAL };
     let effort = Effort {
         rounds: args.rounds.unwrap_or(usual.0),
@@ -124,7 +124,7 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
     let interrupted = shutdown::requested(false).map_err(BenchError::Signals)?;
     // What is dropped on an interrupt kills its processes.
     let results = tokio::select! {
-        results = measure_all(&points, effort, args) => results?,
+        results = measure_all(&points, effort, args, device) => results?,
         () = interrupted => return Err(BenchError::Interrupted),
     };
     if !args.json {
@@ -223,6 +223,7 @@ async fn measure_all(
     points: &[Point],
     effort: Effort,
     args: &TransferArgs,
+    device: Option<Device>,
 ) -> Result<Vec<PointResult>, BenchError> {
     let program = Path::new(cluster::THIS_PROGRAM);
     let bytes = match args.quick {
@@ -231,7 +232,8 @@ async fn measure_all(
         false => YARDSTICK_BYTES,
     };
     let bytes = bytes.clamp(QUICK_YARDSTICK_BYTES, YARDSTICK_BYTES);
-    let mut yardstick = Yardstick::start(program, &["bench", "yardstick"], bytes).await?;
+    let yardstick = Yardstick::start(program, &["bench", "yardstick"], bytes).await?;
+    let mut yardstick = yardstick.with_device(device);
     let bar = progress::steps(points.len() as u64 * u64::from(effort.rounds), "bench");
     let mut results = Vec::new();
     let mut rest = points;

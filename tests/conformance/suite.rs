@@ -119,7 +119,7 @@ pub async fn concurrent(world: impl World) {
         reads.push((start..start + len, memory, pending));
     }
     for (range, memory, pending) in reads {
-        crate::world::settled(pending).await.unwrap();
+        settled(pending).await.unwrap();
         assert_eq!(contents(&memory, 0..memory.len()), pattern(range));
     }
 }

@@ -4,6 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use kvferry_memory::HostMemory;
 use kvferry_proto::{Geometry, Part, RegionId, RemoteSpan, Slot};
+use smallvec::SmallVec;
 
 use crate::{
     region::Memory,
@@ -18,8 +19,8 @@ pub const WORD_BYTES: u64 = 8;
 pub struct Destination {
     /// Kept alive by every read into it.
     pub memory: Memory,
-    /// Byte ranges of it, in block order; as many bytes as the block has.
-    pub ranges: Vec<Range<u64>>,
+    /// Byte ranges of it, in block order; as many bytes as the block has. One, where blocks lie in one piece.
+    pub ranges: SmallVec<[Range<u64>; 1]>,
 }
 
 /// One read, into memory of any kind. See [`staged::read`](crate::transport::staged::read).
@@ -39,7 +40,7 @@ impl PlannedRead {
             remote: self.remote,
             local: LocalSpans {
                 memory: Arc::clone(self.local.memory.host()?),
-                ranges: self.local.ranges,
+                ranges: self.local.ranges.into_vec(),
             },
         })
     }
@@ -231,7 +232,7 @@ impl Cutter {
                     remote: Vec::new(),
                     local: Destination {
                         memory: memory.clone(),
-                        ranges: Vec::new(),
+                        ranges: SmallVec::new(),
                     },
                 });
                 continue;

@@ -10,8 +10,8 @@ use kvferry_agent::{
     },
     session::{ChangeLog, LogEntry},
     transfer::{
-        Candidate, Command, Event as PullEvent, PullEngine, PullRequest, SourceHint, SourceKey,
-        TransferConfig,
+        Candidate, Candidates, Command, Event as PullEvent, PullEngine, PullRequest, SourceHint,
+        SourceKey, TransferConfig,
     },
     transport::Capabilities,
 };
@@ -308,7 +308,9 @@ fn pull(times: u32) -> Result<(), InstructionsError> {
                         checksum: None,
                         spans: 1,
                     };
-                    let both = |block: &u32| vec![candidate(*block, 0), candidate(*block, 1)];
+                    let both = |block: &u32| {
+                        Candidates::from_slice(&[candidate(*block, 0), candidate(*block, 1)])
+                    };
                     PullEvent::Located {
                         op,
                         hints: [0, 1]

@@ -180,6 +180,7 @@ impl Engine {
             no_replica: private,
             chained: false,
             parent: Default::default(),
+            columns: true,
         };
         let mut agent = self.agent.clone();
         let began = Instant::now();
@@ -197,11 +198,23 @@ impl Engine {
                     });
                 }
             }
-            if !event.outcomes.is_empty() {
-                // As many as a request's hashes at most.
-                blocks.push((began.elapsed(), event.outcomes.len() as u32));
+            for way in &event.pulled {
+                if way.transport != transport {
+                    return Err(TransferError::NotPulled {
+                        block: way.indices.first().copied().unwrap_or(0),
+                        outcome: "Pulled".to_owned(),
+                        transport: way.transport.clone(),
+                        detail: String::new(),
+                    });
+                }
             }
-            pulled += event.outcomes.len();
+            let columns = event.pulled.iter().map(|way| way.indices.len());
+            let count = event.outcomes.len() + columns.sum::<usize>();
+            if count > 0 {
+                // As many as a request's hashes at most.
+                blocks.push((began.elapsed(), count as u32));
+            }
+            pulled += count;
             summary = event.summary.unwrap_or(summary);
         }
         if pulled != want {

@@ -63,6 +63,9 @@ pub enum TransferError {
     /// A yardstick's process ended; what it said is above.
     #[error("a yardstick's process ended before it was told to")]
     Yardstick,
+    /// `ib_read_bw` gave no figure.
+    #[error("ib_read_bw gave no figure: {0}")]
+    ReadBw(String),
     /// An agent refused a call.
     #[error("a call failed: {0}")]
     Call(Box<tonic::Status>),

@@ -61,10 +61,7 @@ impl Round {
         }
         let mut yardsticks = Vec::new();
         for task in tasks {
-            let cpu = || yardstick_cpu(yardstick.pids());
-            let before = cpu();
-            let done = yardstick.measure(task).await?;
-            yardsticks.push((done, yardstick_cpu(yardstick.pids()) - before));
+            yardsticks.push(yardstick.measure(task).await?);
         }
         if !first {
             pulls = pull_for(run, slice).await?;
@@ -77,10 +74,6 @@ impl Round {
             others,
         })
     }
-}
-
-fn yardstick_cpu(pids: [u32; 2]) -> f64 {
-    pids.into_iter().map(cpu_seconds).sum()
 }
 
 /// Every reader pulls its next set once.

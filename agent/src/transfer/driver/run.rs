@@ -12,7 +12,7 @@ use kvferry_observe::traced;
 use kvferry_proto::{Checksum, Geometry, Incarnation, NodeId, RegionId};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{Id, JoinSet},
+    task::{Id, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     BlockOutcome, Connect, Landing, Locate, LocateError, Parts, PullSummary,
-    flight::{Flight, Flights, Words},
+    flight::{Flight, Flights, Settled, Words},
     scratch,
 };
 use crate::{
@@ -52,9 +52,17 @@ enum Answer {
     Verified(Vec<(BlockIndex, bool)>),
 }
 
+/// What a pull waited for.
+enum Happened {
+    GivenUp,
+    Settled(Settled),
+    Answered(Result<(Id, Answer), JoinError>),
+    Nothing,
+}
+
 /// What is kept of one block.
 struct Book<L> {
-    destination: Option<Arc<Destination>>,
+    destination: Option<Destination>,
     /// Came with the data, and was loaded after it: the answer where the engine asks for it.
     word: Option<u64>,
     landed: Option<L>,
@@ -83,6 +91,8 @@ pub(super) struct Run<L, C, D: Landing> {
     block_bytes: u64,
     engine: PullEngine,
     origin: Instant,
+    /// When it was last looked at: once for all that happened meanwhile.
+    clock: Time,
     /// By source key.
     peers: Vec<PeerTarget>,
     keys: HashMap<(NodeId, Incarnation), SourceKey>,
@@ -97,6 +107,7 @@ pub(super) struct Run<L, C, D: Landing> {
     to_verify: Vec<(BlockIndex, Checksum)>,
     to_land: Vec<(BlockIndex, Option<Checksum>)>,
     progress_at: Time,
+    said_under_way: bool,
     report: report::Report<D::Landed>,
 }
 
@@ -114,6 +125,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             block_bytes: request.block_bytes,
             engine: PullEngine::new(config.clone(), request, Time::ZERO),
             origin: Instant::now(),
+            clock: Time::ZERO,
             peers: Vec::new(),
             keys: HashMap::new(),
             geometries: HashMap::new(),
@@ -126,6 +138,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             to_verify: Vec::new(),
             to_land: Vec::new(),
             progress_at: config.progress_tick,
+            said_under_way: false,
             report: report::Report::new(outcomes),
             config,
         }
@@ -155,15 +168,22 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 return scratch::keep(std::mem::take(&mut self.scratch));
             }
             let wake = self.wake_at();
-            tokio::select! {
+            let happened = tokio::select! {
                 biased;
-                () = gave_up(&cancel, self.report.outcomes()), if !given_up => {
+                () = gave_up(&cancel, self.report.outcomes()), if !given_up => Happened::GivenUp,
+                settled = self.flights.next() => Happened::Settled(settled),
+                Some(answer) = self.tasks.join_next_with_id() => Happened::Answered(answer),
+                () = sleep_until(wake) => Happened::Nothing,
+            };
+            self.clock = self.now();
+            match happened {
+                Happened::GivenUp => {
                     given_up = true;
                     self.tell(Event::Cancel);
                 }
-                settled = self.flights.next() => self.settled(settled),
-                Some(answer) = self.tasks.join_next_with_id() => self.answered(answer),
-                () = sleep_until(wake) => {}
+                Happened::Settled(settled) => self.settled(settled),
+                Happened::Answered(answer) => self.answered(answer),
+                Happened::Nothing => {}
             }
             self.take_what_is_ready();
             self.pass_time();
@@ -192,7 +212,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
     }
 
     fn tell(&mut self, event: Event) {
-        self.engine.handle(self.now(), event);
+        self.engine.handle(self.clock, event);
     }
 
     fn wake_at(&self) -> Instant {
@@ -206,10 +226,13 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
 
     /// Tells of progress before it asks for stalls, so that what came while we slept counts.
     fn pass_time(&mut self) {
-        let now = self.now();
+        let now = self.clock;
         let due = self.engine.poll_timeout().is_some_and(|due| due <= now);
         if now < self.progress_at && !due {
             return;
+        }
+        if !std::mem::replace(&mut self.said_under_way, true) {
+            self.report.under_way();
         }
         self.progress_at = now + self.config.progress_tick;
         let sources: std::collections::BTreeSet<_> = self.flights.sources().collect();
@@ -227,6 +250,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
 
     fn obey(&mut self) {
         loop {
+            // What was verified took its time.
+            self.clock = self.now();
             while let Some(command) = self.engine.poll_command() {
                 self.execute(command);
             }
@@ -322,7 +347,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         let event = match self.parts.landing.prepare(block) {
             Ok(destination) => {
                 if let Some(book) = self.blocks.get_mut(block as usize) {
-                    book.destination = Some(Arc::new(destination));
+                    book.destination = Some(destination);
                 }
                 Event::Prepared { block }
             }

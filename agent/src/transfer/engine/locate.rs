@@ -8,7 +8,7 @@ use crate::transfer::{
     block::Chance,
     block_set::BlockSet,
     command::{BlockIndex, Command, OpId},
-    event::{Candidate, SourceHint},
+    event::{Candidates, SourceHint},
     outcome::{Failure, Outcome},
     source::{Path, Source},
 };
@@ -75,12 +75,7 @@ impl PullEngine {
             .map(|(_, blocks)| blocks)
     }
 
-    pub(super) fn located(
-        &mut self,
-        op: OpId,
-        hints: &[SourceHint],
-        candidates: Vec<Vec<Candidate>>,
-    ) {
+    pub(super) fn located(&mut self, op: OpId, hints: &[SourceHint], candidates: Vec<Candidates>) {
         let Some(blocks) = self.answered(op) else {
             return;
         };
@@ -118,7 +113,7 @@ impl PullEngine {
     }
 
     /// Keeps what could be the block.
-    fn take_candidates(&mut self, index: BlockIndex, found: Vec<Candidate>) {
+    fn take_candidates(&mut self, index: BlockIndex, found: Candidates) {
         let must_verify = self.must_verify.contains(&index);
         for candidate in &found {
             self.sources

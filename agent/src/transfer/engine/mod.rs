@@ -13,6 +13,8 @@ use std::{
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{
     Time,
     block::{Block, State},
@@ -237,7 +239,7 @@ impl PullEngine {
         if std::mem::take(&mut block.destination) && !sabotage::is(Bug::NeverAbandoned) {
             self.commands.push_back(Command::Abandon { block: index });
         }
-        block.chances = Vec::new();
+        block.chances = SmallVec::new();
         block.stale = Vec::new();
         self.finish(index, outcome);
     }

@@ -26,11 +26,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 .iter()
                 .filter_map(|&(block, checksum)| {
                     let to = self.blocks.get(block as usize)?.destination.as_ref()?;
-                    Some((block, checksum, Arc::clone(to)))
+                    Some((block, checksum, to.clone()))
                 })
                 .collect();
             // A GPU is waited for.
-            let at_hand = |(.., to): &(_, _, Arc<Destination>)| to.memory.host().is_some();
+            let at_hand = |(.., to): &(_, _, Destination)| to.memory.host().is_some();
             let inline = bytes <= self.config.verify_inline_bytes && blocks.iter().all(at_hand);
             let landing = Arc::clone(&self.parts.landing);
             let names = blocks.iter().map(|(block, ..)| *block).collect();

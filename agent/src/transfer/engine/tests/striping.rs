@@ -49,7 +49,7 @@ fn nearer_and_trusted_owners_come_first() {
         bench.on([Event::Located {
             op: OpId(0),
             hints,
-            candidates: both(4),
+            candidates: both(4).into_iter().map(Into::into).collect(),
         }]);
         assert_eq!(
             bench.on((0..4).map(|block| Event::Prepared { block })),
