@@ -4,7 +4,7 @@ use std::{io, thread::available_parallelism};
 
 use tokio::runtime::{Builder, Runtime};
 
-use crate::cli::Command;
+use crate::cli::{Command, bench::BenchCommand};
 
 /// Most threads of an agent that carry calls and sockets: one receives about 5 GB/s, so these fill
 /// 200 Gb/s. Copies and checksums have threads of their own.
@@ -16,7 +16,13 @@ const WORKERS: &str = "TOKIO_WORKER_THREADS";
 pub(crate) fn start(command: &Command) -> io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
     builder.enable_all();
-    if let (Command::Agent(_), None) = (command, std::env::var_os(WORKERS)) {
+    let few = match command {
+        Command::Agent(_) => true,
+        // An engine as it is beside an agent: threads of its own would take from what is measured.
+        Command::Bench(bench) => matches!(bench.what, BenchCommand::Transfer(_)),
+        _ => false,
+    };
+    if few && std::env::var_os(WORKERS).is_none() {
         builder.worker_threads(agent_workers(
             available_parallelism().map_or(1, usize::from),
         ));

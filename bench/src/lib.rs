@@ -13,6 +13,7 @@
 //! | [`churn`] | nodes that replace blocks while readers ask |
 //! | [`vanish`] | a node that goes while readers ask |
 //! | [`coordinator`] | all of these, one after the other: `kvferry bench coordinator` |
+//! | [`compare`] | what changed between two runs of a benchmark |
 //! | [`soak`] | an hour of churn in minutes, and the curve of the coordinator's memory |
 //! | [`in_process`] | the directory without a wire |
 //! | [`instructions`] | pieces of work whose instructions are counted |
@@ -20,6 +21,7 @@
 //! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
 pub mod churn;
+pub mod compare;
 pub mod coordinator;
 pub mod in_process;
 pub mod instructions;

@@ -153,8 +153,8 @@ pub(crate) struct Bar {
     pub(crate) max: f64,
 }
 
-/// Bars beside their names, with a line at 1.
-pub(crate) fn bars(bars: &[Bar]) -> String {
+/// Bars beside their names, with a line at 1, which is `one`.
+pub(crate) fn bars(bars: &[Bar], one: &str) -> String {
     let height = BAR * bars.len() as f64 + 30.0;
     let most = bars
         .iter()
@@ -163,7 +163,8 @@ pub(crate) fn bars(bars: &[Bar]) -> String {
         .min(MAX_RATIO);
     let x = |value: f64| NAMES + value.min(most) / most * (WIDTH - NAMES - 50.0);
     let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"ratios to the yardstick\">"
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"ratios to {}\">",
+        escape(one)
     );
     for (row, bar) in bars.iter().enumerate() {
         let top = BAR * row as f64 + 4.0;
@@ -195,9 +196,10 @@ pub(crate) fn bars(bars: &[Bar]) -> String {
     let _ = write!(
         svg,
         "<line class=\"one\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"0\" y2=\"{bottom:.1}\"/>\
-         <text class=\"mark\" x=\"{0:.1}\" y=\"{1:.1}\" text-anchor=\"middle\">the yardstick</text></svg>",
+         <text class=\"mark\" x=\"{0:.1}\" y=\"{1:.1}\" text-anchor=\"middle\">{2}</text></svg>",
         x(1.0),
         height - 6.0,
+        escape(one),
     );
     svg
 }

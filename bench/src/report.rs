@@ -1,11 +1,13 @@
 //! A figure, for people or as a line of JSON.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::stats::Rounds;
 
 /// One figure with its spread.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// What was measured.
     pub name: String,
@@ -16,7 +18,7 @@ pub struct Figure {
     /// See `min`.
     pub max: f64,
     /// What is counted.
-    pub unit: &'static str,
+    pub unit: Cow<'static, str>,
     /// What is to be reached, in `unit`, where there is such a thing.
     pub target: Option<f64>,
     /// Anything a reader must know.
@@ -33,7 +35,7 @@ impl Figure {
             median: rounds.median(),
             min,
             max,
-            unit,
+            unit: Cow::Borrowed(unit),
             target: None,
             note: String::new(),
         }
@@ -53,6 +55,29 @@ impl Figure {
         self
     }
 
+    /// Times and memory are the better the smaller they are; what is done in a second the larger.
+    #[must_use]
+    pub fn less_is_better(&self) -> bool {
+        !self.unit.ends_with("/s")
+    }
+
+    /// A value of it by what is to be reached: 1 is reached, more is better.
+    #[must_use]
+    pub fn of_target(&self, value: f64) -> Option<f64> {
+        let target = self.target?;
+        let (above, below) = match self.less_is_better() {
+            true => (target, value),
+            false => (value, target),
+        };
+        (below > 0.0).then_some(above / below)
+    }
+
+    /// The median by what is to be reached.
+    #[must_use]
+    pub fn reached(&self) -> Option<f64> {
+        self.of_target(self.median)
+    }
+
     /// As columns of text, under [`HEADINGS`].
     #[must_use]
     pub fn row(&self) -> [String; 5] {
@@ -70,7 +95,7 @@ impl Figure {
 pub const HEADINGS: [&str; 5] = ["figure", "median", "reach", "worst .. best", "note"];
 
 /// 12.3 M and the like.
-fn short(value: f64) -> String {
+pub(crate) fn short(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{:.2} M", v / 1e6),
         v if v >= 1e4 => format!("{:.1} k", v / 1e3),

@@ -15,6 +15,13 @@ impl Samples {
             .push(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
+    /// Adds one so many times.
+    pub fn push_many(&mut self, time: Duration, times: u32) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let len = self.nanos.len() + times as usize;
+        self.nanos.resize(len, nanos);
+    }
+
     /// Adds all of another.
     pub fn merge(&mut self, mut other: Self) {
         self.nanos.append(&mut other.nanos);

@@ -27,7 +27,7 @@ pub mod pb {
         include_bytes!(concat!(env!("OUT_DIR"), "/kvferry_descriptor.bin"));
 }
 
-pub use checksum::{Checksum, ChecksumPolicy};
+pub use checksum::{Checksum, ChecksumPolicy, Summing};
 pub use error::{InvalidMessage, Reason, reason_of, refusal};
 pub use geometry::{Geometry, GeometryError, MAX_PLANES, MAX_SLOTS, Plane};
 pub use hash::{BlockHash, HashError, HashLen, PackedHashes};

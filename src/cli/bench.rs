@@ -31,6 +31,7 @@ Examples:
 Examples:
   kvferry bench coordinator --blocks 1M --json > now.jsonl
   kvferry bench coordinator --parts locate,open --reader full --rate 5000
+  kvferry bench coordinator --report coordinator.html
   kvferry bench coordinator --parts in-process")]
     Coordinator(kvferry_bench::coordinator::Options),
     /// Drive a request trace through a cluster: hit ratio, bytes pulled, prefill time saved.
@@ -45,7 +46,7 @@ Examples:
   kvferry bench replay trace.jsonl --simulate --nodes 10,100 --pool 64GiB,256GiB --report plan.html
   kvferry bench replay trace.jsonl --simulate --nodes 1000 --copies 100 --model llama-3-70b --pool 1TiB")]
     Replay(replay::ReplayArgs),
-    /// What changed between two runs of `bench transfer --json`?
+    /// What changed between two runs of `bench transfer`, `bench replay` or `bench coordinator` with `--json`?
     #[command(after_help = "Example:\n  kvferry bench compare before.jsonl after.jsonl")]
     Compare(CompareArgs),
     /// Measure pulls between two agents that run already: `tests/rdma` puts them beside `ib_read_bw`.

@@ -11,16 +11,15 @@ use std::{
 };
 
 use kvferry_agent::config::DESCRIPTOR_SUFFIX;
+use kvferry_bench::compare::{self, CompareError, Run};
 use kvferry_bench::transfer::{
-    AgentAt, TransferError,
-    compare::{self, Verdict},
-    html,
+    AgentAt, TransferError, html,
     measure::{Effort, Fleet, YARDSTICK_BYTES, measure, speed},
     point::{self, Point, Transport},
     process,
     result::PointResult,
     table,
-    yardstick::{self, Role, Yardstick},
+    yardstick::{self, Role, Yardstick, read_bw::Device},
 };
 
 use crate::{
@@ -55,10 +54,9 @@ pub(crate) enum BenchError {
     #[error("{path}: {source}", path = path.display())]
     File { path: PathBuf, source: io::Error },
     #[error("{path}: {source}", path = path.display())]
-    Run {
-        path: PathBuf,
-        source: TransferError,
-    },
+    Run { path: PathBuf, source: CompareError },
+    #[error("not compared: {0}")]
+    Compare(#[from] CompareError),
     #[error("rdma cannot be measured here: {0}")]
     NoRdma(#[from] rdma::NoRdma),
     #[error(transparent)]
@@ -116,7 +114,7 @@ async fn pulls(args: PullsArgs) -> Result<Done, BenchError> {
 
 async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
     let mut points = points(args);
-    rdma::admit(&mut points)?;
+    let device = rdma::admit(&mut points)?;
     let usual = if args.quick { QUICK } else { USUAL };
     let effort = Effort {
         rounds: args.rounds.unwrap_or(usual.0),
@@ -126,7 +124,7 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
     let interrupted = shutdown::requested(false).map_err(BenchError::Signals)?;
     // What is dropped on an interrupt kills its processes.
     let results = tokio::select! {
-        results = measure_all(&points, effort, args) => results?,
+        results = measure_all(&points, effort, args, device) => results?,
         () = interrupted => return Err(BenchError::Interrupted),
     };
     if !args.json {
@@ -225,6 +223,7 @@ async fn measure_all(
     points: &[Point],
     effort: Effort,
     args: &TransferArgs,
+    device: Option<Device>,
 ) -> Result<Vec<PointResult>, BenchError> {
     let program = Path::new(cluster::THIS_PROGRAM);
     let bytes = match args.quick {
@@ -233,7 +232,8 @@ async fn measure_all(
         false => YARDSTICK_BYTES,
     };
     let bytes = bytes.clamp(QUICK_YARDSTICK_BYTES, YARDSTICK_BYTES);
-    let mut yardstick = Yardstick::start(program, &["bench", "yardstick"], bytes).await?;
+    let yardstick = Yardstick::start(program, &["bench", "yardstick"], bytes).await?;
+    let mut yardstick = yardstick.with_device(device);
     let bar = progress::steps(points.len() as u64 * u64::from(effort.rounds), "bench");
     let mut results = Vec::new();
     let mut rest = points;
@@ -309,31 +309,18 @@ fn agent_at(ready: &AgentReady) -> AgentAt {
 fn compare_runs(args: &CompareArgs) -> Result<Done, BenchError> {
     let read = |path: &PathBuf| {
         let text = fs::read_to_string(path).map_err(|source| file_error(path, source))?;
-        compare::parse(&text).map_err(|source| BenchError::Run {
+        Run::parse(&text).map_err(|source| BenchError::Run {
             path: path.clone(),
             source,
         })
     };
-    let (before, after) = (read(&args.before)?, read(&args.after)?);
-    let changes = compare::changes(&before, &after);
-    let worse = changes
-        .iter()
-        .any(|change| change.verdict == Verdict::Worse);
-    let rows = changes.into_iter().map(|change| {
-        let pair = |(a, b): (f64, f64)| format!("{a:.2} -> {b:.2}");
-        let (before, after) = change.p50_us;
-        [
-            change.name.clone(),
-            pair(change.ratio),
-            pair(change.gb_per_s),
-            format!("{} -> {}", table::micros(before), table::micros(after)),
-            pair(change.core_seconds_per_gb),
-            change.verdict.as_str().to_owned(),
-        ]
-    });
-    let headings = ["pull", "of yardstick", "GB/s", "p50", "core-s/GB", ""];
-    output::rows(headings, rows.collect(), "no point is in both runs")?;
-    Ok(if worse { Done::InPart } else { Done::All })
+    let comparison = compare::compare(&read(&args.before)?, &read(&args.after)?)?;
+    let nothing = "nothing is in both runs";
+    output::rows(comparison.headings, comparison.rows, nothing)?;
+    Ok(match comparison.worse {
+        true => Done::InPart,
+        false => Done::All,
+    })
 }
 
 fn be_yardstick(args: &YardstickArgs) -> Result<Done, BenchError> {

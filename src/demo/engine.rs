@@ -284,6 +284,7 @@ impl Engine {
             no_replica: false,
             chained: true,
             parent: parent_bytes(parent),
+            columns: false,
         };
         let bound = Duration::from_millis(u64::from(timeout_ms)) + DEADLINE_SLACK;
         let call = Call::agent("give every block an outcome", bound);

@@ -219,14 +219,14 @@ impl Agent for FakeAgent {
             }
             events.push(Ok(pb::PullEvent {
                 outcomes: vec![outcome],
-                summary: None,
+                ..pb::PullEvent::default()
             }));
         }
         // Outcomes come as blocks land, not in order.
         events.reverse();
         events.push(Ok(pb::PullEvent {
-            outcomes: vec![],
             summary: Some(pb::PullSummary::default()),
+            ..pb::PullEvent::default()
         }));
         Ok(Response::new(Box::pin(iter(events))))
     }

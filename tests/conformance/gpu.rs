@@ -103,7 +103,7 @@ impl GpuWorld {
 pub fn begin(link: &Arc<dyn Link>, remote: Vec<RemoteSpan>, to: &Memory) -> PendingRead {
     let local = Destination {
         memory: to.clone(),
-        ranges: vec![0..to.len()],
+        ranges: vec![0..to.len()].into(),
     };
     staged::read(link, PlannedRead { remote, local })
 }
@@ -186,7 +186,7 @@ impl Link for OntoGpuLink {
         let memory = Memory::from(GpuMemory::new(&self.gpu, own));
         let local = Destination {
             memory: memory.clone(),
-            ranges: request.local.ranges.clone(),
+            ranges: request.local.ranges.clone().into(),
         };
         let remote = request.remote;
         let read = staged::read(&self.inner, PlannedRead { remote, local });

@@ -39,6 +39,7 @@ macro_rules! every_transport {
                 crate::suite::large as a_large_read_arrives,
                 crate::suite::concurrent as concurrent_reads_do_not_mix,
                 crate::suite::out_of_range as spans_out_of_range_are_refused_and_the_link_lives,
+                crate::suite::words_with_data as words_come_with_the_data_where_the_link_can,
                 crate::suite::region_gone as a_gone_region_is_named_and_the_link_lives,
                 crate::suite::invalid as invalid_requests_never_start,
                 crate::suite::read_only as read_only_local_memory_is_refused,

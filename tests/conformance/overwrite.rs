@@ -13,12 +13,12 @@ use std::{
 
 use kvferry_agent::{
     region::Region,
-    transport::{Link, LocalSpans},
+    transport::{Link, LocalSpans, ReadRequest},
 };
 use kvferry_memory::HostMemory;
 use kvferry_proto::{Part, RegionId, RemoteSpan};
 
-use crate::world::{PATIENCE, World, insert, local, read};
+use crate::world::{PATIENCE, World, insert, local, read_with_words, settled};
 
 const ID: RegionId = RegionId(50);
 const BLOCK: u64 = 4096;
@@ -71,18 +71,23 @@ fn overwrite(region: &Region, stop: &AtomicBool) {
     }
 }
 
-async fn generations(link: &Arc<dyn Link>, slots: &[u32], memory: &Arc<HostMemory>) -> Vec<u64> {
+fn words_of(slots: &[u32], memory: &Arc<HostMemory>) -> ReadRequest {
     let spans = slots.iter().map(|slot| RemoteSpan {
         region: ID,
         part: Part::Generations,
         offset: u64::from(*slot) * 8,
         len: 8,
     });
-    let into = LocalSpans {
-        memory: Arc::clone(memory),
-        ranges: vec![0..8 * slots.len() as u64],
-    };
-    read(link, spans.collect(), into).await.unwrap();
+    ReadRequest {
+        remote: spans.collect(),
+        local: LocalSpans {
+            memory: Arc::clone(memory),
+            ranges: vec![0..8 * slots.len() as u64],
+        },
+    }
+}
+
+fn load(slots: &[u32], memory: &HostMemory) -> Vec<u64> {
     (0..slots.len() as u64)
         .map(|i| memory.load_word(i * 8).unwrap())
         .collect()
@@ -91,6 +96,7 @@ async fn generations(link: &Arc<dyn Link>, slots: &[u32], memory: &Arc<HostMemor
 async fn read_without_pause(link: Arc<dyn Link>, seed: u64, until: Instant) -> Tally {
     let (words, blocks) = (local(8 * BATCH as u64), local(BLOCK * BATCH as u64));
     let (mut tally, mut random) = (Tally::default(), seed);
+    let mut together = false;
     while Instant::now() < until {
         let slots: Vec<u32> = (0..BATCH)
             .map(|_| {
@@ -98,19 +104,30 @@ async fn read_without_pause(link: Arc<dyn Link>, seed: u64, until: Instant) -> T
                 random as u32 % TORTURE_SLOTS
             })
             .collect();
-        let hinted = generations(&link, &slots, &words).await;
+        settled(link.read(words_of(&slots, &words))).await.unwrap();
+        let hinted = load(&slots, &words);
         let spans = slots.iter().map(|slot| RemoteSpan {
             region: ID,
             part: Part::Data,
             offset: u64::from(*slot) * BLOCK,
             len: BLOCK,
         });
-        let into = LocalSpans {
-            memory: Arc::clone(&blocks),
-            ranges: vec![0..BLOCK * BATCH as u64],
+        let data = ReadRequest {
+            remote: spans.collect(),
+            local: LocalSpans {
+                memory: Arc::clone(&blocks),
+                ranges: vec![0..BLOCK * BATCH as u64],
+            },
         };
-        read(&link, spans.collect(), into).await.unwrap();
-        let validated = generations(&link, &slots, &words).await;
+        // Both ways, where the link has two.
+        together = !together;
+        if together {
+            read_with_words(&link, data, words_of(&slots, &words)).await;
+        } else {
+            settled(link.read(data)).await.unwrap();
+            settled(link.read(words_of(&slots, &words))).await.unwrap();
+        }
+        let validated = load(&slots, &words);
         for (i, slot) in slots.iter().enumerate() {
             tally.judge(&blocks, i as u64, *slot, hinted[i], validated[i]);
         }

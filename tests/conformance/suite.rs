@@ -15,7 +15,7 @@ use kvferry_proto::{Incarnation, Part, RegionId, RemoteSpan};
 
 use crate::world::{
     PATIENCE, REGION, REGION_BYTES, SLOTS, World, add_memory, check_alive, contents, data,
-    eventually, insert, local, pattern, read, whole, words,
+    eventually, insert, local, pattern, read, read_with_words, settled, whole, words,
 };
 
 /// Ranges of `len` bytes with gaps between them.
@@ -119,7 +119,7 @@ pub async fn concurrent(world: impl World) {
         reads.push((start..start + len, memory, pending));
     }
     for (range, memory, pending) in reads {
-        crate::world::settled(pending).await.unwrap();
+        settled(pending).await.unwrap();
         assert_eq!(contents(&memory, 0..memory.len()), pattern(range));
     }
 }
@@ -150,6 +150,46 @@ pub async fn out_of_range(world: impl World) {
         );
         check_alive(&link).await;
     }
+}
+
+/// Data and words in one read: differently cut, over the bounds, and beside a span that is refused.
+pub async fn words_with_data(world: impl World) {
+    let link = world.link().await;
+    let request = |remote: Vec<RemoteSpan>, memory: &Arc<HostMemory>, ranges| ReadRequest {
+        remote,
+        local: LocalSpans {
+            memory: Arc::clone(memory),
+            ranges,
+        },
+    };
+    let (bytes, table) = (local(10_000), local(80));
+    let spans = || vec![data(5..4005), data(9000..9100)];
+    let ranges = || vec![0..100, 200..4200];
+    let wanted = || request(vec![words(3..5), words(9..10)], &table, vec![56..72, 8..16]);
+    read_with_words(&link, request(spans(), &bytes, ranges()), wanted()).await;
+    let expected: Vec<u8> = [pattern(5..4005), pattern(9000..9100)].concat();
+    assert_eq!(contents(&bytes, 0..100), expected[..100]);
+    assert_eq!(contents(&bytes, 200..4200), expected[100..]);
+    for at in [8, 56, 64] {
+        // Never sealed.
+        assert_eq!(table.load_word(at).unwrap(), 1);
+    }
+    if !link.reads_in_order() {
+        return;
+    }
+    let slots = u64::from(SLOTS);
+    let refused = request(vec![words(slots..slots + 1)], &table, vec![0..8]);
+    let read = link.read_with_words(request(spans(), &bytes, ranges()), refused);
+    let result = settled(read).await;
+    assert!(
+        matches!(result, Err(ReadError::SpanRefused { .. })),
+        "{result:?}"
+    );
+    let short = request(vec![words(0..2)], &table, vec![0..8]);
+    let read = link.read_with_words(request(spans(), &bytes, ranges()), short);
+    let result = settled(read).await;
+    assert!(matches!(result, Err(ReadError::Invalid(_))), "{result:?}");
+    check_alive(&link).await;
 }
 
 pub async fn region_gone(world: impl World) {
@@ -351,12 +391,18 @@ pub async fn generations_newer(world: impl World) {
             offset: 0,
             len,
         };
-        read(&link, vec![span(Part::Data, WORD_BLOCK)], whole(&block))
-            .await
-            .unwrap();
-        read(&link, vec![span(Part::Generations, 8)], whole(&word))
-            .await
-            .unwrap();
+        let request = |span, local| ReadRequest {
+            remote: vec![span],
+            local: whole(local),
+        };
+        let data = request(span(Part::Data, WORD_BLOCK), &block);
+        let validating = request(span(Part::Generations, 8), &word);
+        if seen % 2 == 0 {
+            read_with_words(&link, data, validating).await;
+        } else {
+            settled(link.read(data)).await.unwrap();
+            settled(link.read(validating)).await.unwrap();
+        }
         let bytes = contents(&block, 0..WORD_BLOCK);
         let newest = bytes
             .chunks_exact(8)

@@ -195,6 +195,16 @@ pub async fn read(
     settled(pending).await
 }
 
+/// Data and the words that validate it: in one read where the link can, else in two.
+pub async fn read_with_words(link: &Arc<dyn Link>, data: ReadRequest, words: ReadRequest) {
+    if link.reads_in_order() {
+        settled(link.read_with_words(data, words)).await.unwrap();
+    } else {
+        settled(link.read(data)).await.unwrap();
+        settled(link.read(words)).await.unwrap();
+    }
+}
+
 pub async fn settled(
     pending: impl Future<Output = Result<(), ReadError>>,
 ) -> Result<(), ReadError> {

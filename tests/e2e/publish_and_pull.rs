@@ -162,6 +162,64 @@ async fn memory_that_has_no_name_is_handed_over_by_descriptor() {
 }
 
 #[tokio::test]
+async fn pulled_blocks_are_told_in_columns_where_that_is_asked_for() {
+    let mut cluster = Cluster::start().await;
+    let a = cluster.agent("a", &[]).await;
+    let mut b = cluster.agent("b", &[]).await;
+    let from = a.region(namespace("n"), 8).await;
+    a.publish(&from, 0, 0..8).await;
+    let mut seen = Vec::new();
+    for columns in [true, false] {
+        let to = b.region(namespace("n"), 9).await;
+        let pull = pb::PullRequest {
+            namespace: "n".into(),
+            // The last one is nowhere.
+            hashes: Some(pack(&hashes(0..9))),
+            timeout_ms: 10_000,
+            destination: Some(pb::pull_request::Destination::Slots(pb::SlotDestination {
+                region: to.region,
+                slots: (0..9).collect(),
+            })),
+            no_replica: true,
+            columns,
+            ..pb::PullRequest::default()
+        };
+        let mut events = b.api.pull(pull).await.unwrap().into_inner();
+        let (mut pulled, mut others) = (Vec::new(), Vec::new());
+        while let Some(event) = events.message().await.unwrap() {
+            for way in event.pulled {
+                assert!(columns);
+                assert_eq!((way.source_node.as_str(), way.region), ("a", to.region));
+                let places = way.slots.iter().zip(&way.generations);
+                for (index, (slot, generation)) in way.indices.iter().zip(places) {
+                    pulled.push((*index, *slot, *generation, way.transport.clone()));
+                }
+            }
+            for outcome in event.outcomes {
+                match outcome.kind() {
+                    OutcomeKind::Pulled => pulled.push((
+                        outcome.index,
+                        outcome.slot,
+                        outcome.generation,
+                        outcome.transport,
+                    )),
+                    other => others.push((outcome.index, other)),
+                }
+            }
+        }
+        pulled.sort_unstable();
+        assert_eq!(pulled.len(), 8, "{pulled:?}");
+        assert_eq!(others, [(8, OutcomeKind::Missing)]);
+        seen.push(pulled);
+        b.api
+            .unregister_region(pb::UnregisterRegionRequest { region: to.region })
+            .await
+            .unwrap();
+    }
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[tokio::test]
 async fn what_was_evicted_is_not_found_any_more() {
     let mut cluster = Cluster::start().await;
     let mut a = cluster.agent("a", &[]).await;

@@ -213,7 +213,7 @@ async fn one_pull_is_one_trace() {
         (service.as_str(), hex(&pull.parent).as_str()),
         ("kvferry-agent", PARENT)
     );
-    for name in ["locate", "connect", "read", "validate"] {
+    for name in ["locate", "connect", "read"] {
         let (service, child) = span(name);
         assert_eq!(
             (service, &child.parent),

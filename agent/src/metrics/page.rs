@@ -63,7 +63,7 @@ impl AgentObserved {
         page.histograms(
             "kvferry_agent_pull_phase_duration_seconds",
             "Operations of pulls: one Locate, one link opened, one read of some blocks (wire), one read of their \
-             generation words (validate), one batch of checksums. They overlap and do not add up to the pull. Wire \
+             generation words where those do not come with the blocks (validate), one batch of checksums. They overlap and do not add up to the pull. Wire \
              high: the path or its owner is slow; validate high and wire low: many small reads",
             &transfer.phases,
         )?;

@@ -95,20 +95,22 @@ impl PullMetrics {
         self.begun.get().saturating_sub(self.took.count())
     }
 
-    /// Some blocks of one pull have their outcome. Most have the same one: they are counted together.
-    pub(crate) fn count(&self, outcomes: &[BlockOutcome], block_bytes: u64) {
-        for same in outcomes.chunk_by(|a, b| (a.kind, &a.transport) == (b.kind, &b.transport)) {
+    /// Some blocks of one pull were not pulled. Most have the same outcome: they are counted together.
+    pub(crate) fn count(&self, outcomes: &[BlockOutcome]) {
+        for same in outcomes.chunk_by(|a, b| a.kind == b.kind) {
             let (Some(first), blocks) = (same.first(), same.len() as u64) else {
                 continue;
             };
-            let outcome = Outcome::of(first.kind());
-            self.outcomes.of(outcome).add(blocks);
-            if outcome == Outcome::Pulled
-                && let Some(kind) = TransportKind::parse(&first.transport)
-            {
-                self.blocks.of(kind).add(blocks);
-                self.bytes.of(kind).add(blocks.saturating_mul(block_bytes));
-            }
+            self.outcomes.of(Outcome::of(first.kind())).add(blocks);
+        }
+    }
+
+    /// So many blocks of one pull came that way.
+    pub(crate) fn pulled_by(&self, kind: Option<TransportKind>, blocks: u64, block_bytes: u64) {
+        self.outcomes.of(Outcome::Pulled).add(blocks);
+        if let Some(kind) = kind {
+            self.blocks.of(kind).add(blocks);
+            self.bytes.of(kind).add(blocks.saturating_mul(block_bytes));
         }
     }
 
@@ -137,10 +139,9 @@ impl PullMetrics {
 mod tests {
     use super::*;
 
-    fn outcome(kind: OutcomeKind, transport: &str) -> BlockOutcome {
+    fn outcome(kind: OutcomeKind) -> BlockOutcome {
         BlockOutcome {
             kind: kind.into(),
-            transport: transport.to_owned(),
             ..BlockOutcome::default()
         }
     }
@@ -149,23 +150,21 @@ mod tests {
     fn every_outcome_is_counted_and_pulled_bytes_by_transport() {
         let metrics = PullMetrics::default();
         let outcomes = [
-            outcome(OutcomeKind::Pulled, "tcp"),
-            outcome(OutcomeKind::Pulled, "tcp"),
-            outcome(OutcomeKind::Pulled, "shm"),
-            outcome(OutcomeKind::Local, ""),
-            outcome(OutcomeKind::Stale, ""),
-            outcome(OutcomeKind::TimedOut, ""),
-            outcome(OutcomeKind::NoSpace, ""),
-            outcome(OutcomeKind::Missing, ""),
-            outcome(OutcomeKind::Cancelled, ""),
-            outcome(OutcomeKind::Pulled, "tcp"),
+            outcome(OutcomeKind::Local),
+            outcome(OutcomeKind::Stale),
+            outcome(OutcomeKind::TimedOut),
+            outcome(OutcomeKind::NoSpace),
+            outcome(OutcomeKind::Missing),
+            outcome(OutcomeKind::Cancelled),
         ];
-        metrics.count(&outcomes, 100);
+        metrics.count(&outcomes);
+        metrics.pulled_by(Some(TransportKind::Tcp), 3, 100);
+        metrics.pulled_by(Some(TransportKind::Shm), 1, 100);
         assert_eq!(metrics.blocks.of(TransportKind::Tcp).get(), 3);
         assert_eq!(metrics.bytes.of(TransportKind::Shm).get(), 100);
         assert_eq!(metrics.pulled(), (4, 400));
         assert_eq!((metrics.stale(), metrics.failed()), (1, 2));
         let all: u64 = metrics.outcomes.iter().map(|(_, n)| n.get()).sum();
-        assert_eq!(all, outcomes.len() as u64);
+        assert_eq!(all, 4 + outcomes.len() as u64);
     }
 }

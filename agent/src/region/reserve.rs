@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use hashbrown::HashSet;
 use kvferry_proto::{RegionId, Slot};
 
 use super::{
     AbortError, Holder, ReservePoolError, ReserveSlotsError, Store, UnquarantineError,
-    slots::SlotState, words::Place,
+    slots::{Seen, SlotState},
+    words::Place,
 };
 
 /// What a holder left behind.
@@ -141,8 +141,7 @@ impl Store {
         if entry.region.pool {
             return Err(ReserveSlotsError::IsAPool { region });
         }
-        let mut seen =
-            HashSet::with_capacity(slots.len().min(entry.region.geometry.slots() as usize));
+        let mut seen = Seen::of(slots);
         for &slot in slots {
             let Some(now_there) = entry.slots.get(slot) else {
                 let slots = entry.region.geometry.slots();
@@ -168,11 +167,7 @@ impl Store {
                 SlotState::Free | SlotState::Reserved(_) | SlotState::Sealed(_) => {}
             }
         }
-        for &slot in slots {
-            let place = Place { region, slot };
-            state.remove_block(place, &*self.sink);
-            state.reserve(place, holder);
-        }
+        state.take_over(region, slots, holder, &*self.sink);
         Ok(())
     }
 

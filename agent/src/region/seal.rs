@@ -2,13 +2,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use hashbrown::HashSet;
-use kvferry_proto::{BlockHash, Checksum, RegionId, Slot};
-use xxhash_rust::xxh3::Xxh3Default;
+use kvferry_proto::{BlockHash, Checksum, RegionId, Slot, Summing};
 
 use super::{
-    Held, Holder, PinId, Region, SealError, Store, StoreLimits, limits::MAX_COPIES_PER_BLOCK,
-    slots::SlotState, state::State, words::Place,
+    Held, Holder, PinId, Region, SealError, Store, StoreLimits,
+    limits::MAX_COPIES_PER_BLOCK,
+    slots::{Seen, SlotState},
+    state::State,
+    words::Place,
 };
 
 /// How the blocks of one seal follow each other.
@@ -192,7 +193,7 @@ impl State {
     /// The ticket of each slot's reservation.
     fn tickets(&self, seal: &Seal<'_>) -> Result<Vec<u64>, SealError> {
         let region = seal.region;
-        let mut seen = HashSet::with_capacity(seal.slots.len());
+        let mut seen = Seen::of(seal.slots);
         let mut tickets = Vec::with_capacity(seal.slots.len());
         for &slot in seal.slots {
             let place = Place { region, slot };
@@ -262,7 +263,7 @@ fn checksums(region: &Region, seal: &Seal<'_>) -> Result<Vec<Option<Checksum>>, 
 }
 
 fn checksum(region: &Region, slot: Slot) -> Result<Checksum, SealError> {
-    let mut state = Xxh3Default::new();
+    let mut state = Summing::default();
     let folded = region.memory.fold(region.geometry.ranges(slot), |piece| {
         state.update(piece);
     });

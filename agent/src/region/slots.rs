@@ -1,5 +1,6 @@
 //! The slot states of one region.
 
+use hashbrown::HashSet;
 use kvferry_proto::{BlockHash, Checksum, Generation, Slot};
 
 use super::Holder;
@@ -49,6 +50,21 @@ pub(super) struct Counts {
     pub(super) pinned: u32,
 }
 
+/// The slots of a call that came before. Nothing is kept where each is greater than the one before it.
+pub(super) struct Seen(Option<HashSet<Slot>>);
+
+impl Seen {
+    pub(super) fn of(slots: &[Slot]) -> Self {
+        let rising = slots.is_sorted_by(|a, b| a < b);
+        Self((!rising).then(HashSet::new))
+    }
+
+    /// False where it came before.
+    pub(super) fn insert(&mut self, slot: Slot) -> bool {
+        self.0.as_mut().is_none_or(|seen| seen.insert(slot))
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct SlotTable {
     entries: Vec<Entry>,
@@ -92,8 +108,8 @@ impl SlotTable {
 
     /// The slot's reservation, where it has one.
     pub(super) fn reservation(&self, slot: Slot) -> Option<Reservation> {
-        match self.get(slot) {
-            Some(SlotState::Reserved(reservation)) => Some(reservation),
+        match &self.entries.get(slot.0 as usize)?.state {
+            SlotState::Reserved(reservation) => Some(*reservation),
             _ => None,
         }
     }

@@ -45,6 +45,37 @@ pub(super) struct State {
     pub(super) total_slots: u64,
 }
 
+impl RegionState {
+    /// Sealed -> Free; `namespace` is the region's.
+    fn remove_block(
+        &mut self,
+        place: Place,
+        namespace: Option<&mut NamespaceTable>,
+        sink: &dyn ChangeSink,
+    ) {
+        let Some(block) = self.slots.block(place.slot) else {
+            return;
+        };
+        if !sabotage::is(Bug::GenerationNotBumped) {
+            self.region.generations.begin_write(place.slot.0);
+        }
+        if let Some(namespace) = namespace {
+            namespace.remove(&block.hash, place);
+        }
+        if let Some(policy) = &mut self.policy {
+            policy.removed(place.slot);
+            self.surplus.remove(&place.slot);
+        }
+        if block.published {
+            sink.record(Change::Removed {
+                region: place.region,
+                slot: place.slot,
+            });
+        }
+        self.slots.set(place.slot, SlotState::Free);
+    }
+}
+
 impl State {
     /// The sealed block at a place, as callers see it.
     pub(super) fn held(&self, place: Place) -> Option<Held> {
@@ -67,6 +98,32 @@ impl State {
                 SlotState::Reserved(Reservation { holder, ticket }),
             );
             self.reserved.entry(holder).or_default().insert(place);
+        }
+    }
+
+    /// Whatever is in these slots -> Reserved; they are there, and nobody else's. As [`State::remove_block`] and then
+    /// [`State::reserve`] of each, which would look everything up for each.
+    pub(super) fn take_over(
+        &mut self,
+        region: RegionId,
+        slots: &[Slot],
+        holder: Holder,
+        sink: &dyn ChangeSink,
+    ) {
+        let Some(entry) = self.regions.get_mut(&region) else {
+            return;
+        };
+        let mut namespace = self.namespaces.get_mut(&entry.region.namespace.name);
+        let places = self.reserved.entry(holder).or_default();
+        places.reserve(slots.len());
+        for &slot in slots {
+            let place = Place { region, slot };
+            entry.remove_block(place, namespace.as_deref_mut(), sink);
+            self.last_ticket += 1;
+            let ticket = self.last_ticket;
+            let reserved = SlotState::Reserved(Reservation { holder, ticket });
+            entry.slots.set(slot, reserved);
+            places.insert(place);
         }
     }
 
@@ -123,7 +180,12 @@ impl State {
                 checksum,
             });
         }
-        self.held(place)
+        Some(Held {
+            region: place.region,
+            slot: place.slot,
+            generation,
+            checksum,
+        })
     }
 
     /// Tells others of a block that was private so far.
@@ -145,26 +207,8 @@ impl State {
         let Some(region) = self.regions.get_mut(&place.region) else {
             return;
         };
-        let Some(block) = region.slots.block(place.slot) else {
-            return;
-        };
-        if !sabotage::is(Bug::GenerationNotBumped) {
-            region.region.generations.begin_write(place.slot.0);
-        }
-        if let Some(namespace) = self.namespaces.get_mut(&region.region.namespace.name) {
-            namespace.remove(&block.hash, place);
-        }
-        if let Some(policy) = &mut region.policy {
-            policy.removed(place.slot);
-            region.surplus.remove(&place.slot);
-        }
-        if block.published {
-            sink.record(Change::Removed {
-                region: place.region,
-                slot: place.slot,
-            });
-        }
-        region.slots.set(place.slot, SlotState::Free);
+        let namespace = self.namespaces.get_mut(&region.region.namespace.name);
+        region.remove_block(place, namespace, sink);
     }
 
     /// Evicts the pool's next victim. False where there is none.

@@ -1,7 +1,5 @@
 //! A batch of changes under one number, and its message.
 
-use std::collections::BTreeMap;
-
 use kvferry_proto::{BlockHash, Checksum, Generation, HashLen, RegionId, Slot, pb};
 
 use crate::{
@@ -25,13 +23,14 @@ pub enum SlotState {
     },
 }
 
-/// Changes since the batch before, folded to the last state of each slot.
+/// Changes since the batch before. Of several of one slot only the last is told.
 #[derive(Debug, Clone, Default)]
 pub struct Delta {
     regions_removed: Vec<RegionId>,
     /// In words, not the regions: the log is kept for long, and must not keep engines' memory.
     regions_added: Vec<pb::RegionDeclaration>,
-    slots: BTreeMap<(RegionId, Slot), SlotState>,
+    /// As they came: most slots change once, and what is recorded must cost little.
+    slots: Vec<((RegionId, Slot), SlotState)>,
 }
 
 impl Delta {
@@ -58,7 +57,7 @@ impl Delta {
         match change {
             Change::RegionAdded(region) => self.regions_added.push(declaration(&region)),
             Change::RegionRemoved(gone) => {
-                self.slots.retain(|(region, _), _| *region != gone);
+                self.slots.retain(|((region, _), _)| *region != gone);
                 let before = self.regions_added.len();
                 self.regions_added.retain(|region| region.region != gone.0);
                 // Came and went within this batch: nobody ever heard of it.
@@ -78,10 +77,10 @@ impl Delta {
                     generation,
                     checksum,
                 };
-                self.slots.insert((region, slot), state);
+                self.slots.push(((region, slot), state));
             }
             Change::Removed { region, slot } => {
-                self.slots.insert((region, slot), SlotState::Removed);
+                self.slots.push(((region, slot), SlotState::Removed));
             }
         }
     }
@@ -90,7 +89,13 @@ impl Delta {
     #[must_use]
     pub fn to_message(&self, seq: u64) -> pb::Delta {
         let mut changes = Columns::default();
-        for ((region, slot), state) in &self.slots {
+        let mut order: Vec<&((RegionId, Slot), SlotState)> = self.slots.iter().collect();
+        // Stable: the last state of a slot stays the last.
+        order.sort_by_key(|(place, _)| *place);
+        for same in order.chunk_by(|(a, _), (b, _)| a == b) {
+            let Some(((region, slot), state)) = same.last() else {
+                continue;
+            };
             match state {
                 SlotState::Removed if sabotage::is(Bug::RemoveLost) => {}
                 SlotState::Removed => changes.remove(*region, *slot),

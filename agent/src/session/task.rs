@@ -41,6 +41,10 @@ const CONNECT_BOUND: Duration = Duration::from_secs(5);
 /// A goodbye must be on its way by then; a coordinator that misses it hides the node a little later.
 const GOODBYE_BOUND: Duration = Duration::from_secs(1);
 
+/// A delta that is still being filled waits for the acknowledgement of the one before, but no longer than this. So many
+/// small changes are few deltas when there is much to tell, and the first one goes at once when there is not.
+const GATHER: Duration = Duration::from_millis(2);
+
 /// What this agent says of itself in every hello.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -96,6 +100,8 @@ pub struct SessionTask {
     machine: SessionMachine,
     status: watch::Sender<SessionStatus>,
     start: Instant,
+    /// Until then the open delta is filled.
+    gathering: Option<Instant>,
     outbound: Option<mpsc::Sender<pb::AgentMessage>>,
     inbound: Inbound,
     metrics: Option<Arc<TransferMetrics>>,
@@ -133,6 +139,7 @@ impl SessionTask {
             machine: SessionMachine::new(config),
             status,
             start: Instant::now(),
+            gathering: None,
             outbound: None,
             inbound: Inbound::Nothing,
             metrics: None,
@@ -201,6 +208,7 @@ impl SessionTask {
             }
             self.publish_status();
             let timeout = self.machine.poll_timeout().map(|at| self.start + at);
+            let timeout = [timeout, self.gathering].into_iter().flatten().min();
             tokio::select! {
                 () = stop.cancelled() => {
                     self.handle(Event::Stop);
@@ -231,8 +239,12 @@ impl SessionTask {
 
     fn tick(&mut self) {
         let (_, next) = self.log.bounds();
+        let open = self.log.has_open();
+        let gathers = open && self.machine.awaits_acknowledgement();
+        let until = self.gathering.unwrap_or_else(|| Instant::now() + GATHER);
+        self.gathering = (gathers && Instant::now() < until).then_some(until);
         // A delta that is still open counts: asking for it closes it.
-        let next_delta = next + u64::from(self.log.has_open());
+        let next_delta = next + u64::from(open && self.gathering.is_none());
         self.handle(Event::Tick { next_delta });
     }
 
@@ -379,7 +391,10 @@ impl SessionTask {
                     expect_delta: (!welcome.resync).then_some(welcome.expect_delta),
                 }
             }
-            Answer::Ack(ack) => Event::Acknowledged(ack.seq),
+            Answer::Ack(ack) => {
+                self.handle(Event::Acknowledged(ack.seq));
+                return self.tick();
+            }
             Answer::Resync(request) => {
                 warn!(
                     coordinator = %self.address,

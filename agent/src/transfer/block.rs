@@ -1,5 +1,7 @@
 //! Where one block of a pull stands.
 
+use smallvec::SmallVec;
+
 use super::{
     command::{OpId, SourceKey},
     event::Candidate,
@@ -56,7 +58,7 @@ pub(super) struct Chance {
 #[derive(Debug)]
 pub(super) struct Block {
     pub(super) state: State,
-    pub(super) chances: Vec<Chance>,
+    pub(super) chances: SmallVec<[Chance; 1]>,
     /// The one being tried; an index into `chances`.
     pub(super) current: usize,
     /// Hints that were found stale: a generation never comes back, so neither do they.
@@ -77,7 +79,7 @@ impl Block {
     pub(super) fn new() -> Self {
         Self {
             state: State::Locating,
-            chances: Vec::new(),
+            chances: SmallVec::new(),
             current: 0,
             stale: Vec::new(),
             failure: None,

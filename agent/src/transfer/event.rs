@@ -1,6 +1,7 @@
 //! What the pull engine is told.
 
 use kvferry_proto::{Checksum, Generation, RegionId, Slot};
+use smallvec::SmallVec;
 
 use super::command::{BlockIndex, OpId, SourceKey};
 use crate::transport::Capabilities;
@@ -21,6 +22,9 @@ pub struct Candidate {
     /// Remote spans the block is in, before neighbours are merged.
     pub spans: u32,
 }
+
+/// Of one block. Mostly one, which then lies inline.
+pub type Candidates = SmallVec<[Candidate; 1]>;
 
 /// What is known of a source before there is a link to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +74,7 @@ pub enum Event {
         hints: Vec<SourceHint>,
         /// Per block of the command, in its order; best first. Blocks beyond the end were not
         /// answered for: those were not located, which is a failure and no miss.
-        candidates: Vec<Vec<Candidate>>,
+        candidates: Vec<Candidates>,
     },
     /// Nobody could be asked.
     LocateFailed {

@@ -38,6 +38,7 @@
 //! The shell turns blocks into reads with [`plan`].
 
 mod block;
+mod block_set;
 mod command;
 mod config;
 mod driver;
@@ -55,7 +56,7 @@ pub use driver::{
     PullSummary, pull,
 };
 pub use engine::{PullEngine, PullRequest};
-pub use event::{Candidate, ConnectFailure, Event, ReadFailure, SourceHint};
+pub use event::{Candidate, Candidates, ConnectFailure, Event, ReadFailure, SourceHint};
 pub use metrics::{CopyFailure, Phase, TransferMetrics};
 pub use outcome::{Failure, Outcome};
 pub use plan::{Destination, PlannedRead};

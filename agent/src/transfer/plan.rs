@@ -4,6 +4,7 @@ use std::{ops::Range, sync::Arc};
 
 use kvferry_memory::HostMemory;
 use kvferry_proto::{Geometry, Part, RegionId, RemoteSpan, Slot};
+use smallvec::SmallVec;
 
 use crate::{
     region::Memory,
@@ -18,8 +19,8 @@ pub const WORD_BYTES: u64 = 8;
 pub struct Destination {
     /// Kept alive by every read into it.
     pub memory: Memory,
-    /// Byte ranges of it, in block order; as many bytes as the block has.
-    pub ranges: Vec<Range<u64>>,
+    /// Byte ranges of it, in block order; as many bytes as the block has. One, where blocks lie in one piece.
+    pub ranges: SmallVec<[Range<u64>; 1]>,
 }
 
 /// One read, into memory of any kind. See [`staged::read`](crate::transport::staged::read).
@@ -39,7 +40,7 @@ impl PlannedRead {
             remote: self.remote,
             local: LocalSpans {
                 memory: Arc::clone(self.local.memory.host()?),
-                ranges: self.local.ranges,
+                ranges: self.local.ranges.into_vec(),
             },
         })
     }
@@ -174,6 +175,25 @@ pub fn generation_reads(
     Ok((reads.filter_map(PlannedRead::into_host).collect(), offsets))
 }
 
+/// The read, where there is one only and it is into host memory; else `reads` stay as they are.
+pub fn only_host_read(reads: &mut Vec<PlannedRead>) -> Option<ReadRequest> {
+    match reads.as_slice() {
+        [read] if read.local.memory.host().is_some() => reads.pop()?.into_host(),
+        _ => None,
+    }
+}
+
+/// What a link takes in one read beside `data`; None where that is nothing.
+#[must_use]
+pub fn left_beside(data: &ReadRequest, link: &Capabilities) -> Option<Capabilities> {
+    let left = Capabilities {
+        max_spans: link.max_spans.checked_sub(data.remote.len())?,
+        max_bytes: link.max_bytes.checked_sub(data.local.len_bytes())?,
+        ..*link
+    };
+    (left.max_spans > 0 && left.max_bytes >= WORD_BYTES).then_some(left)
+}
+
 fn total(ranges: impl Iterator<Item = Range<u64>>) -> u64 {
     ranges.fold(0, |sum, range| {
         sum.saturating_add(range.end.saturating_sub(range.start))
@@ -212,7 +232,7 @@ impl Cutter {
                     remote: Vec::new(),
                     local: Destination {
                         memory: memory.clone(),
-                        ranges: Vec::new(),
+                        ranges: SmallVec::new(),
                     },
                 });
                 continue;

@@ -1,12 +1,6 @@
 //! Where one source of a pull stands.
 
-use std::collections::BTreeSet;
-
-use super::{
-    Time,
-    command::{BlockIndex, OpId},
-    outcome::Failure,
-};
+use super::{Time, block_set::BlockSet, command::OpId, outcome::Failure};
 use crate::{
     sabotage::{self, Bug},
     transport::Capabilities,
@@ -42,9 +36,9 @@ pub(super) struct Source {
     pub(super) troubled: bool,
     pub(super) distance: u8,
     /// Blocks to be read, earliest first.
-    pub(super) queue: BTreeSet<BlockIndex>,
+    pub(super) queue: BlockSet,
     /// Blocks whose data has arrived.
-    pub(super) unchecked: BTreeSet<BlockIndex>,
+    pub(super) unchecked: BlockSet,
     /// The one generation read under way: while it is, further blocks gather for the next.
     pub(super) checking: Option<OpId>,
     /// Bytes of data reads that have not settled.
@@ -67,8 +61,8 @@ impl Source {
             suspect: false,
             troubled: false,
             distance: 0,
-            queue: BTreeSet::new(),
-            unchecked: BTreeSet::new(),
+            queue: BlockSet::default(),
+            unchecked: BlockSet::default(),
             checking: None,
             inflight_bytes: 0,
             received_bytes: 0,

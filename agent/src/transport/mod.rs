@@ -15,6 +15,8 @@
 //! 4. A read that starts after another one has completed sees memory no older than that one saw: a
 //!    generation read after the data arrived is newer than the data.
 //! 5. Words of [`Part::Generations`](kvferry_proto::Part) are fetched whole, never torn.
+//! 6. Where [`Link::reads_in_order`], [`Link::read_with_words`] fetches every word after all the data, so that words
+//!    are no older than any byte of it: what 4. promises of two reads, in one.
 //!
 //! A transport promises nothing else: not that bytes are the right ones. The pull engine validates.
 
@@ -314,6 +316,18 @@ pub trait Link: Send + Sync {
 
     /// Starts a read; see the contract on this module's page.
     fn read(&self, request: ReadRequest) -> PendingRead;
+
+    /// Can it fetch generation words after data within one read? See 6. of the contract.
+    fn reads_in_order(&self) -> bool {
+        false
+    }
+
+    /// Starts a read of data and of the words that validate it, as one: both requests' bytes and spans count together,
+    /// and it settles when both have. Only where [`Link::reads_in_order`].
+    fn read_with_words(&self, data: ReadRequest, words: ReadRequest) -> PendingRead {
+        let _ = (data, words);
+        PendingRead::settled(Err(ReadError::Invalid("this link reads in no order")))
+    }
 
     /// Starts a read straight into a GPU's memory, where it can. The contract is that of [`Link::read`]; when it has
     /// succeeded, work that the GPU begins from then on sees the bytes.

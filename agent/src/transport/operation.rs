@@ -32,6 +32,8 @@ pub(in crate::transport) struct Target {
     memory: Arc<HostMemory>,
     ranges: Vec<Range<u64>>,
     next: usize,
+    /// Filled when the ones above are.
+    then: Option<LocalSpans>,
     completion: Completion,
 }
 
@@ -39,6 +41,19 @@ impl Operation {
     /// A read of `bytes` bytes, which `local` has room for.
     pub(in crate::transport) fn new(local: LocalSpans, bytes: u64) -> (Arc<Self>, PendingRead) {
         Self::with_cancel(local, bytes, |operation| operation)
+    }
+
+    /// A read of `bytes` bytes, which `local` has room for and, for the last of them, `then`.
+    pub(in crate::transport) fn in_order(
+        local: LocalSpans,
+        then: LocalSpans,
+        bytes: u64,
+    ) -> (Arc<Self>, PendingRead) {
+        let (operation, pending) = Self::new(local, bytes);
+        if let Some(target) = operation.target().as_mut() {
+            target.then = Some(then);
+        }
+        (operation, pending)
     }
 
     /// As [`Operation::new`], where a cancel must do more: `cancel` is given the operation, whose own
@@ -63,6 +78,7 @@ impl Operation {
             memory: local.memory,
             ranges: coalesce_local(local.ranges),
             next: 0,
+            then: None,
             completion,
         });
         pending
@@ -100,27 +116,39 @@ impl Target {
     /// Pieces for up to `limit` bytes that come next, and how many bytes they hold.
     pub(in crate::transport) fn pieces(&self, limit: u64) -> io::Result<(Vec<PieceMut<'_>>, u64)> {
         let rest = &self.ranges[self.next..];
+        let then = self.then.iter();
+        let then = then.flat_map(|then| then.ranges.iter().map(|range| (&then.memory, range)));
         // One is left for the caller's own.
         let most = MAX_PIECES - 1;
-        let mut pieces = Vec::with_capacity((rest.len() + 1).min(MAX_PIECES));
+        let mut pieces = Vec::with_capacity((rest.len() + 2).min(MAX_PIECES));
         let mut bytes = 0;
-        for range in rest {
+        for (memory, range) in rest.iter().map(|range| (&self.memory, range)).chain(then) {
             if pieces.len() == most || bytes == limit {
                 break;
             }
             let len = (range.end - range.start).min(limit - bytes);
-            let piece = PieceMut::new(&self.memory, range.start, len)
-                .map_err(|_| io::ErrorKind::InvalidInput)?;
+            let piece =
+                PieceMut::new(memory, range.start, len).map_err(|_| io::ErrorKind::InvalidInput)?;
             pieces.push(piece);
             bytes += len;
         }
         Ok((pieces, bytes))
     }
 
+    /// The range that comes next, in `memory` by then.
+    fn range(&mut self) -> Option<&mut Range<u64>> {
+        if self.next == self.ranges.len()
+            && let Some(then) = self.then.take()
+        {
+            (self.memory, self.ranges, self.next) = (then.memory, then.ranges, 0);
+        }
+        self.ranges.get_mut(self.next)
+    }
+
     /// That many bytes have been put where [`Target::pieces`] said.
     pub(in crate::transport) fn advance(&mut self, mut bytes: u64) {
         while bytes > 0
-            && let Some(range) = self.ranges.get_mut(self.next)
+            && let Some(range) = self.range()
         {
             let step = bytes.min(range.end - range.start);
             range.start += step;
@@ -135,36 +163,48 @@ impl Target {
     pub(in crate::transport) fn fill(
         &mut self,
         from: &HostMemory,
-        range: Range<u64>,
+        mut range: Range<u64>,
     ) -> Result<(), AccessError> {
-        let mut left = range.end - range.start;
-        let into: Vec<Range<u64>> = self.ranges[self.next..]
-            .iter()
-            .map_while(|range| {
-                let len = left.min(range.end - range.start);
-                left -= len;
-                (len > 0).then(|| range.start..range.start + len)
-            })
-            .collect();
-        let len = range.end - range.start;
-        copy_ranges(from, [range], &self.memory, into)?;
-        self.advance(len);
+        while !range.is_empty() {
+            let into = self.range().ok_or(AccessError::LengthMismatch)?;
+            let len = (range.end - range.start).min(into.end - into.start);
+            let into = into.start..into.start + len;
+            let now = range.start..range.start + len;
+            copy_ranges(from, [now], &self.memory, [into])?;
+            self.advance(len);
+            range.start += len;
+        }
         Ok(())
     }
 
     /// Copies bytes out of a buffer.
     pub(in crate::transport) fn fill_bytes(&mut self, mut from: &[u8]) -> Result<(), AccessError> {
         while !from.is_empty() {
-            let range = self.ranges.get(self.next);
-            let range = range.ok_or(AccessError::LengthMismatch)?;
+            let range = self.range().ok_or(AccessError::LengthMismatch)?;
+            let at = range.start;
             let len = from.len().min((range.end - range.start) as usize);
             let (now, later) = from.split_at(len);
-            self.memory.write_at(range.start, now)?;
+            self.memory.write_at(at, now)?;
             self.advance(len as u64);
             from = later;
         }
         Ok(())
     }
+}
+
+/// As [`check_request`], of data and words that are one read.
+pub(in crate::transport) fn check_with_words(
+    data: &ReadRequest,
+    words: &ReadRequest,
+    capabilities: &Capabilities,
+) -> Result<u64, ReadError> {
+    let bytes = check_request(data, capabilities)?;
+    let left = Capabilities {
+        max_spans: capabilities.max_spans.saturating_sub(data.remote.len()),
+        max_bytes: capabilities.max_bytes - bytes,
+        ..*capabilities
+    };
+    Ok(bytes + check_request(words, &left)?)
 }
 
 /// What can be known to be wrong with a request before anything is done. Gives its bytes.

@@ -49,7 +49,7 @@ pub fn read(link: &Arc<dyn Link>, request: PlannedRead) -> PendingRead {
     };
     let local = GpuSpans {
         memory,
-        ranges: request.local.ranges,
+        ranges: request.local.ranges.into_vec(),
     };
     let remote = request.remote;
     into_gpu(link, GpuRequest { remote, local })

@@ -1,6 +1,7 @@
 //! A coordinator's figures: publish, locate in a closed and an open loop, churn, a vanishing node, memory,
 //! and the index without a wire.
 
+pub mod html;
 mod options;
 
 use std::time::Duration;

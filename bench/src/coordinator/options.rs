@@ -51,6 +51,9 @@ pub struct Options {
     /// Print a JSON object per figure and line.
     #[arg(long)]
     pub json: bool,
+    /// Write a page with plots.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<std::path::PathBuf>,
 }
 
 impl Options {

@@ -10,8 +10,8 @@ use kvferry_agent::{
     },
     session::{ChangeLog, LogEntry},
     transfer::{
-        Candidate, Command, Event as PullEvent, PullEngine, PullRequest, SourceHint, SourceKey,
-        TransferConfig,
+        Candidate, Candidates, Command, Event as PullEvent, PullEngine, PullRequest, SourceHint,
+        SourceKey, TransferConfig,
     },
     transport::Capabilities,
 };
@@ -22,7 +22,9 @@ use kvferry_coordinator::{
 };
 use kvferry_memory::HugePages;
 use kvferry_proto::{
-    BlockHash, Checksum, Generation, Incarnation, Layout, NamespaceSpec, RegionId, Slot, pb,
+    BlockHash, Checksum, Generation, Incarnation, Layout, NamespaceSpec, RegionId, Slot,
+    chain::{DEFAULT_SEED, Sha256CborChain},
+    pb,
 };
 use prost::Message;
 
@@ -35,6 +37,8 @@ const BLOCKS: u32 = 1_000;
 const NODES: u64 = 8;
 /// Slots of each node.
 const SLOTS: u32 = 4 * BLOCKS;
+/// Tokens of a block of a chain of hashes.
+const CHAIN_TOKENS: u32 = 16;
 /// Bytes that are summed.
 const SUMMED: usize = 1 << 20;
 
@@ -55,11 +59,13 @@ pub enum Work {
     Seal,
     /// The checksum of a MiB.
     Checksum,
+    /// The hashes of a prompt of 1,000 blocks of 16 tokens, as vLLM makes them.
+    Chain,
 }
 
 impl Work {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Locate,
         Self::Apply,
         Self::Delta,
@@ -67,6 +73,7 @@ impl Work {
         Self::Pull,
         Self::Seal,
         Self::Checksum,
+        Self::Chain,
     ];
 
     /// As on the command line.
@@ -80,6 +87,7 @@ impl Work {
             Self::Pull => "pull",
             Self::Seal => "seal",
             Self::Checksum => "checksum",
+            Self::Chain => "chain",
         }
     }
 
@@ -114,6 +122,7 @@ impl Work {
             Self::Pull => pull(times),
             Self::Seal => seal(times),
             Self::Checksum => checksum(times),
+            Self::Chain => chain(times),
         }
     }
 }
@@ -299,7 +308,9 @@ fn pull(times: u32) -> Result<(), InstructionsError> {
                         checksum: None,
                         spans: 1,
                     };
-                    let both = |block: &u32| vec![candidate(*block, 0), candidate(*block, 1)];
+                    let both = |block: &u32| {
+                        Candidates::from_slice(&[candidate(*block, 0), candidate(*block, 1)])
+                    };
                     PullEvent::Located {
                         op,
                         hints: [0, 1]
@@ -408,6 +419,24 @@ fn checksum(times: u32) -> Result<(), InstructionsError> {
     for _ in 0..times {
         if measured(|| Checksum::of_bytes(black_box(&bytes))) != first {
             return Err(wrong("a checksum"));
+        }
+    }
+    Ok(())
+}
+
+fn chain(times: u32) -> Result<(), InstructionsError> {
+    let tokens: Vec<u32> = (0..BLOCKS * CHAIN_TOKENS)
+        .map(|n| n.wrapping_mul(2_654_435_761) % 128_000)
+        .collect();
+    let hashes = || {
+        let mut chain = Sha256CborChain::new(DEFAULT_SEED);
+        let blocks = tokens.chunks(CHAIN_TOKENS as usize);
+        blocks.map(|block| chain.next(block)).last()
+    };
+    let first = hashes();
+    for _ in 0..times {
+        if measured(hashes) != first || first.is_none() {
+            return Err(wrong("a chain"));
         }
     }
     Ok(())

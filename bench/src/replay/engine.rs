@@ -108,6 +108,7 @@ impl Engine {
             no_replica: false,
             chained: true,
             parent: Bytes::new(),
+            columns: false,
         };
         let answer = self.agent.clone().pull(request).await;
         let mut stream = answer.map_err(|s| self.refused(s))?.into_inner();

@@ -138,11 +138,11 @@ pub fn details(result: &ReplayResult) -> Vec<String> {
     lines
 }
 
-pub(super) fn percent(share: f64) -> String {
+pub(crate) fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
-pub(super) fn gigabytes(bytes: u64) -> String {
+pub(crate) fn gigabytes(bytes: u64) -> String {
     match bytes as f64 / 1e9 {
         gb if gb >= 10.0 => format!("{gb:.0} GB"),
         gb => format!("{gb:.2} GB"),

@@ -1,7 +1,7 @@
 //! What changed between two runs. Ratios to the yardstick are compared first: they survive a change of
 //! machine, and mostly its mood.
 
-use super::{TransferError, result::PointResult};
+use super::result::PointResult;
 
 /// A ratio must move by this much, beyond both runs' spreads, to be called a change.
 const NOTABLE: f64 = 0.05;
@@ -46,17 +46,6 @@ impl Verdict {
     }
 }
 
-/// Results as `bench transfer --json` prints them: one a line.
-///
-/// # Errors
-/// [`TransferError::Json`].
-pub fn parse(text: &str) -> Result<Vec<PointResult>, TransferError> {
-    let lines = text.lines().filter(|line| !line.trim().is_empty());
-    lines
-        .map(|line| serde_json::from_str(line).map_err(TransferError::from))
-        .collect()
-}
-
 /// The points both runs have, in the order of the first.
 #[must_use]
 pub fn changes(before: &[PointResult], after: &[PointResult]) -> Vec<Change> {
@@ -90,14 +79,14 @@ pub fn changes(before: &[PointResult], after: &[PointResult]) -> Vec<Change> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::transfer::{
         point::{Point, Transport},
         result::{Measure, Spread, Times},
     };
 
-    pub(in crate::transfer) fn result(block: u64, ratio: f64) -> PointResult {
+    pub(crate) fn result(block: u64, ratio: f64) -> PointResult {
         let point = Point::new(Transport::Tcp, block, 64);
         let spread = |median: f64| Spread {
             median,
@@ -119,6 +108,7 @@ pub(super) mod tests {
             locate_us: times.clone(),
             located_us: times.clone(),
             wire_us: times.clone(),
+            block_us: times.clone(),
             owner_core_seconds_per_gb: 0.2,
             reader_core_seconds_per_gb: 0.2,
             other_core_seconds_per_gb: 0.01,
@@ -149,12 +139,12 @@ pub(super) mod tests {
 
     #[test]
     fn results_are_read_back() {
-        let results = [result(1024, 0.5), result(4096, 0.75)];
+        let results = vec![result(1024, 0.5), result(4096, 0.75)];
         let lines: Vec<_> = results
             .iter()
             .map(|result| serde_json::to_string(result).unwrap())
             .collect();
-        assert_eq!(parse(&lines.join("\n")).unwrap(), results);
-        assert!(parse("{}").is_err());
+        let read = crate::compare::Run::parse(&lines.join("\n")).unwrap();
+        assert_eq!(read, crate::compare::Run::Transfer(results));
     }
 }

@@ -1,6 +1,12 @@
 //! An engine as the benchmark plays it: memory of its own, deposited with its agent, and the local API.
 
-use std::{ops::Range, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hyper_util::rt::TokioIo;
 use kvferry_agent::transport::shm::DescriptorClient;
@@ -37,8 +43,10 @@ pub struct AgentAt {
 }
 
 /// One pull call, as the engine saw it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Pulled {
+    /// When blocks' outcomes came, from the call on, and how many came then.
+    pub(super) blocks: Vec<(Duration, u32)>,
     pub(super) locate: Duration,
     pub(super) wire: Duration,
     pub(super) total: Duration,
@@ -172,10 +180,13 @@ impl Engine {
             no_replica: private,
             chained: false,
             parent: Default::default(),
+            columns: true,
         };
         let mut agent = self.agent.clone();
+        let began = Instant::now();
         let mut stream = agent.pull(request).await?.into_inner();
         let (mut pulled, mut summary) = (0, pb::PullSummary::default());
+        let mut blocks = Vec::new();
         while let Some(event) = stream.message().await? {
             for outcome in &event.outcomes {
                 if outcome.kind() != pb::OutcomeKind::Pulled || outcome.transport != transport {
@@ -187,13 +198,30 @@ impl Engine {
                     });
                 }
             }
-            pulled += event.outcomes.len();
+            for way in &event.pulled {
+                if way.transport != transport {
+                    return Err(TransferError::NotPulled {
+                        block: way.indices.first().copied().unwrap_or(0),
+                        outcome: "Pulled".to_owned(),
+                        transport: way.transport.clone(),
+                        detail: String::new(),
+                    });
+                }
+            }
+            let columns = event.pulled.iter().map(|way| way.indices.len());
+            let count = event.outcomes.len() + columns.sum::<usize>();
+            if count > 0 {
+                // As many as a request's hashes at most.
+                blocks.push((began.elapsed(), count as u32));
+            }
+            pulled += count;
             summary = event.summary.unwrap_or(summary);
         }
         if pulled != want {
             return Err(TransferError::Outcomes { got: pulled, want });
         }
         Ok(Pulled {
+            blocks,
             locate: Duration::from_micros(summary.locate_us),
             wire: Duration::from_micros(summary.wire_us),
             total: Duration::from_micros(summary.total_us),

@@ -25,7 +25,7 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
              The ratio of the two is what to look at; gigabytes a second are this machine's.</p>";
     page += &cards(results);
     page += "<h2>Ratio to the yardstick</h2><figure>";
-    page += &bars(&ratios(results));
+    page += &bars(&ratios(results), "the yardstick");
     page += "<p class=\"legend\">Median over rounds; the line shows the worst and the best round.</p></figure>";
     page += "<h2>Throughput over block size</h2><div class=\"plots\">";
     for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {

@@ -53,7 +53,7 @@ pub(super) fn permuted(index: u64, count: u64) -> u64 {
 
 /// The yardsticks of a point, the headline first.
 #[must_use]
-pub fn yardsticks(point: &Point, slice: Duration) -> Vec<Task> {
+pub fn yardsticks(point: &Point, slice: Duration, read_bw: bool) -> Vec<Task> {
     let task = |kind, lanes| Task {
         kind,
         block_bytes: point.block_bytes(),
@@ -62,8 +62,12 @@ pub fn yardsticks(point: &Point, slice: Duration) -> Vec<Task> {
         millis: slice.as_millis() as u64,
     };
     match point.transport {
-        // What people have without a card.
-        Transport::Rdma => vec![task(Kind::Sockets, 1), task(Kind::Sockets, 4)],
+        // The card by itself, and what people have without one.
+        Transport::Rdma => {
+            let card = read_bw.then(|| task(Kind::ReadBw, 1)).into_iter();
+            card.chain([task(Kind::Sockets, 1), task(Kind::Sockets, 4)])
+                .collect()
+        }
         Transport::Tcp if point.batch < 4 => vec![task(Kind::Sockets, 1)],
         Transport::Tcp => vec![
             task(Kind::Sockets, 1),
@@ -97,7 +101,7 @@ pub async fn measure(
 ) -> Result<PointResult, TransferError> {
     let mut run = Run::start(point, number, fleet).await?;
     run.warm_up().await?;
-    let tasks = yardsticks(point, effort.slice);
+    let tasks = yardsticks(point, effort.slice, yardstick.has_read_bw());
     for task in &tasks {
         let warm = Task {
             millis: task.millis / 4,

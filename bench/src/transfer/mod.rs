@@ -63,6 +63,9 @@ pub enum TransferError {
     /// A yardstick's process ended; what it said is above.
     #[error("a yardstick's process ended before it was told to")]
     Yardstick,
+    /// `ib_read_bw` gave no figure.
+    #[error("ib_read_bw gave no figure: {0}")]
+    ReadBw(String),
     /// An agent refused a call.
     #[error("a call failed: {0}")]
     Call(Box<tonic::Status>),
@@ -87,8 +90,8 @@ pub enum TransferError {
     /// Pipes or sockets.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// What is kept of a run cannot be read.
-    #[error("not a result of `bench transfer --json`: {0}")]
+    /// A line to or from a yardstick's process makes no sense.
+    #[error("a yardstick's process was misunderstood: {0}")]
     Json(#[from] serde_json::Error),
     /// A task of ours was lost.
     #[error("a task of the benchmark ended: {0}")]

@@ -100,6 +100,9 @@ pub struct PointResult {
     pub located_us: Times,
     /// From the first read to the last, of it.
     pub wire_us: Times,
+    /// From the call to each block's outcome: the first blocks of a call can be used before its last.
+    #[serde(default)]
+    pub block_us: Times,
     /// Of the owner's agent.
     pub owner_core_seconds_per_gb: f64,
     /// Of the readers' agents.

@@ -61,10 +61,7 @@ impl Round {
         }
         let mut yardsticks = Vec::new();
         for task in tasks {
-            let cpu = || yardstick_cpu(yardstick.pids());
-            let before = cpu();
-            let done = yardstick.measure(task).await?;
-            yardsticks.push((done, yardstick_cpu(yardstick.pids()) - before));
+            yardsticks.push(yardstick.measure(task).await?);
         }
         if !first {
             pulls = pull_for(run, slice).await?;
@@ -77,10 +74,6 @@ impl Round {
             others,
         })
     }
-}
-
-fn yardstick_cpu(pids: [u32; 2]) -> f64 {
-    pids.into_iter().map(cpu_seconds).sum()
 }
 
 /// Every reader pulls its next set once.
@@ -246,6 +239,12 @@ pub(super) fn summary(point: &Point, tasks: &[Task], rounds: &[Round]) -> PointR
             .for_each(|call| samples.push(of(call)));
         Times::of(&mut samples)
     };
+    let mut blocks = Samples::default();
+    for (_, pulled) in pulls().flat_map(|slice| &slice.calls) {
+        for (after, count) in &pulled.blocks {
+            blocks.push_many(*after, *count);
+        }
+    }
     let gb_per_s = Spread::of(&ours.iter().copied().collect());
     PointResult {
         name: point.name(),
@@ -256,6 +255,7 @@ pub(super) fn summary(point: &Point, tasks: &[Task], rounds: &[Round]) -> PointR
         locate_us: times(|(_, pulled)| pulled.locate),
         located_us: times(|(_, pulled)| pulled.total.saturating_sub(pulled.locate)),
         wire_us: times(|(_, pulled)| pulled.wire),
+        block_us: Times::of(&mut blocks),
         owner_core_seconds_per_gb: per_gb(|slice| slice.owner_cpu),
         reader_core_seconds_per_gb: per_gb(|slice| slice.reader_cpu),
         other_core_seconds_per_gb: per_gb(|slice| slice.other_cpu),

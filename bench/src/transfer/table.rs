@@ -67,6 +67,14 @@ pub fn details(result: &PointResult) -> Vec<String> {
         micros(result.wire_us.p50),
         result.other_core_seconds_per_gb,
     ));
+    let block = &result.block_us;
+    lines.push(format!(
+        "  a block's outcome after p50 {}, p90 {}, p99 {}, p99.9 {}",
+        micros(block.p50),
+        micros(block.p90),
+        micros(block.p99),
+        micros(block.p999),
+    ));
     lines
 }
 

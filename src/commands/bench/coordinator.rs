@@ -1,19 +1,19 @@
 //! `kvferry bench coordinator`: how many questions one coordinator answers, and how soon.
 
-use std::thread;
+use std::{fs, thread};
 
 use kvferry_bench::{
-    coordinator::{self, Options},
-    report,
+    coordinator::{self, Options, html},
+    report::{Figure, HEADINGS},
 };
 use tokio::sync::mpsc;
 
-use super::BenchError;
+use super::{BenchError, file_error, machine};
 use crate::{failure::Done, output, shutdown};
 
 pub(super) async fn measure(options: Options) -> Result<Done, BenchError> {
     let interrupted = shutdown::requested(false).map_err(BenchError::Signals)?;
-    let (json, mut rows) = (options.json, Vec::new());
+    let (json, report, mut all) = (options.json, options.report.clone(), Vec::new());
     let (figures, mut coming) = mpsc::unbounded_channel();
     // It has runtimes of its own, for the coordinator and for clients; on an interrupt they end with
     // the process.
@@ -25,10 +25,10 @@ pub(super) async fn measure(options: Options) -> Result<Done, BenchError> {
     });
     let collect = async {
         while let Some(figure) = coming.recv().await {
-            match json {
-                true => output::json_line(&figure)?,
-                false => rows.push(figure.row()),
+            if json {
+                output::json_line(&figure)?;
             }
+            all.push(figure);
         }
         Ok::<_, BenchError>(())
     };
@@ -41,7 +41,12 @@ pub(super) async fn measure(options: Options) -> Result<Done, BenchError> {
         Err(panic) => std::panic::resume_unwind(panic),
     }
     if !json {
-        output::rows(report::HEADINGS, rows, "no figures")?;
+        let rows = all.iter().map(Figure::row).collect();
+        output::rows(HEADINGS, rows, "no figures")?;
+    }
+    if let Some(path) = &report {
+        let page = html::page(&all, &machine());
+        fs::write(path, page).map_err(|source| file_error(path, source))?;
     }
     Ok(Done::All)
 }

@@ -1,6 +1,9 @@
 //! Is there a device that pulls could be measured over?
 
-use kvferry_bench::transfer::point::{Point, Transport};
+use kvferry_bench::transfer::{
+    point::{Point, Transport},
+    yardstick::read_bw::Device,
+};
 use kvferry_ibverbs::{GidPreference, Library};
 
 /// Why RDMA cannot be measured here.
@@ -17,28 +20,38 @@ pub(crate) enum NoRdma {
 }
 
 /// Refuses points that ask for RDMA where there is none. Where all devices are software, blocks of such
-/// points carry checksums: without one, no agent takes a block from such a device.
-pub(super) fn admit(points: &mut [Point]) -> Result<(), NoRdma> {
+/// points carry checksums: without one, no agent takes a block from such a device. Gives the device that
+/// `ib_read_bw` is measured over.
+pub(super) fn admit(points: &mut [Point]) -> Result<Option<Device>, NoRdma> {
     let asks = |point: &Point| point.transport == Transport::Rdma;
     if !points.iter().any(asks) {
-        return Ok(());
+        return Ok(None);
     }
     let devices = Library::load()?.devices()?;
     let opened = devices.iter().filter_map(|device| device.open().ok());
     let usable: Vec<_> = opened
-        .filter(|context| {
+        .filter_map(|context| {
             let ports = context.ports().unwrap_or_default();
-            let has_address = |port: u8| context.address(port, GidPreference::Auto).is_ok();
-            ports.iter().any(|port| has_address(port.number))
+            let mut addresses = ports.iter().filter_map(|port| {
+                let address = context.address(port.number, GidPreference::Auto).ok()?;
+                Some(Device {
+                    name: context.name().to_owned(),
+                    port: port.number,
+                    gid_index: address.gid_index,
+                })
+            });
+            let device = addresses.next()?;
+            Some((context.is_software(), device))
         })
         .collect();
-    if usable.is_empty() {
+    // A card before a software device, as agents prefer them.
+    let Some((_, first)) = usable.iter().min_by_key(|(software, _)| *software) else {
         return Err(NoRdma::NoPort);
-    }
-    if usable.iter().all(|context| context.is_software()) {
+    };
+    if usable.iter().all(|(software, _)| *software) {
         for point in points.iter_mut().filter(|point| asks(point)) {
             point.checksum = true;
         }
     }
-    Ok(())
+    Ok(Some(first.clone()))
 }

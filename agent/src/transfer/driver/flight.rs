@@ -13,7 +13,7 @@ use tracing::Span;
 use crate::{
     transfer::{
         Time,
-        command::{OpId, SourceKey},
+        command::{BlockIndex, OpId, SourceKey},
         event::ReadFailure,
     },
     transport::{PendingRead, ReadError},
@@ -32,6 +32,8 @@ pub(super) struct Flight {
     pub(super) op: OpId,
     pub(super) source: SourceKey,
     pub(super) words: Option<Words>,
+    /// Of a data read whose words come with it: whose they are.
+    pub(super) blocks: Option<Vec<BlockIndex>>,
     /// When it began.
     pub(super) since: Time,
     /// Ends with it.
@@ -44,8 +46,9 @@ pub(super) struct Flight {
 pub(super) struct Settled {
     pub(super) op: OpId,
     pub(super) source: SourceKey,
-    /// Of a generation read.
     pub(super) words: Option<Words>,
+    /// As of the flight.
+    pub(super) blocks: Option<Vec<BlockIndex>>,
     /// When it began.
     pub(super) since: Time,
     pub(super) result: Result<(), ReadError>,
@@ -88,6 +91,7 @@ impl Flights {
                     op: flight.op,
                     source: flight.source,
                     words: flight.words,
+                    blocks: flight.blocks,
                     since: flight.since,
                     result: flight.error.map_or(Ok(()), Err),
                 });

@@ -180,7 +180,8 @@ pub struct Parts<L, C, D> {
     pub metrics: Arc<TransferMetrics>,
 }
 
-/// Pulls. Sends one outcome per block to `outcomes`, in batches as they come, and returns after the
+/// Pulls. Sends one outcome per block to `outcomes`, in batches as they come (and one without any where the pull takes
+/// longer than [`TransferConfig::progress_tick`]), and returns after the
 /// last one, by the request's timeout. (The channel has no bound of its own: it never holds more than
 /// one outcome per block.)
 ///

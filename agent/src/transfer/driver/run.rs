@@ -12,7 +12,7 @@ use kvferry_observe::traced;
 use kvferry_proto::{Checksum, Geometry, Incarnation, NodeId, RegionId};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{Id, JoinSet},
+    task::{Id, JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,7 @@ use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     BlockOutcome, Connect, Landing, Locate, LocateError, Parts, PullSummary,
-    flight::{Flight, Flights, Words},
+    flight::{Flight, Flights, Settled, Words},
     scratch,
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
         metrics::Phase,
         plan::{self, BlockRead, Destination, PlanError, WORD_BYTES},
     },
-    transport::{ConnectError, Link, PeerTarget, PendingRead, staged},
+    transport::{ConnectError, Link, PeerTarget, PendingRead, ReadRequest, staged},
 };
 
 /// What a task was started for.
@@ -52,19 +52,53 @@ enum Answer {
     Verified(Vec<(BlockIndex, bool)>),
 }
 
+/// What a pull waited for.
+enum Happened {
+    GivenUp,
+    Settled(Settled),
+    Answered(Result<(Id, Answer), JoinError>),
+    Nothing,
+}
+
+/// What is kept of one block.
+struct Book<L> {
+    destination: Option<Destination>,
+    /// Came with the data, and was loaded after it: the answer where the engine asks for it.
+    word: Option<u64>,
+    landed: Option<L>,
+}
+
+impl<L> Default for Book<L> {
+    fn default() -> Self {
+        Self {
+            destination: None,
+            word: None,
+            landed: None,
+        }
+    }
+}
+
+/// The reads of an operation, and its words, where it has some.
+struct Begun {
+    reads: Vec<PendingRead>,
+    words: Option<Words>,
+    blocks: Option<Vec<BlockIndex>>,
+}
+
 pub(super) struct Run<L, C, D: Landing> {
     parts: Parts<L, C, D>,
     config: TransferConfig,
     block_bytes: u64,
     engine: PullEngine,
     origin: Instant,
+    /// When it was last looked at: once for all that happened meanwhile.
+    clock: Time,
     /// By source key.
     peers: Vec<PeerTarget>,
     keys: HashMap<(NodeId, Incarnation), SourceKey>,
     geometries: HashMap<(SourceKey, RegionId), Geometry>,
     links: HashMap<SourceKey, Arc<dyn Link>>,
-    destinations: HashMap<BlockIndex, Arc<Destination>>,
-    landed: HashMap<BlockIndex, D::Landed>,
+    blocks: Vec<Book<D::Landed>>,
     flights: Flights,
     /// Memory for generation words that no read uses.
     scratch: Vec<Arc<HostMemory>>,
@@ -73,6 +107,7 @@ pub(super) struct Run<L, C, D: Landing> {
     to_verify: Vec<(BlockIndex, Checksum)>,
     to_land: Vec<(BlockIndex, Option<Checksum>)>,
     progress_at: Time,
+    said_under_way: bool,
     report: report::Report<D::Landed>,
 }
 
@@ -83,17 +118,19 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         request: PullRequest,
         outcomes: mpsc::UnboundedSender<Vec<BlockOutcome<D::Landed>>>,
     ) -> Self {
+        let mut blocks = Vec::new();
+        blocks.resize_with(request.blocks as usize, Book::default);
         Self {
             parts,
             block_bytes: request.block_bytes,
             engine: PullEngine::new(config.clone(), request, Time::ZERO),
             origin: Instant::now(),
+            clock: Time::ZERO,
             peers: Vec::new(),
             keys: HashMap::new(),
             geometries: HashMap::new(),
             links: HashMap::new(),
-            destinations: HashMap::new(),
-            landed: HashMap::new(),
+            blocks,
             flights: Flights::default(),
             scratch: Vec::new(),
             tasks: JoinSet::new(),
@@ -101,6 +138,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             to_verify: Vec::new(),
             to_land: Vec::new(),
             progress_at: config.progress_tick,
+            said_under_way: false,
             report: report::Report::new(outcomes),
             config,
         }
@@ -130,15 +168,22 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 return scratch::keep(std::mem::take(&mut self.scratch));
             }
             let wake = self.wake_at();
-            tokio::select! {
+            let happened = tokio::select! {
                 biased;
-                () = gave_up(&cancel, self.report.outcomes()), if !given_up => {
+                () = gave_up(&cancel, self.report.outcomes()), if !given_up => Happened::GivenUp,
+                settled = self.flights.next() => Happened::Settled(settled),
+                Some(answer) = self.tasks.join_next_with_id() => Happened::Answered(answer),
+                () = sleep_until(wake) => Happened::Nothing,
+            };
+            self.clock = self.now();
+            match happened {
+                Happened::GivenUp => {
                     given_up = true;
                     self.tell(Event::Cancel);
                 }
-                settled = self.flights.next() => self.settled(settled),
-                Some(answer) = self.tasks.join_next_with_id() => self.answered(answer),
-                () = sleep_until(wake) => {}
+                Happened::Settled(settled) => self.settled(settled),
+                Happened::Answered(answer) => self.answered(answer),
+                Happened::Nothing => {}
             }
             self.take_what_is_ready();
             self.pass_time();
@@ -167,7 +212,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
     }
 
     fn tell(&mut self, event: Event) {
-        self.engine.handle(self.now(), event);
+        self.engine.handle(self.clock, event);
     }
 
     fn wake_at(&self) -> Instant {
@@ -181,10 +226,13 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
 
     /// Tells of progress before it asks for stalls, so that what came while we slept counts.
     fn pass_time(&mut self) {
-        let now = self.now();
+        let now = self.clock;
         let due = self.engine.poll_timeout().is_some_and(|due| due <= now);
         if now < self.progress_at && !due {
             return;
+        }
+        if !std::mem::replace(&mut self.said_under_way, true) {
+            self.report.under_way();
         }
         self.progress_at = now + self.config.progress_tick;
         let sources: std::collections::BTreeSet<_> = self.flights.sources().collect();
@@ -202,6 +250,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
 
     fn obey(&mut self) {
         loop {
+            // What was verified took its time.
+            self.clock = self.now();
             while let Some(command) = self.engine.poll_command() {
                 self.execute(command);
             }
@@ -236,6 +286,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 self.begin(op, source, span, |run, link| run.read(link, source, &slots));
             }
             Command::ReadGenerations { op, source, slots } => {
+                if let Some(words) = self.words_here(&slots) {
+                    return self.tell(Event::GenerationsDone { op, words });
+                }
                 let span = traced!(
                     "validate",
                     blocks = slots.len(),
@@ -262,7 +315,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             Command::Verify { block, checksum } => self.to_verify.push((block, checksum)),
             Command::Land { block, checksum } => self.to_land.push((block, checksum)),
             Command::Abandon { block } => {
-                self.destinations.remove(&block);
+                if let Some(book) = self.blocks.get_mut(block as usize) {
+                    book.destination = None;
+                }
                 self.parts.landing.abandon(block);
             }
             Command::Finish {
@@ -270,7 +325,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 outcome,
                 source,
             } => {
-                let landed = self.landed.remove(&block);
+                let book = self.blocks.get_mut(block as usize);
+                let landed = book.and_then(|book| book.landed.take());
                 let node = source.and_then(|key| self.peers.get(key.0 as usize));
                 let link = source.and_then(|key| self.links.get(&key));
                 let mut finished = BlockOutcome {
@@ -290,7 +346,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
     fn prepare(&mut self, block: BlockIndex) {
         let event = match self.parts.landing.prepare(block) {
             Ok(destination) => {
-                self.destinations.insert(block, Arc::new(destination));
+                if let Some(book) = self.blocks.get_mut(block as usize) {
+                    book.destination = Some(destination);
+                }
                 Event::Prepared { block }
             }
             Err(super::NoSpace) => Event::NoSpace { block },
@@ -333,10 +391,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         op: OpId,
         source: SourceKey,
         span: Span,
-        plan: impl FnOnce(
-            &mut Self,
-            &Arc<dyn Link>,
-        ) -> Result<(Vec<PendingRead>, Option<Words>), PlanError>,
+        plan: impl FnOnce(&mut Self, &Arc<dyn Link>) -> Result<Begun, PlanError>,
     ) {
         let Some(link) = self.links.get(&source).map(Arc::clone) else {
             return self.tell(Event::ReadFailed {
@@ -345,13 +400,14 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             });
         };
         match plan(self, &link) {
-            Ok((reads, words)) => self.flights.add(Flight {
+            Ok(begun) => self.flights.add(Flight {
                 op,
                 source,
-                words,
+                words: begun.words,
+                blocks: begun.blocks,
                 since: self.origin.elapsed(),
                 _span: span,
-                reads,
+                reads: begun.reads,
                 error: None,
             }),
             Err(error) => {
@@ -373,38 +429,99 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         link: &Arc<dyn Link>,
         source: SourceKey,
         slots: &[SlotRead],
-    ) -> Result<(Vec<PendingRead>, Option<Words>), PlanError> {
+    ) -> Result<Begun, PlanError> {
+        for read in slots {
+            if let Some(book) = self.blocks.get_mut(read.block as usize) {
+                // Of another copy, if any.
+                book.word = None;
+            }
+        }
         let blocks: Vec<_> = slots
             .iter()
             .map(|read| {
                 let wrong = PlanError::NoSuchSlot { slot: read.slot };
+                let book = self.blocks.get(read.block as usize);
                 Ok(BlockRead {
                     region: read.region,
                     geometry: self.geometries.get(&(source, read.region)).ok_or(wrong)?,
                     slot: read.slot,
-                    destination: self.destinations.get(&read.block).ok_or(wrong)?,
+                    destination: book
+                        .and_then(|book| book.destination.as_ref())
+                        .ok_or(wrong)?,
                 })
             })
             .collect::<Result<_, PlanError>>()?;
-        let reads = plan::data_reads(&blocks, &link.capabilities())?;
+        let mut reads = plan::data_reads(&blocks, &link.capabilities())?;
+        if link.reads_in_order()
+            && let Some(data) = plan::only_host_read(&mut reads)
+        {
+            return self.read_with_words(link, data, slots);
+        }
         let begun = reads.into_iter().map(|read| staged::read(link, read));
-        Ok((begun.collect(), None))
+        Ok(Begun {
+            reads: begun.collect(),
+            words: None,
+            blocks: None,
+        })
     }
 
-    fn read_words(
+    /// One round trip for both, where the link loads words after the data of the same read.
+    fn read_with_words(
         &mut self,
         link: &Arc<dyn Link>,
+        data: ReadRequest,
         slots: &[SlotRead],
-    ) -> Result<(Vec<PendingRead>, Option<Words>), PlanError> {
-        let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
-        let scratch = match self.scratch.pop() {
-            Some(scratch) => scratch,
-            None => scratch::take(bytes).map_err(|_| PlanError::Scratch { words: slots.len() })?,
+    ) -> Result<Begun, PlanError> {
+        let left = plan::left_beside(&data, &link.capabilities());
+        let scratch = self.take_scratch(slots.len())?;
+        let wanted: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
+        let planned = left.map(|left| plan::generation_reads(&wanted, &scratch, &left));
+        let (words, offsets) = match planned {
+            Some(Ok((mut words, offsets))) if words.len() == 1 => (words.pop(), offsets),
+            _ => (None, Vec::new()),
         };
+        let Some(words) = words else {
+            // They are read when the data has arrived.
+            self.scratch.push(scratch);
+            return Ok(Begun {
+                reads: vec![link.read(data)],
+                words: None,
+                blocks: None,
+            });
+        };
+        Ok(Begun {
+            reads: vec![link.read_with_words(data, words)],
+            words: Some(Words { scratch, offsets }),
+            blocks: Some(slots.iter().map(|read| read.block).collect()),
+        })
+    }
+
+    fn read_words(&mut self, link: &Arc<dyn Link>, slots: &[SlotRead]) -> Result<Begun, PlanError> {
+        let scratch = self.take_scratch(slots.len())?;
         let slots: Vec<_> = slots.iter().map(|read| (read.region, read.slot)).collect();
         let (requests, offsets) = plan::generation_reads(&slots, &scratch, &link.capabilities())?;
         let begun = requests.into_iter().map(|request| link.read(request));
-        Ok((begun.collect(), Some(Words { scratch, offsets })))
+        Ok(Begun {
+            reads: begun.collect(),
+            words: Some(Words { scratch, offsets }),
+            blocks: None,
+        })
+    }
+
+    fn take_scratch(&mut self, words: usize) -> Result<Arc<HostMemory>, PlanError> {
+        let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
+        match self.scratch.pop() {
+            Some(scratch) => Ok(scratch),
+            None => scratch::take(bytes).map_err(|_| PlanError::Scratch { words }),
+        }
+    }
+
+    /// The words of these slots, where all came with their data.
+    fn words_here(&mut self, slots: &[SlotRead]) -> Option<Vec<u64>> {
+        let words = slots
+            .iter()
+            .map(|read| self.blocks.get_mut(read.block as usize)?.word.take());
+        words.collect()
     }
 }
 

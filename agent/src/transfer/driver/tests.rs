@@ -2,7 +2,7 @@
 
 mod world;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
 
 use tokio::{sync::mpsc, time::Instant};
 use world::{BLOCK, Mode, State, World};
@@ -81,6 +81,29 @@ async fn small_bounds_of_a_link_only_cut_reads() {
     let (_, outcomes) = pulled(&world, TransferConfig::default(), 4).await;
     assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 4]);
     (0..4).for_each(|block| world.assert_delivered(block));
+}
+
+#[tokio::test(start_paused = true)]
+async fn words_that_come_with_the_data_are_not_asked_for_and_validate_as_ever() {
+    let world = World::new(1, 40, false);
+    world.owners[0].in_order.store(true, Ordering::Relaxed);
+    world.owners[0].generations.begin_write(7);
+    let config = TransferConfig {
+        op_blocks: 3,
+        ..TransferConfig::default()
+    };
+    let (_, outcomes) = pulled(&world, config.clone(), 40).await;
+    let stale = outcomes.iter().filter(|o| o.outcome == Outcome::Stale);
+    assert!(stale.map(|outcome| outcome.block).eq([7]));
+    assert_eq!(world.state(7), State::Free);
+    assert_eq!(world.owners[0].word_reads.load(Ordering::Relaxed), 0);
+    // Where the link has no room for them beside the data they are read after it.
+    let world = World::new(1, 4, false);
+    world.owners[0].in_order.store(true, Ordering::Relaxed);
+    world.owners[0].bounds.lock().max_bytes = BLOCK;
+    let (_, outcomes) = pulled(&world, config, 4).await;
+    assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 4]);
+    assert!(world.owners[0].word_reads.load(Ordering::Relaxed) > 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,13 +1,14 @@
 //! Who holds what: asking, asking again, and what the answers mean.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use super::{PullEngine, State};
 use crate::transfer::{
     Time,
     block::Chance,
+    block_set::BlockSet,
     command::{BlockIndex, Command, OpId},
-    event::{Candidate, SourceHint},
+    event::{Candidates, SourceHint},
     outcome::{Failure, Outcome},
     source::{Path, Source},
 };
@@ -15,7 +16,7 @@ use crate::transfer::{
 /// Blocks to be located, and when.
 #[derive(Debug)]
 pub(super) struct Locating {
-    pub(super) pending: BTreeSet<BlockIndex>,
+    pub(super) pending: BlockSet,
     /// Not before.
     pub(super) at: Time,
     backoff: Duration,
@@ -28,7 +29,7 @@ pub(super) struct Locating {
 impl Locating {
     pub(super) fn new(blocks: u32, now: Time, backoff: Duration) -> Self {
         Self {
-            pending: (0..blocks).collect(),
+            pending: BlockSet::all(blocks),
             at: now,
             backoff,
             asked: None,
@@ -50,11 +51,10 @@ impl PullEngine {
             .locating
             .pending
             .iter()
-            .copied()
             .take(self.config.locate_blocks.max(1))
             .collect();
         for block in &blocks {
-            self.locating.pending.remove(block);
+            self.locating.pending.remove(*block);
         }
         let op = self.new_op();
         self.locating.asked = Some((op, blocks.clone()));
@@ -75,12 +75,7 @@ impl PullEngine {
             .map(|(_, blocks)| blocks)
     }
 
-    pub(super) fn located(
-        &mut self,
-        op: OpId,
-        hints: &[SourceHint],
-        candidates: Vec<Vec<Candidate>>,
-    ) {
+    pub(super) fn located(&mut self, op: OpId, hints: &[SourceHint], candidates: Vec<Candidates>) {
         let Some(blocks) = self.answered(op) else {
             return;
         };
@@ -118,7 +113,7 @@ impl PullEngine {
     }
 
     /// Keeps what could be the block.
-    fn take_candidates(&mut self, index: BlockIndex, found: Vec<Candidate>) {
+    fn take_candidates(&mut self, index: BlockIndex, found: Candidates) {
         let must_verify = self.must_verify.contains(&index);
         for candidate in &found {
             self.sources

@@ -13,9 +13,12 @@ use std::{
     time::Duration,
 };
 
+use smallvec::SmallVec;
+
 use super::{
     Time,
     block::{Block, State},
+    block_set::BlockSet,
     command::{BlockIndex, Command, OpId, SlotRead, SourceKey},
     config::TransferConfig,
     event::Event,
@@ -98,7 +101,7 @@ pub struct PullEngine {
     inflight_bytes: u64,
     locating: locate::Locating,
     /// Blocks that could be assigned.
-    waiting: BTreeSet<BlockIndex>,
+    waiting: BlockSet,
     commands: VecDeque<Command>,
     /// Candidates that did not give their block since somebody asked, by why.
     failed: [u64; 3],
@@ -126,7 +129,7 @@ impl PullEngine {
             next_op: 0,
             inflight_bytes: 0,
             locating: locate::Locating::new(request.blocks, now, config.locate_backoff),
-            waiting: BTreeSet::new(),
+            waiting: BlockSet::default(),
             commands: VecDeque::new(),
             failed: [0; 3],
             config,
@@ -236,7 +239,7 @@ impl PullEngine {
         if std::mem::take(&mut block.destination) && !sabotage::is(Bug::NeverAbandoned) {
             self.commands.push_back(Command::Abandon { block: index });
         }
-        block.chances = Vec::new();
+        block.chances = SmallVec::new();
         block.stale = Vec::new();
         self.finish(index, outcome);
     }

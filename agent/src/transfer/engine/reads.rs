@@ -61,8 +61,8 @@ impl PullEngine {
             return;
         };
         let mut blocks = std::mem::take(&mut source.queue);
-        blocks.append(&mut source.unchecked);
-        for index in blocks {
+        blocks.extend(std::mem::take(&mut source.unchecked).iter());
+        for index in blocks.iter() {
             self.candidate_failed(index, failure);
         }
     }
@@ -250,13 +250,13 @@ impl PullEngine {
             .iter()
             .filter(|(_, source)| matches!(source.path, Path::Open(link) if link.needs_checksum))
             .flat_map(|(&key, source)| {
-                let blocks = source.queue.iter().copied();
+                let blocks = source.queue.iter();
                 blocks.filter(unverifiable).map(move |index| (key, index))
             })
             .collect();
         for (key, index) in &refused {
             if let Some(source) = self.sources.get_mut(key) {
-                source.queue.remove(index);
+                source.queue.remove(*index);
             }
             self.candidate_failed(*index, Failure::Unreachable);
         }
@@ -272,7 +272,7 @@ impl PullEngine {
             let queued: Vec<_> = self
                 .sources
                 .get(&op.source)
-                .map(|source| source.queue.union(&source.unchecked).copied().collect())
+                .map(|source| source.queue.iter().chain(source.unchecked.iter()).collect())
                 .unwrap_or_default();
             for index in queued {
                 let there = self
@@ -282,8 +282,8 @@ impl PullEngine {
                     .is_some_and(|candidate| candidate.region == region);
                 if there {
                     if let Some(source) = self.sources.get_mut(&op.source) {
-                        source.queue.remove(&index);
-                        source.unchecked.remove(&index);
+                        source.queue.remove(index);
+                        source.unchecked.remove(index);
                     }
                     self.candidate_failed(index, Failure::Stale);
                 }

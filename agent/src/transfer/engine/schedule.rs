@@ -35,13 +35,13 @@ impl PullEngine {
 
     /// Gives waiting blocks to sources, earliest first.
     fn assign(&mut self) {
-        let waiting: Vec<_> = self.waiting.iter().copied().collect();
+        let waiting: Vec<_> = self.waiting.iter().collect();
         let mut active = self.sources.values().filter(|s| s.is_active()).count();
         for index in waiting {
             let Some((place, key)) = self.choose(index, active) else {
                 continue;
             };
-            self.waiting.remove(&index);
+            self.waiting.remove(index);
             if let Some(source) = self.sources.get_mut(&key) {
                 active += usize::from(!source.is_active());
                 source.queue.insert(index);
@@ -99,7 +99,7 @@ impl PullEngine {
             let Some(source) = self.sources.get(&key) else {
                 continue;
             };
-            let indices: Vec<_> = source.unchecked.iter().copied().take(most).collect();
+            let indices: Vec<_> = source.unchecked.iter().take(most).collect();
             self.begin(key, &indices, true);
         }
     }
@@ -111,7 +111,7 @@ impl PullEngine {
                 .sources
                 .iter()
                 .filter_map(|(&key, source)| {
-                    let first = *source.queue.first()?;
+                    let first = source.queue.first()?;
                     Some((first, key, self.room(source)?))
                 })
                 .min_by_key(|(first, key, _)| (*first, *key));
@@ -160,7 +160,7 @@ impl PullEngine {
         let Some(source) = self.sources.get(&key) else {
             return batch;
         };
-        for &index in source.queue.iter().take(room.blocks) {
+        for index in source.queue.iter().take(room.blocks) {
             let Some(block) = self.blocks.get(index as usize) else {
                 break;
             };
@@ -206,8 +206,8 @@ impl PullEngine {
             source.checking = Some(op);
         }
         for &index in indices {
-            source.queue.remove(&index);
-            source.unchecked.remove(&index);
+            source.queue.remove(index);
+            source.unchecked.remove(index);
         }
         let epoch = source.epoch;
         for &index in indices {
@@ -273,7 +273,7 @@ impl PullEngine {
                 .queue
                 .iter()
                 .take(self.config.steal_scan)
-                .filter_map(|&index| {
+                .filter_map(|index| {
                     let block = self.blocks.get(index as usize)?;
                     let (place, candidate) = block.left().find(|(_, c)| c.source == thief)?;
                     let suits = candidate.checksum.is_some() || !room.needs_checksum;
@@ -286,7 +286,7 @@ impl PullEngine {
             }
             for (index, place) in loot {
                 if let Some(source) = self.sources.get_mut(&victim) {
-                    source.queue.remove(&index);
+                    source.queue.remove(index);
                 }
                 if let Some(source) = self.sources.get_mut(&thief) {
                     source.queue.insert(index);

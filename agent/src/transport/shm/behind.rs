@@ -11,6 +11,22 @@ use crate::transport::{
     Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, chained::chained,
 };
 
+/// One read: data, and the words that are fetched after it, where they come with it.
+pub(super) struct Wanted {
+    pub(super) data: ReadRequest,
+    pub(super) words: Option<ReadRequest>,
+}
+
+impl Wanted {
+    /// Sockets, the only way there is behind, read in order.
+    fn of(self, link: &dyn Link) -> PendingRead {
+        match self.words {
+            Some(words) => link.read_with_words(self.data, words),
+            None => link.read(self.data),
+        }
+    }
+}
+
 /// The way behind a link over mapped memory.
 pub(super) struct Behind {
     peer: PeerTarget,
@@ -50,15 +66,13 @@ impl Behind {
         self.link.get().map_or(0, |link| link.received_bytes())
     }
 
-    pub(super) fn read(self: &Arc<Self>, request: ReadRequest, runtime: &Handle) -> PendingRead {
+    pub(super) fn read(self: &Arc<Self>, wanted: Wanted, runtime: &Handle) -> PendingRead {
         if let Some(link) = self.link.get() {
-            return link.read(request);
+            return wanted.of(&**link);
         }
         let behind = Arc::clone(self);
-        chained(
-            runtime,
-            async move { Ok(behind.connect().await?.read(request)) },
-        )
+        let read = async move { Ok(wanted.of(&*behind.connect().await?)) };
+        chained(runtime, read)
     }
 
     async fn connect(&self) -> Result<Arc<dyn Link>, ReadError> {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    behind::Behind,
+    behind::{Behind, Wanted},
     client::{DescriptorClient, DescriptorError},
     copier::{Copier, Copy},
     mapped::{MapError, MappedRegion},
@@ -29,7 +29,7 @@ use crate::{
         Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport,
         TransportKind,
         chained::chained,
-        operation::{Operation, check_request},
+        operation::{Operation, check_request, check_with_words},
         spans::coalesce_remote,
     },
 };
@@ -120,8 +120,8 @@ impl ShmLink {
     }
 
     /// Asks for the regions that are missing, then reads.
-    async fn read_later(self, request: ReadRequest) -> Result<PendingRead, ReadError> {
-        for span in &request.remote {
+    async fn read_later(self, wanted: Wanted) -> Result<PendingRead, ReadError> {
+        for span in &wanted.data.remote {
             if self.shared.regions.contains_key(&span.region) {
                 continue;
             }
@@ -135,7 +135,34 @@ impl ShmLink {
                 Err(NotMapped::Failed(error)) => return Err(error),
             }
         }
-        Ok(self.read(request))
+        Ok(self.begin(wanted))
+    }
+
+    /// Of requests that were found in order.
+    fn begin(&self, wanted: Wanted) -> PendingRead {
+        if self.is_lost() {
+            return PendingRead::settled(Err(self.shared.link_lost("its socket is closed")));
+        }
+        if self.behind.takes(&wanted.data.remote) {
+            return self.behind.read(wanted, &self.runtime);
+        }
+        let mut remote = coalesce_remote(&wanted.data.remote);
+        if let Some(words) = &wanted.words {
+            remote.extend(coalesce_remote(&words.remote));
+        }
+        let parts = match self.shared.mapped(&remote) {
+            Some(Ok(parts)) => parts,
+            Some(Err(error)) => return PendingRead::settled(Err(error)),
+            None => return chained(&self.runtime, self.clone().read_later(wanted)),
+        };
+        let bytes = remote.iter().map(|span| span.len).sum();
+        let (operation, pending) = match wanted.words {
+            Some(words) => Operation::in_order(wanted.data.local, words.local, bytes),
+            None => Operation::new(wanted.data.local, bytes),
+        };
+        let copy = self.shared.copy(operation, parts);
+        start(&self.copier, copy, &self.runtime);
+        pending
     }
 }
 
@@ -149,26 +176,27 @@ impl Link for ShmLink {
     }
 
     fn read(&self, request: ReadRequest) -> PendingRead {
-        let bytes = match check_request(&request, &CAPABILITIES) {
-            Ok(bytes) => bytes,
-            Err(error) => return PendingRead::settled(Err(error)),
-        };
-        if self.is_lost() {
-            return PendingRead::settled(Err(self.shared.link_lost("its socket is closed")));
+        match check_request(&request, &CAPABILITIES) {
+            Ok(_) => self.begin(Wanted {
+                data: request,
+                words: None,
+            }),
+            Err(error) => PendingRead::settled(Err(error)),
         }
-        if self.behind.takes(&request.remote) {
-            return self.behind.read(request, &self.runtime);
-        }
-        let remote = coalesce_remote(&request.remote);
-        match self.shared.mapped(&remote) {
-            Some(Ok(parts)) => {
-                let (operation, pending) = Operation::new(request.local, bytes);
-                let copy = self.shared.copy(operation, parts);
-                start(&self.copier, copy, &self.runtime);
-                pending
-            }
-            Some(Err(error)) => PendingRead::settled(Err(error)),
-            None => chained(&self.runtime, self.clone().read_later(request)),
+    }
+
+    /// One thread copies the data and then loads the words.
+    fn reads_in_order(&self) -> bool {
+        true
+    }
+
+    fn read_with_words(&self, data: ReadRequest, words: ReadRequest) -> PendingRead {
+        match check_with_words(&data, &words, &CAPABILITIES) {
+            Ok(_) => self.begin(Wanted {
+                data,
+                words: Some(words),
+            }),
+            Err(error) => PendingRead::settled(Err(error)),
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use kvferry_proto::RemoteSpan;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::timeout};
 
@@ -22,7 +23,7 @@ use crate::{
     transport::{
         Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
         TransportKind,
-        operation::{Operation, check_request},
+        operation::{Operation, check_request, check_with_words},
         spans::coalesce_remote,
     },
 };
@@ -90,6 +91,19 @@ impl TcpLink {
         connections.iter().filter(|c| c.closed().is_none()).count()
     }
 
+    /// Asks for it over the connection with least to do, or settles it.
+    fn submit(&self, operation: Arc<Operation>, remote: &[RemoteSpan]) {
+        let mut why: Option<Arc<str>> = None;
+        // A connection may close while it is chosen; each is tried once.
+        for connection in self.0.by_load() {
+            match connection.submit(Arc::clone(&operation), remote) {
+                Ok(()) => return self.0.open_another(connection.outstanding()),
+                Err(reason) => why = Some(reason),
+            }
+        }
+        operation.settle(Err(self.lost(why.as_deref().unwrap_or("it is closed"))));
+    }
+
     fn lost(&self, detail: &str) -> ReadError {
         ReadError::LinkLost {
             node: self.0.peer.node.clone(),
@@ -123,20 +137,25 @@ impl Link for TcpLink {
             Ok(bytes) => bytes,
             Err(error) => return PendingRead::settled(Err(error)),
         };
-        let remote = coalesce_remote(&request.remote);
         let (operation, pending) = Operation::new(request.local, bytes);
-        let mut why: Option<Arc<str>> = None;
-        // A connection may close while it is chosen; each is tried once.
-        for connection in self.0.by_load() {
-            match connection.submit(Arc::clone(&operation), &remote) {
-                Ok(()) => {
-                    self.0.open_another(connection.outstanding());
-                    return pending;
-                }
-                Err(reason) => why = Some(reason),
-            }
-        }
-        operation.settle(Err(self.lost(why.as_deref().unwrap_or("it is closed"))));
+        self.submit(operation, &coalesce_remote(&request.remote));
+        pending
+    }
+
+    /// The owner loads words only when everything before them was handed to its kernel, which has copied it by then.
+    fn reads_in_order(&self) -> bool {
+        true
+    }
+
+    fn read_with_words(&self, data: ReadRequest, words: ReadRequest) -> PendingRead {
+        let bytes = match check_with_words(&data, &words, &self.0.capabilities) {
+            Ok(bytes) => bytes,
+            Err(error) => return PendingRead::settled(Err(error)),
+        };
+        let mut remote = coalesce_remote(&data.remote);
+        remote.extend(coalesce_remote(&words.remote));
+        let (operation, pending) = Operation::in_order(data.local, words.local, bytes);
+        self.submit(operation, &remote);
         pending
     }
 

@@ -16,7 +16,8 @@ const STAGED_BYTES: usize = 8 << 10;
 const OFFERED_BYTES: u64 = 8 << 20;
 
 /// The head, then spans in order. Data is sent from the region's memory, a GPU's by way of pinned memory; generation
-/// words are loaded one by one, so that none is torn, only when everything before them was handed to the kernel.
+/// words are loaded one by one, so that none is torn, only when everything before them was handed to the kernel. It
+/// has copied that by then (nothing is sent with MSG_ZEROCOPY): words validate the data before them in the same response.
 pub(super) struct Response<'a> {
     /// The head, later generation words.
     staged: Vec<u8>,

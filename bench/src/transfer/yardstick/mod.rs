@@ -5,9 +5,14 @@
 //! least that a transfer of that shape can cost.
 
 mod child;
+pub mod read_bw;
 mod sockets;
 
-use std::{io, path::Path, process::Stdio};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
@@ -15,9 +20,10 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use super::{TransferError, point::size};
+use super::{TransferError, point::size, process::cpu_seconds};
 
 pub use child::{Role, run};
+use read_bw::Device;
 
 /// What the reader is told to do, as one line of JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +48,8 @@ pub enum Kind {
     Sockets,
     /// Copies between two shared mappings.
     Memcpy,
+    /// `ib_read_bw`, in two processes of its own.
+    ReadBw,
 }
 
 impl Task {
@@ -51,6 +59,7 @@ impl Task {
         let shape = format!("{} x {}", self.batch, size(self.block_bytes));
         match self.kind {
             Kind::Sockets => format!("sockets {shape}, {} conn", self.lanes),
+            Kind::ReadBw => format!("ib_read_bw {}", size(self.block_bytes)),
             Kind::Memcpy => format!("memcpy {shape}, {} thread(s)", self.lanes),
         }
     }
@@ -77,6 +86,8 @@ struct Listening {
 pub struct Yardstick {
     owner: Process,
     reader: Process,
+    /// `ib_read_bw`, and the device that it reads over.
+    read_bw: Option<(PathBuf, Device)>,
 }
 
 impl Yardstick {
@@ -101,16 +112,40 @@ impl Yardstick {
         let port = ["--port".to_owned(), listening.port.to_string()];
         let mut reader = start("reader", &port)?;
         reader.line::<Done>().await?;
-        Ok(Self { owner, reader })
+        Ok(Self {
+            owner,
+            reader,
+            read_bw: None,
+        })
     }
 
-    /// Measures.
+    /// Has `ib_read_bw` over this device beside what is pulled by RDMA, where it is installed.
+    #[must_use]
+    pub fn with_device(mut self, device: Option<Device>) -> Self {
+        self.read_bw = read_bw::installed().zip(device);
+        self
+    }
+
+    /// Is there `ib_read_bw` and a device for it?
+    #[must_use]
+    pub fn has_read_bw(&self) -> bool {
+        self.read_bw.is_some()
+    }
+
+    /// Measures; gives the processor time of both processes too.
     ///
     /// # Errors
-    /// [`TransferError::Yardstick`].
-    pub async fn measure(&mut self, task: &Task) -> Result<Done, TransferError> {
+    /// [`TransferError::Yardstick`] or [`TransferError::ReadBw`].
+    pub async fn measure(&mut self, task: &Task) -> Result<(Done, f64), TransferError> {
+        if task.kind == Kind::ReadBw {
+            let (program, device) = self.read_bw.as_ref().ok_or(TransferError::Yardstick)?;
+            return read_bw::measure(program, device, task).await;
+        }
+        let used = |pids: [u32; 2]| pids.into_iter().map(cpu_seconds).sum::<f64>();
+        let before = used(self.pids());
         self.reader.tell(task).await?;
-        self.reader.line().await
+        let done = self.reader.line().await?;
+        Ok((done, used(self.pids()) - before))
     }
 
     /// Owner and reader.

@@ -80,6 +80,7 @@ pub unsafe extern "C" fn kvf_pull_start(
                 no_replica: given & KVF_NO_REPLICA != 0,
                 chained: given & KVF_CHAINED != 0,
                 parent: parent(it.parent, it.hashes.hash_len)?,
+                columns: false,
             };
             let callback = Callback {
                 function: it.callback,

@@ -6,8 +6,7 @@ use kvferry_agent::{
     region::Holder,
     transfer::{Command, ConnectFailure, Event as PullEvent, PullEngine, PullRequest},
 };
-use kvferry_proto::{Checksum, Slot};
-use xxhash_rust::xxh3::Xxh3Default;
+use kvferry_proto::{Checksum, Slot, Summing};
 
 use super::{
     Act, Event, Process, World,
@@ -321,7 +320,7 @@ impl World {
             Command::Distrust { .. } => {}
             Command::Verify { block, checksum } => {
                 let ok = pull.destinations.get(&block).is_some_and(|(_, to)| {
-                    let mut state = Xxh3Default::new();
+                    let mut state = Summing::default();
                     let ranges = to.ranges.iter().cloned();
                     let folded = to.memory.fold(ranges, |piece| state.update(piece));
                     folded.is_ok() && Checksum::of(&state) == checksum

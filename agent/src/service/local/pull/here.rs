@@ -6,7 +6,7 @@ use kvferry_proto::{Generation, pb};
 use tokio::time::Instant;
 use tracing::error;
 
-use super::{Landing, PullInto, Running, report};
+use super::{Landing, PullInto, Running, Told, report};
 use crate::{
     region::{Held, MemoryFault},
     service::local::LocalApi,
@@ -48,7 +48,7 @@ impl Running {
                 blocks.into_iter().map(no_pin).collect()
             }
         };
-        self.report.outcomes(outcomes).await;
+        self.report.outcomes(Told::of(outcomes)).await;
     }
 
     async fn copy_here(&self, blocks: &[(usize, Held)]) {
@@ -62,7 +62,7 @@ impl Running {
                     .collect()
             });
             if let Ok(outcomes) = copied.await {
-                self.report.outcomes(outcomes).await;
+                self.report.outcomes(Told::of(outcomes)).await;
             }
         }
     }

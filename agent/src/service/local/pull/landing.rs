@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use kvferry_proto::{BlockHash, Checksum, Slot};
+use kvferry_proto::{BlockHash, Checksum, Slot, Summing};
 use parking_lot::Mutex;
-use xxhash_rust::xxh3::Xxh3Default;
 
 use super::Pull;
 use crate::{
@@ -279,7 +278,7 @@ impl transfer::Landing for Subset {
     }
 
     fn verify(&self, _block: BlockIndex, destination: &Destination, checksum: Checksum) -> bool {
-        let mut state = Xxh3Default::new();
+        let mut state = Summing::default();
         let ranges = destination.ranges.iter().cloned();
         let folded = destination.memory.fold(ranges, |piece| state.update(piece));
         folded.is_ok() && Checksum::of(&state) == checksum

@@ -6,10 +6,10 @@ mod here;
 mod landing;
 mod report;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kvferry_proto::{
-    BlockHash, InvalidMessage, NamespaceSpec, Reason, RegionId, Slot, pb,
+    BlockHash, InvalidMessage, NamespaceSpec, NodeId, Reason, RegionId, Slot, pb,
     pb::pull_request::Destination, refusal,
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -30,7 +30,7 @@ use crate::{
 };
 use asking::{Asking, PeerLinks};
 use landing::{Landing, Target};
-use report::Report;
+use report::{Report, Told};
 
 /// Longest pull.
 const MAX_PULL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -53,6 +53,8 @@ pub(super) struct Pull {
     pub(super) private: bool,
     /// In the background: takes only slots of the pool that nobody uses, and little of the links.
     pub(super) spare: bool,
+    /// Pulled blocks are to be told in columns.
+    pub(super) columns: bool,
     /// Who holds the blocks, as somebody said already.
     pub(super) known: Option<Located>,
     pub(super) timeout: Duration,
@@ -91,18 +93,24 @@ impl LocalApi {
             chain: chain(request.chained, &request.parent)?,
             private: request.no_replica || !self.defaults.replicate,
             spare: false,
+            columns: request.columns,
             known: None,
             timeout: deadline.saturating_duration_since(Instant::now()),
             spec,
             hashes,
             into,
         };
-        let events = self.start_pull(client.id(), pull)?;
+        let mut events = self.start_pull(client.id(), pull)?;
+        // A small pull's outcomes go out with the answer's head: one write, and one thing for the engine to wake up for.
+        // A pull that takes longer says that it is under way.
+        let first = tokio_stream::iter(events.recv().await);
         // The client's belongings are kept as long as somebody reads the outcomes.
-        Ok(Box::pin(ReceiverStream::new(events).map(move |event| {
-            let _belongs_to = &client;
-            Ok(event)
-        })))
+        Ok(Box::pin(first.chain(ReceiverStream::new(events)).map(
+            move |event| {
+                let _belongs_to = &client;
+                Ok(event)
+            },
+        )))
     }
 
     /// A pull's timeout as it was asked for, within its bounds.
@@ -194,6 +202,7 @@ impl LocalApi {
                 pull.hashes.len(),
                 Arc::clone(&self.pulls),
                 pull.spec.layout.block_bytes(),
+                pull.columns,
             ),
             began: Instant::now(),
             landing,
@@ -284,7 +293,7 @@ impl Running {
 
     /// Brings blocks that are not here. Gives the outcomes that are still to be reported: those that
     /// came with the end, so that a small pull is one event.
-    async fn bring(&self, blocks: &[usize]) -> (Vec<pb::BlockOutcome>, PullSummary) {
+    async fn bring(&self, blocks: &[usize]) -> (Told, PullSummary) {
         if blocks.is_empty() {
             return Default::default();
         }
@@ -323,9 +332,13 @@ impl Running {
         };
         let engine = transfer::pull(parts, config, request, sender);
         let forward = async {
-            let mut last = Vec::new();
+            let mut last = Told::default();
             while let Some(batch) = outcomes.recv().await {
-                last.extend(self.outcomes(&indices, batch));
+                if batch.is_empty() {
+                    self.report.under_way().await;
+                    continue;
+                }
+                self.outcomes(&indices, batch, &mut last);
                 if !outcomes.is_closed() || !outcomes.is_empty() {
                     self.report.outcomes(std::mem::take(&mut last)).await;
                 }
@@ -336,41 +349,31 @@ impl Running {
         (last, summary.unwrap_or_default())
     }
 
-    /// Coordinators send readers to those who are read less.
-    fn count_reads(&self, batch: &[transfer::BlockOutcome<Held>]) {
-        let bytes = self.pull.spec.layout.block_bytes();
-        let pulled = batch
-            .iter()
-            .filter(|block| block.outcome == transfer::Outcome::Pulled);
-        let mut from = BTreeMap::new();
-        for node in pulled.filter_map(|block| block.node.as_ref()) {
-            *from.entry(node).or_default() += bytes;
-        }
-        let from = from.into_iter();
-        self.api
-            .reads
-            .count(from.map(|(node, bytes)| (node.clone(), bytes)));
-    }
-
     /// What the engine is told of them.
     fn outcomes(
         &self,
         indices: &[usize],
         batch: Vec<transfer::BlockOutcome<Held>>,
-    ) -> Vec<pb::BlockOutcome> {
-        self.count_reads(&batch);
-        let mut outcomes = Vec::with_capacity(batch.len());
+        told: &mut Told,
+    ) {
+        let bytes = self.pull.spec.layout.block_bytes();
+        // Coordinators send readers to those who are read less.
+        let mut from: Option<(NodeId, u64)> = None;
         for outcome in batch {
             let Some(&index) = indices.get(outcome.block as usize) else {
                 continue;
             };
-            let outcome = report::outcome(index, outcome);
-            if outcome.kind() != pb::OutcomeKind::Pulled {
+            if outcome.outcome != transfer::Outcome::Pulled {
                 // Given back before the engine hears of it, so that it can use the slot at once.
                 self.landing.give_back_unused(index);
+            } else if let Some(node) = &outcome.node {
+                match &mut from {
+                    Some((same, sum)) if same == node => *sum += bytes,
+                    _ => self.api.reads.count(from.replace((node.clone(), bytes))),
+                }
             }
-            outcomes.push(outcome);
+            told.add(index, outcome);
         }
-        outcomes
+        self.api.reads.count(from);
     }
 }

@@ -5,7 +5,10 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use kvferry_proto::pb::{self, OutcomeKind};
+use kvferry_proto::{
+    NodeId,
+    pb::{self, OutcomeKind},
+};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
@@ -13,6 +16,7 @@ use crate::{
     metrics::PullMetrics,
     region::{Held, PinId},
     transfer::{self, PullSummary},
+    transport::TransportKind,
 };
 
 /// The stream of a pull's events: one outcome per block, and the summary last.
@@ -22,6 +26,8 @@ pub(super) struct Report {
     given: Mutex<Vec<bool>>,
     metrics: Arc<PullMetrics>,
     block_bytes: u64,
+    /// Pulled blocks are told in columns.
+    columns: bool,
     /// The deadline came before some block.
     timed_out: AtomicBool,
 }
@@ -33,12 +39,14 @@ impl Report {
         blocks: usize,
         metrics: Arc<PullMetrics>,
         block_bytes: u64,
+        columns: bool,
     ) -> Self {
         Self {
             events,
             given: Mutex::new(vec![false; blocks]),
             metrics,
             block_bytes,
+            columns,
             timed_out: AtomicBool::new(false),
         }
     }
@@ -49,30 +57,54 @@ impl Report {
     }
 
     /// These blocks have their outcome, or get it with the summary. Said once of each.
-    pub(super) fn note(&self, outcomes: &[pb::BlockOutcome]) {
-        self.metrics.count(outcomes, self.block_bytes);
+    pub(super) fn note(&self, told: &Told) {
+        self.metrics.count(&told.others);
+        for way in &told.pulled {
+            let blocks = way.columns.indices.len() as u64;
+            self.metrics.pulled_by(way.kind, blocks, self.block_bytes);
+        }
         let late = |outcome: &pb::BlockOutcome| outcome.kind() == OutcomeKind::TimedOut;
-        if outcomes.iter().any(late) {
+        if told.others.iter().any(late) {
             self.timed_out.store(true, Ordering::Relaxed);
         }
         let mut all = self.given.lock();
-        for outcome in outcomes {
-            if let Some(given) = all.get_mut(outcome.index as usize) {
+        let pulled = told.pulled.iter().flat_map(|way| &way.columns.indices);
+        let others = told.others.iter().map(|outcome| outcome.index);
+        for index in pulled.copied().chain(others) {
+            if let Some(given) = all.get_mut(index as usize) {
                 *given = true;
             }
         }
     }
 
-    /// Outcomes, some at a time. An engine that went away does not want to know.
-    pub(super) async fn outcomes(&self, outcomes: Vec<pb::BlockOutcome>) {
-        self.note(&outcomes);
-        if !outcomes.is_empty() {
-            let event = pb::PullEvent {
-                outcomes,
-                summary: None,
-            };
-            let _ = self.events.send(event).await;
+    fn event(&self, told: Told, summary: Option<pb::PullSummary>) -> pb::PullEvent {
+        let Told { others, pulled } = told;
+        let columns = pulled.into_iter().map(|way| way.columns);
+        match self.columns {
+            true => pb::PullEvent {
+                outcomes: others,
+                summary,
+                pulled: columns.collect(),
+            },
+            false => pb::PullEvent {
+                outcomes: columns.flat_map(rows).chain(others).collect(),
+                summary,
+                pulled: Vec::new(),
+            },
         }
+    }
+
+    /// Outcomes, some at a time. An engine that went away does not want to know.
+    pub(super) async fn outcomes(&self, told: Told) {
+        self.note(&told);
+        if !told.is_empty() {
+            let _ = self.events.send(self.event(told, None)).await;
+        }
+    }
+
+    /// An event without outcomes: the engine's call was begun, whatever its blocks wait for.
+    pub(super) async fn under_way(&self) {
+        let _ = self.events.send(pb::PullEvent::default()).await;
     }
 
     /// Outcomes for the blocks that have none: the pull ended before its time.
@@ -84,30 +116,22 @@ impl Report {
             .filter(|(_, given)| !**given)
             .map(|(index, _)| given_up(index))
             .collect();
-        self.outcomes(outcomes).await;
+        self.outcomes(Told::of(outcomes)).await;
     }
 
     /// The last event, with the last outcomes.
-    pub(super) async fn summary(
-        &self,
-        outcomes: Vec<pb::BlockOutcome>,
-        summary: &PullSummary,
-        pin: Option<PinId>,
-    ) {
+    pub(super) async fn summary(&self, told: Told, summary: &PullSummary, pin: Option<PinId>) {
         let us = |time: std::time::Duration| time.as_micros() as u64;
-        let event = pb::PullEvent {
-            outcomes,
-            summary: Some(pb::PullSummary {
-                pulled: summary.pulled,
-                bytes: summary.bytes,
-                locate_us: us(summary.locate),
-                connect_us: us(summary.connect),
-                wire_us: us(summary.wire),
-                total_us: us(summary.total),
-                pin: pin.map_or(0, |pin| pin.0),
-            }),
+        let summary = pb::PullSummary {
+            pulled: summary.pulled,
+            bytes: summary.bytes,
+            locate_us: us(summary.locate),
+            connect_us: us(summary.connect),
+            wire_us: us(summary.wire),
+            total_us: us(summary.total),
+            pin: pin.map_or(0, |pin| pin.0),
         };
-        let _ = self.events.send(event).await;
+        let _ = self.events.send(self.event(told, Some(summary))).await;
     }
 
     /// Completes when nobody listens any more.
@@ -116,29 +140,99 @@ impl Report {
     }
 }
 
-/// What the pull engine found out about a block.
-pub(super) fn outcome(index: usize, outcome: transfer::BlockOutcome<Held>) -> pb::BlockOutcome {
-    let (region, slot, generation) = outcome.landed.map_or((0, 0, 0), |held| {
-        (held.region.0, held.slot.0, held.generation.0)
-    });
-    let pulled = outcome.outcome == transfer::Outcome::Pulled;
-    pb::BlockOutcome {
-        index: index as u32, // hashes of one request are few
-        kind: outcome.outcome.kind().into(),
+/// Outcomes on their way to the engine.
+#[derive(Default)]
+pub(super) struct Told {
+    others: Vec<pb::BlockOutcome>,
+    /// Pulled blocks, by how they came: mostly all the same way.
+    pulled: Vec<Way>,
+}
+
+/// Blocks that came the same way.
+struct Way {
+    node: Option<NodeId>,
+    kind: Option<TransportKind>,
+    columns: pb::PulledBlocks,
+}
+
+impl Told {
+    /// Of blocks that were not pulled.
+    pub(super) fn of(others: Vec<pb::BlockOutcome>) -> Self {
+        Self {
+            others,
+            pulled: Vec::new(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.others.is_empty() && self.pulled.is_empty()
+    }
+
+    /// What the pull engine found out about a block.
+    pub(super) fn add(&mut self, index: usize, outcome: transfer::BlockOutcome<Held>) {
+        let (transfer::Outcome::Pulled, Some(held)) = (outcome.outcome, outcome.landed) else {
+            return self.others.push(self::outcome(index, outcome));
+        };
+        let columns = &mut self.way(outcome.node, outcome.transport, held).columns;
+        columns.indices.push(index as u32); // hashes of one request are few
+        columns.slots.push(held.slot.0);
+        columns.generations.push(held.generation.0);
+    }
+
+    fn way(&mut self, node: Option<NodeId>, kind: Option<TransportKind>, held: Held) -> &mut Way {
+        let same =
+            |way: &Way| (way.kind, way.columns.region) == (kind, held.region.0) && way.node == node;
+        let at = match self.pulled.iter().rposition(same) {
+            Some(at) => at,
+            None => {
+                let name = node.as_ref().map(NodeId::to_string);
+                self.pulled.push(Way {
+                    columns: pb::PulledBlocks {
+                        region: held.region.0,
+                        source_node: name.unwrap_or_default(),
+                        transport: kind.map_or_else(String::new, |kind| kind.as_str().to_owned()),
+                        ..pb::PulledBlocks::default()
+                    },
+                    node,
+                    kind,
+                });
+                self.pulled.len() - 1
+            }
+        };
+        &mut self.pulled[at]
+    }
+}
+
+/// The same, block by block.
+fn rows(columns: pb::PulledBlocks) -> impl Iterator<Item = pb::BlockOutcome> {
+    let places = columns.slots.into_iter().zip(columns.generations);
+    let blocks = columns.indices.into_iter().zip(places);
+    let (region, node, transport) = (columns.region, columns.source_node, columns.transport);
+    blocks.map(move |(index, (slot, generation))| pb::BlockOutcome {
+        index,
+        kind: OutcomeKind::Pulled.into(),
         region,
         slot,
         generation,
+        source_node: node.clone(),
+        transport: transport.clone(),
+        detail: String::new(),
+        settled: true,
+    })
+}
+
+/// A block that was not pulled.
+fn outcome(index: usize, outcome: transfer::BlockOutcome<Held>) -> pb::BlockOutcome {
+    pb::BlockOutcome {
+        index: index as u32, // hashes of one request are few
+        kind: outcome.outcome.kind().into(),
         source_node: outcome
             .node
             .map(|node| node.to_string())
             .unwrap_or_default(),
-        transport: outcome
-            .transport
-            .filter(|_| pulled)
-            .map(|kind| kind.as_str().to_owned())
-            .unwrap_or_default(),
         detail: outcome.detail,
         settled: outcome.outcome.is_settled(),
+        ..pb::BlockOutcome::default()
     }
 }
 

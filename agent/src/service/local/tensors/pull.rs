@@ -409,6 +409,7 @@ impl Run {
                     .collect(),
             },
             spare: false,
+            columns: false,
             known: None,
             private: self.private,
             timeout: left,

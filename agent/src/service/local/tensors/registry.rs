@@ -10,11 +10,10 @@ use std::{
 };
 
 use kvferry_proto::{
-    BlockHash, ChunkRuns, Chunks, RegionId, Slot, SourceId, SourceIdentity, TensorTable,
+    BlockHash, ChunkRuns, Chunks, RegionId, Slot, SourceId, SourceIdentity, Summing, TensorTable,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
-use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::region::Store;
 
@@ -87,7 +86,7 @@ impl Set {
     /// A fingerprint of its slots' generation words; None where a region of it has gone. A generation
     /// never repeats: while it is the same, nothing was written.
     pub(super) fn fingerprint(&self, store: &Store) -> Option<u64> {
-        let mut words = Xxh3Default::new();
+        let mut words = Summing::default();
         for run in self.runs.as_slice() {
             let region = store.region(run.region)?;
             for slot in (run.first_slot..).take(run.slots as usize) {

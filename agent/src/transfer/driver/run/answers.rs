@@ -11,7 +11,7 @@ use super::{Answer, Asked, Run};
 use crate::{
     coordinators::{Located, OwnerRegion},
     transfer::{
-        command::{OpId, SourceKey},
+        command::{BlockIndex, OpId, SourceKey},
         driver::{
             Connect, Landing, Locate, LocateError,
             flight::{self, Settled, Words},
@@ -39,14 +39,16 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             op,
             source,
             words,
+            blocks,
             since,
             result,
         } = settled;
         self.report.wire_ends(self.now());
-        self.observe(
-            words.as_ref().map_or(Phase::Wire, |_| Phase::Validate),
-            since,
-        );
+        let phase = match (&words, &blocks) {
+            (Some(_), None) => Phase::Validate,
+            _ => Phase::Wire,
+        };
+        self.observe(phase, since);
         let event = match (&result, &words) {
             (Err(error), _) => {
                 let failure = flight::failure(error);
@@ -57,10 +59,26 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 Event::ReadFailed { op, failure }
             }
             (Ok(()), None) => Event::ReadDone { op },
-            (Ok(()), Some(words)) => load(op, words),
+            (Ok(()), Some(words)) => match blocks {
+                None => load(op, words),
+                Some(blocks) => {
+                    self.keep_words(&blocks, words);
+                    Event::ReadDone { op }
+                }
+            },
         };
         self.scratch.extend(words.map(|words| words.scratch));
         self.tell(event);
+    }
+
+    /// Words that came with the data, until the engine asks for them.
+    fn keep_words(&mut self, blocks: &[BlockIndex], words: &Words) {
+        for (block, &offset) in blocks.iter().zip(&words.offsets) {
+            if let Some(book) = self.blocks.get_mut(*block as usize) {
+                // Where it cannot be loaded it is read anew.
+                book.word = words.scratch.load_word(offset).ok();
+            }
+        }
     }
 
     pub(super) fn answered(&mut self, joined: Result<(Id, Answer), JoinError>) {

@@ -25,11 +25,12 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             let blocks: Vec<_> = job
                 .iter()
                 .filter_map(|&(block, checksum)| {
-                    Some((block, checksum, Arc::clone(self.destinations.get(&block)?)))
+                    let to = self.blocks.get(block as usize)?.destination.as_ref()?;
+                    Some((block, checksum, to.clone()))
                 })
                 .collect();
             // A GPU is waited for.
-            let at_hand = |(.., to): &(_, _, Arc<Destination>)| to.memory.host().is_some();
+            let at_hand = |(.., to): &(_, _, Destination)| to.memory.host().is_some();
             let inline = bytes <= self.config.verify_inline_bytes && blocks.iter().all(at_hand);
             let landing = Arc::clone(&self.parts.landing);
             let names = blocks.iter().map(|(block, ..)| *block).collect();
@@ -66,8 +67,9 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         for ((block, _), landed) in blocks.into_iter().zip(landed) {
             let event = match landed {
                 Ok(landed) => {
-                    self.destinations.remove(&block);
-                    self.landed.insert(block, landed);
+                    if let Some(book) = self.blocks.get_mut(block as usize) {
+                        (book.destination, book.landed) = (None, Some(landed));
+                    }
                     Event::Landed { block }
                 }
                 Err(error) => {

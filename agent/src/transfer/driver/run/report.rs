@@ -56,6 +56,13 @@ impl<L> Report<L> {
         }
     }
 
+    /// Lets the caller know that the pull goes on without outcomes for now.
+    pub(super) fn under_way(&self) {
+        if let Some(outcomes) = &self.outcomes {
+            let _ = outcomes.send(Vec::new());
+        }
+    }
+
     /// No outcome follows.
     pub(super) fn close(&mut self, now: Time) -> PullSummary {
         self.outcomes = None;

@@ -38,6 +38,10 @@ pub(super) struct Owner {
     stuck: Mutex<Vec<Completion>>,
     received: AtomicU64,
     pub(super) bounds: Mutex<Capabilities>,
+    /// Words come with the data.
+    pub(super) in_order: AtomicBool,
+    /// Reads of words alone.
+    pub(super) word_reads: AtomicU32,
     suspect: AtomicBool,
 }
 
@@ -87,6 +91,8 @@ impl Owner {
                 distance: 1,
                 needs_checksum: false,
             }),
+            in_order: AtomicBool::new(false),
+            word_reads: AtomicU32::new(0),
             suspect: AtomicBool::new(false),
         }
     }
@@ -142,8 +148,21 @@ impl Link for FakeLink {
         *self.0.owners[self.1].bounds.lock()
     }
 
+    fn reads_in_order(&self) -> bool {
+        self.0.owners[self.1].in_order.load(Ordering::Relaxed)
+    }
+
+    fn read_with_words(&self, data: ReadRequest, words: ReadRequest) -> PendingRead {
+        let owner = &self.0.owners[self.1];
+        let copied = owner.copy(&data).and_then(|()| owner.copy(&words));
+        PendingRead::settled(copied)
+    }
+
     fn read(&self, request: ReadRequest) -> PendingRead {
         let owner = &self.0.owners[self.1];
+        if request.remote[0].part == Part::Generations {
+            owner.word_reads.fetch_add(1, Ordering::Relaxed);
+        }
         let mode = *owner.mode.lock();
         match mode {
             Mode::Good | Mode::Refuse => PendingRead::settled(owner.copy(&request)),

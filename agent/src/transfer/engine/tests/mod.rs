@@ -180,7 +180,7 @@ pub(super) fn located(op: u64, candidates: Vec<Vec<Candidate>>) -> Event {
                 distance: 1,
             })
             .to_vec(),
-        candidates,
+        candidates: candidates.into_iter().map(Into::into).collect(),
     }
 }
 

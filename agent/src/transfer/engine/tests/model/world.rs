@@ -278,7 +278,7 @@ impl World {
                     });
                 }
             }
-            candidates.push(found);
+            candidates.push(found.into());
         }
         if self.random.percent(5) {
             candidates.pop();
