@@ -100,7 +100,7 @@ impl Coordinators {
 
 type Client = pb::claims_client::ClaimsClient<tonic::transport::Channel>;
 
-fn check(
+pub(super) fn check(
     answer: pb::ClaimResponse,
     asked: usize,
     coordinator: usize,

@@ -73,7 +73,7 @@ pub struct ServeCounters {
     accepted: AtomicU64,
     refused: AtomicU64,
     open: AtomicUsize,
-    handshaking: AtomicUsize,
+    pub(super) handshaking: AtomicUsize,
 }
 
 impl ServeCounters {
@@ -261,7 +261,7 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    fn new(counters: &Arc<ServeCounters>, which: fn(&ServeCounters) -> &AtomicUsize) -> Self {
+    pub(super) fn new(counters: &Arc<ServeCounters>, which: fn(&ServeCounters) -> &AtomicUsize) -> Self {
         which(counters).fetch_add(1, Ordering::Relaxed);
         Self {
             counters: Arc::clone(counters),
