@@ -86,7 +86,7 @@ async fn listen(ours: &UnixStream, said: &[u8]) {
         match Reply::decode(&reply) {
             Ok(Reply::Opened { .. }) => assert_eq!(descriptors.len(), 2),
             Ok(_) => assert!(descriptors.is_empty()),
-            Err(error) => unreachable_reply(&error),
+            Err(error) => no_reply(&error),
         }
     }
     assert!(
@@ -96,6 +96,6 @@ async fn listen(ours: &UnixStream, said: &[u8]) {
 }
 
 #[allow(clippy::panic)] // what this is for
-fn unreachable_reply(error: &super::ShmFrameError) {
+fn no_reply(error: &super::ShmFrameError) {
     panic!("the owner sent what is no reply: {error}");
 }

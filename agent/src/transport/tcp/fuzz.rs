@@ -309,6 +309,7 @@ async fn ask(
         }
         yield_now().await;
     }
+    heard(connection, &owner).await;
     drop(owner);
     let stream = pieces.concat();
     for ((read, range, pending), want) in asked.into_iter().zip(outcomes(reads, &stream)) {
@@ -328,6 +329,17 @@ async fn ask(
         }
     }
     check_gaps(&memory, reads);
+}
+
+/// Until the reader has taken everything: its end is a reset, which takes what lies unread.
+async fn heard(connection: &Connection, owner: &TcpStream) {
+    let unread = || rustix::io::ioctl_fionread(connection.stream()).unwrap_or(0);
+    while connection.closed().is_none() && unread() > 0 {
+        yield_now().await;
+    }
+    // And made sense of it.
+    owner.writable().await.ok();
+    yield_now().await;
 }
 
 fn check_gaps(memory: &HostMemory, reads: &[Asked]) {
