@@ -6,6 +6,8 @@
 pub mod config;
 pub mod coordinators;
 mod daemon;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 pub mod gpu;
 mod guarded;
 mod metrics;

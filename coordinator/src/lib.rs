@@ -6,6 +6,8 @@
 
 mod config;
 pub mod directory;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod metrics;
 pub mod replication;
 #[cfg(feature = "sabotage")]

@@ -22,6 +22,8 @@ pub use label::{ByLabel, ByLabels, Label};
 pub use listen::{ListenError, MetricsListen};
 pub use page::{Family, Page, families, scrape};
 pub use reader::read_page;
+#[cfg(feature = "fuzzing")]
+pub use server::converse_with;
 pub use server::{BindError, MetricsServer};
 #[doc(hidden)]
 pub use tracing;

@@ -125,6 +125,12 @@ impl MetricsServer {
     }
 }
 
+/// One connection: a request and its answer. For tests/fuzz.
+#[cfg(feature = "fuzzing")]
+pub async fn converse_with(stream: TcpStream, observed: Arc<dyn Observed>) {
+    converse(stream, observed).await;
+}
+
 /// One request and its answer.
 async fn converse(stream: TcpStream, observed: Arc<dyn Observed>) {
     let service = service_fn(|request: Request<Incoming>| {

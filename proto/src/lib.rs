@@ -5,6 +5,7 @@
 
 pub mod chain;
 mod checksum;
+mod claims;
 mod error;
 mod geometry;
 mod hash;

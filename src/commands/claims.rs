@@ -157,7 +157,7 @@ fn print_claimed(
     }
     let mut rows = answer.holder_index.iter();
     let mut blocks = Vec::new();
-    for (hash, state) in hashes.iter().zip(answer.states()) {
+    for (hash, state) in hashes.iter().zip(answer.state_of_each()) {
         let (state, holder) = match state {
             pb::ClaimState::Granted => ("granted", None),
             pb::ClaimState::Stored => ("stored", None),

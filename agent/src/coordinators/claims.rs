@@ -100,7 +100,7 @@ impl Coordinators {
 
 type Client = pb::claims_client::ClaimsClient<kvferry_security::tls::Line>;
 
-fn check(
+pub(super) fn check(
     answer: pb::ClaimResponse,
     asked: usize,
     coordinator: usize,
@@ -110,7 +110,7 @@ fn check(
         false => Err(InvalidMessage::Columns { what, got, want }),
     };
     column("states", answer.states.len(), asked)?;
-    let states: Vec<pb::ClaimState> = answer.states().collect();
+    let states: Vec<pb::ClaimState> = answer.state_of_each().collect();
     if states.contains(&pb::ClaimState::Unspecified) {
         return Err(InvalidMessage::Missing("a claim's state"));
     }
@@ -171,6 +171,8 @@ mod tests {
         refused(|m| m.states.push(1));
         refused(|m| m.states[0] = 0);
         refused(|m| m.states[0] = 77);
+        // Nothing else would tell it from an answer about fewer hashes.
+        refused(|m| m.states[2] = 77);
         refused(|m| m.token = 0);
         refused(|m| m.states[0] = 2);
         refused(|m| m.holder_index[0] = 1);

@@ -86,7 +86,7 @@ impl Coordinators {
     }
 }
 
-fn check(found: &pb::FindLocationsResponse, asked: usize) -> Result<(), InvalidMessage> {
+pub(super) fn check(found: &pb::FindLocationsResponse, asked: usize) -> Result<(), InvalidMessage> {
     let got = found.location_of.len();
     if got != asked {
         return Err(InvalidMessage::Columns {

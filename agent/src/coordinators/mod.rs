@@ -2,6 +2,8 @@
 
 mod claims;
 mod client;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod located;
 mod locations;
 mod sources;

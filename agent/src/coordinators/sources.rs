@@ -108,13 +108,13 @@ impl Coordinators {
     }
 }
 
-fn parse(tensors: Vec<pb::TensorDescriptor>) -> Result<Vec<Tensor>, InvalidMessage> {
+pub(super) fn parse(tensors: Vec<pb::TensorDescriptor>) -> Result<Vec<Tensor>, InvalidMessage> {
     let tensors = tensors.into_iter().map(Tensor::try_from);
     Ok(tensors.collect::<Result<_, _>>()?)
 }
 
 /// Ids and digests are computed anew: what a coordinator says is not taken for true.
-fn check(
+pub(super) fn check(
     source: SourceId,
     digest: Option<TableDigest>,
     answer: pb::GetSourceResponse,

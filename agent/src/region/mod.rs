@@ -35,12 +35,21 @@ mod store;
 mod surplus;
 mod words;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+// In a test, or in a fuzzer that is one.
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
 mod fixture;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+// In a test, or in a fuzzer that is one.
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
 mod model;
 #[cfg(test)]
 mod tests;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) use model::fuzz;
 
 pub use catalog::{Region, RegionCatalog};
 pub use change::{Change, ChangeSink};

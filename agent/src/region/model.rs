@@ -431,15 +431,33 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
     #[test]
     fn the_store_keeps_its_rules(lru in any::<bool>(), operations in operations()) {
-        let eviction = if lru { EvictionKind::Lru } else { EvictionKind::Prefix };
-        let mut model = Model::new(eviction);
-        for operation in operations {
-            model.expire();
-            // Operations that take no `now` see the pins that time has ended only once it is told.
-            model.rig.store.tick(model.now());
-            model.rig.log.take_removed();
-            model.apply(operation);
-            model.check();
-        }
+        keeps_its_rules(lru, operations);
     }
+}
+
+fn keeps_its_rules(lru: bool, operations: Vec<Operation>) {
+    let eviction = if lru {
+        EvictionKind::Lru
+    } else {
+        EvictionKind::Prefix
+    };
+    let mut model = Model::new(eviction);
+    for operation in operations {
+        model.expire();
+        // Operations that take no `now` see the pins that time has ended only once it is told.
+        model.rig.store.tick(model.now());
+        model.rig.log.take_removed();
+        model.apply(operation);
+        model.check();
+    }
+}
+
+/// The same, with the operations that a fuzzer chose.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let (lru, bytes) = match bytes.split_first() {
+        Some((first, rest)) => (first % 2 == 1, rest),
+        None => (false, bytes),
+    };
+    keeps_its_rules(lru, crate::fuzz::chosen(&operation::operation(), bytes));
 }

@@ -35,11 +35,15 @@ impl Clients {
 
     /// A new connection.
     pub(crate) fn admit(&self, stream: UnixStream) -> ClientStream {
-        let handle = ClientHandle(Arc::new(Guard {
+        let handle = self.handle();
+        Guarded::new(stream, handle)
+    }
+
+    pub(crate) fn handle(&self) -> ClientHandle {
+        ClientHandle(Arc::new(Guard {
             client: ClientId(self.next.fetch_add(1, Ordering::Relaxed)),
             gone: self.gone.clone(),
-        }));
-        Guarded::new(stream, handle)
+        }))
     }
 }
 

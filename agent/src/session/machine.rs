@@ -289,7 +289,8 @@ impl SessionMachine {
         self.was_welcomed = true;
         self.state = State::Live { resyncing: false };
         match expect_delta {
-            Some(expected) if expected >= 1 => {
+            // One that was never recorded is nonsense, and nothing would be sent until it was.
+            Some(expected) if (1..=self.next_delta).contains(&expected) => {
                 self.cursor = expected;
                 self.acknowledged = expected - 1;
                 self.send_deltas();

@@ -131,6 +131,19 @@ fn a_coordinator_that_forgot_us_has_acknowledged_nothing() {
 }
 
 #[test]
+fn a_coordinator_that_expects_what_never_was_gets_an_inventory() {
+    for expected in [0, 5, u64::MAX] {
+        let mut machine = SessionMachine::new(SessionConfig::default());
+        machine.handle(ms(0), tick(4));
+        machine.handle(ms(0), Event::Connected);
+        commands(&mut machine);
+        machine.handle(ms(1), welcome(7, Some(expected)));
+        assert_eq!(commands(&mut machine), [Command::SendInventory]);
+        assert_eq!(machine.acknowledged(), 0);
+    }
+}
+
+#[test]
 fn a_gap_leads_to_one_inventory() {
     let mut machine = live();
     machine.handle(ms(1), tick(3));

@@ -55,6 +55,8 @@ pub use driver::{
     Aborted, BlockOutcome, Connect, LandError, Landing, Locate, LocateError, NoSpace, Parts,
     PullSummary, pull,
 };
+#[cfg(feature = "fuzzing")]
+pub(crate) use engine::fuzz;
 pub use engine::{PullEngine, PullRequest};
 pub use event::{Candidate, Candidates, ConnectFailure, Event, ReadFailure, SourceHint};
 pub use metrics::{CopyFailure, Phase, TransferMetrics};

@@ -26,7 +26,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use kvferry_proto::BlockHash;
 use route::Routing;
-use trace::TOKENS_PER_BLOCK;
+pub(crate) use trace::tokens_of;
 
 use crate::workload::put_hash;
 
@@ -42,7 +42,7 @@ pub struct Plan {
     pub nodes: u32,
     /// Memory of each one's pool.
     pub pool_bytes: u64,
-    /// Bytes of a block of [`TOKENS_PER_BLOCK`] tokens.
+    /// Bytes of a block of [`trace::TOKENS_PER_BLOCK`] tokens.
     pub block_bytes: u64,
     /// Where the size of a block comes from, in words.
     pub model: String,
@@ -95,11 +95,6 @@ pub(crate) fn hash(number: u64) -> Result<BlockHash, ReplayError> {
     let mut bytes = BytesMut::with_capacity(crate::workload::HASH_LEN);
     put_hash(number, &mut bytes);
     Ok(BlockHash::new(&bytes)?)
-}
-
-/// Tokens of the first `blocks` blocks of a prompt, whose last one may be filled in part.
-pub(crate) fn tokens_of(request: &trace::Request, blocks: usize) -> u64 {
-    request.input_tokens.min(blocks as u64 * TOKENS_PER_BLOCK)
 }
 
 /// Why a replay stopped. None of these is a poor hit ratio.

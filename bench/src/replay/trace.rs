@@ -172,7 +172,7 @@ impl Trace {
                 .blocks
                 .iter()
                 .take_while(|block| seen.contains(*block));
-            hits += super::tokens_of(request, known.count());
+            hits += tokens_of(request, known.count());
             all += request.input_tokens;
             seen.extend(&request.blocks);
         }
@@ -185,6 +185,11 @@ impl Trace {
         let blocks = self.requests.iter().flat_map(|request| &request.blocks);
         blocks.collect::<std::collections::HashSet<_>>().len() as u64
     }
+}
+
+/// Tokens of the first `blocks` blocks of a prompt, whose last one may be filled in part.
+pub(crate) fn tokens_of(request: &Request, blocks: usize) -> u64 {
+    request.input_tokens.min(blocks as u64 * TOKENS_PER_BLOCK)
 }
 
 fn parse(text: &[u8], line: usize) -> Result<Request, TraceError> {

@@ -341,7 +341,7 @@ impl Node {
         if answer.states.len() as u64 != RUN {
             return Err(BenchError::Wrong("a claim's answer has holes".into()));
         }
-        let states = blocks.into_iter().zip(answer.states());
+        let states = blocks.into_iter().zip(answer.state_of_each());
         let granted = states.filter(|(_, state)| *state == pb::ClaimState::Granted);
         let granted: Vec<u64> = granted.map(|(block, _)| block).collect();
         if granted.is_empty() {

@@ -297,7 +297,7 @@ impl Catalog {
     }
 
     /// Regions, and slots declared, over all namespaces: what a leak would show in.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn totals(&self) -> (usize, u64) {
         (self.regions.len(), self.slots)
     }

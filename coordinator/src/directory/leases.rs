@@ -332,7 +332,7 @@ impl Leases {
     }
 
     /// Nothing is left, forgotten leases included.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn is_empty(&self) -> bool {
         let claims = self.claims.values().all(HashMap::is_empty);
         let counted = self.held == 0 && self.held_by.is_empty();

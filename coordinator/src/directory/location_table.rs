@@ -289,7 +289,7 @@ impl LocationTable {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl LocationTable {
     /// No row, and nothing that a row leaves behind.
     pub(super) fn nothing_is_left(&self) -> bool {

@@ -47,7 +47,10 @@ mod slab;
 mod slots;
 mod surplus;
 mod sweep;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+// In a test, or in a fuzzer that is one.
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
 mod tests;
 mod totals;
 mod watch;
@@ -86,6 +89,8 @@ pub use totals::{Replicas, Totals};
 
 pub use policy::NamespacePolicy;
 pub use surplus::SurplusCopy;
+#[cfg(feature = "fuzzing")]
+pub(crate) use tests::model::fuzz;
 pub use watch::{
     Change, CopyChange, Rows, Scanned, WatchEnd, WatchError, WatchedNode, WatchedRegion, Watcher,
 };

@@ -119,7 +119,7 @@ impl Totals {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Totals {
     /// Blocks by replicas, copies and bytes, to be compared.
     pub(super) fn told(&self) -> (Vec<u64>, u64, u64) {

@@ -61,7 +61,7 @@ fn draw(hub: &Hub) -> u64 {
 
 /// The directory is locked for `find` only, not while messages are parsed and built.
 #[allow(clippy::result_large_err)] // tonic's signature
-fn ask(
+pub(super) fn ask(
     access: &Access,
     request: pb::LocateRequest,
     draw: u64,

@@ -4,6 +4,8 @@ mod admin;
 mod claims;
 pub(crate) mod compression;
 pub(crate) mod copying;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod hub;
 pub(crate) mod locate;
 mod locations;

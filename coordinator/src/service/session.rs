@@ -157,7 +157,10 @@ fn count(hub: &Hub, message: &Message) {
 }
 
 /// What a message says; a heartbeat may say two things.
-fn events(session: SessionId, message: Message) -> Result<(Event, Option<Event>), Status> {
+pub(super) fn events(
+    session: SessionId,
+    message: Message,
+) -> Result<(Event, Option<Event>), Status> {
     let event = match message {
         Message::Hello(hello) => Event::Hello {
             session,

@@ -82,6 +82,15 @@ impl Columns {
         column(LOCATION_INDEX, &self.location_index, out);
     }
 
+    /// As it travels.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn encoded(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.put(&mut out);
+        assert!(out.len() <= self.max_len());
+        out
+    }
+
     /// At most what all of it takes.
     fn max_len(&self) -> usize {
         let columns = [

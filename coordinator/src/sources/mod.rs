@@ -24,7 +24,10 @@
 mod announce;
 mod answer;
 mod bounds;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+// In a test, or in a fuzzer that is one.
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
 mod tests;
 mod worker;
 
@@ -42,6 +45,8 @@ pub use bounds::{
     BoundReached, Bounds, DEFAULT_PAGE, GONE_KEPT, MAX_PAGE, MAX_REPORTS, REPORT_KEPT,
     REPORT_QUORUM,
 };
+#[cfg(feature = "fuzzing")]
+pub(crate) use tests::model::fuzz;
 pub use worker::{GoneCause, ReportKind, Said, StaleCause, WorkerState};
 
 use crate::directory::Presence;

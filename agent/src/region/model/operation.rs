@@ -30,6 +30,10 @@ pub(super) enum Operation {
 }
 
 pub(super) fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    prop::collection::vec(operation(), 1..60)
+}
+
+pub(super) fn operation() -> impl Strategy<Value = Operation> {
     let holder = || prop::sample::select(vec![ALICE, BOB, PULL]);
     let client = || prop::sample::select(vec![ClientId(1), ClientId(2)]);
     let slot = || 0..ENGINE_SLOTS + 1;
@@ -37,7 +41,7 @@ pub(super) fn operations() -> impl Strategy<Value = Vec<Operation>> {
     let rarely_slot = || prop::option::weighted(0.1, 0..POOL_SLOTS + 1);
     let chain = || prop::option::weighted(0.8, prop::option::of(0..HASHES));
     let pool = || prop::bool::weighted(0.7);
-    let operation = prop_oneof![
+    prop_oneof![
         8 => (holder(), 1..5u32).prop_map(|(h, n)| Operation::ReservePool(h, n)),
         6 => (holder(), prop::collection::vec(slot(), 1..3))
             .prop_map(|(h, s)| Operation::ReserveSlots(h, s)),
@@ -54,6 +58,5 @@ pub(super) fn operations() -> impl Strategy<Value = Vec<Operation>> {
         2 => (1..20u64).prop_map(Operation::Pass),
         1 => holder().prop_map(Operation::Death),
         1 => pool().prop_map(Operation::Unregister),
-    ];
-    prop::collection::vec(operation, 1..60)
+    ]
 }

@@ -93,7 +93,7 @@ impl LocalApi {
         }
     }
 
-    async fn carry_out(&self, order: pb::Replicate) -> pb::Replicated {
+    pub(super) async fn carry_out(&self, order: pb::Replicate) -> pb::Replicated {
         let number = order.order;
         let verdict = |verdict: Verdict| pb::Replicated {
             order: number,

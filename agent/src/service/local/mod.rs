@@ -2,6 +2,8 @@
 
 mod claims;
 pub(crate) mod copies;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod get;
 mod imports;
 mod leases;

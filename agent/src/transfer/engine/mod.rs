@@ -5,8 +5,14 @@ mod reads;
 mod schedule;
 mod timers;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+// In a test, or in a fuzzer that is one.
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[cfg_attr(not(test), allow(dead_code, unused_imports))]
 mod tests;
+
+#[cfg(feature = "fuzzing")]
+pub(crate) use tests::model::fuzz;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

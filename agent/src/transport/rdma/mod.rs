@@ -23,6 +23,8 @@ mod device;
 mod devices;
 mod events;
 mod fault;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod gpu;
 mod keeper;
 mod landing;

@@ -291,7 +291,7 @@ impl OwnerClient {
     }
 }
 
-fn parse_region(
+pub(super) fn parse_region(
     id: RegionId,
     message: &pb::RdmaRegion,
 ) -> Result<Option<RemoteRegion>, BadMessage> {

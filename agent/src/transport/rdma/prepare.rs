@@ -264,7 +264,7 @@ impl Shared {
 }
 
 /// Is the span inside the region, as every one of its devices knows it?
-fn check(region: &RemoteRegion, span: &RemoteSpan) -> Result<(), SpanRefusal> {
+pub(super) fn check(region: &RemoteRegion, span: &RemoteSpan) -> Result<(), SpanRefusal> {
     check_words(span)?;
     let inside = |keys: &RemoteKeys| {
         let memory = match span.part {

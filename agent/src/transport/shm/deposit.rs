@@ -51,6 +51,12 @@ impl DepositBox {
         }
     }
 
+    /// Nothing lies in it.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.lock().deposits.is_empty()
+    }
+
     /// The connection has ended.
     pub(super) fn expire(&self, connection: u64) {
         self.kept

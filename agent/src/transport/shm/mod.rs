@@ -10,6 +10,8 @@ mod client;
 mod copier;
 mod deposit;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod host;
 mod link;
 mod mapped;

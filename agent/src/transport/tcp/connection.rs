@@ -125,8 +125,24 @@ impl Connection {
             detail,
         };
         let failed = |error: io::Error| unreachable(error.to_string());
-        let mut stream = TcpStream::connect(address).await.map_err(failed)?;
+        let stream = TcpStream::connect(address).await.map_err(failed)?;
         socket::configure(&stream).map_err(failed)?;
+        Self::greet(peer, address, stream, link_received).await
+    }
+
+    /// Says hello on a stream that leads there.
+    pub(super) async fn greet(
+        peer: &PeerTarget,
+        address: SocketAddr,
+        mut stream: TcpStream,
+        link_received: Arc<AtomicU64>,
+    ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
+        let unreachable = |detail: String| ConnectError::Unreachable {
+            node: peer.node.clone(),
+            address: address.to_string(),
+            detail,
+        };
+        let failed = |error: io::Error| unreachable(error.to_string());
         let hello = ClientHello {
             incarnation: peer.incarnation.get(),
             ticket: shown

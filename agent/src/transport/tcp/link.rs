@@ -33,6 +33,9 @@ const WINDOW_BYTES: u64 = 32 << 20;
 /// Most bytes of one read: large enough that no block needs two, small enough that one read cannot
 /// keep a connection from others for long.
 const MAX_READ_BYTES: u64 = 256 << 20;
+/// Fewest bytes of one read that an owner may offer. A block is a gibibyte at most: it is not cut into more than 16,384
+/// reads, with memory for each, because an owner says so.
+const MIN_READ_BYTES: u64 = 64 << 10;
 /// Further than the same host.
 const DISTANCE: u8 = 1;
 /// What every connection owes before another is opened: some milliseconds of work.
@@ -69,12 +72,19 @@ impl TcpLink {
         let received = Arc::new(AtomicU64::new(0));
         let opened = Connection::open(peer, address, tickets.as_ref(), &received).await;
         let (connection, hello) = opened?;
+        let capabilities = capabilities(&hello).ok_or_else(|| ConnectError::Refused {
+            node: peer.node.clone(),
+            detail: format!(
+                "it takes reads of {} bytes in {} spans: too few to be of use",
+                hello.max_bytes, hello.max_spans
+            ),
+        })?;
         let shared = Arc::new(Shared {
             peer: peer.clone(),
             address,
             config,
             tickets,
-            capabilities: capabilities(&hello),
+            capabilities,
             connections: Mutex::new(vec![connection]),
             opening: AtomicBool::new(false),
             received,
@@ -112,15 +122,16 @@ impl TcpLink {
     }
 }
 
-/// What both sides take.
-fn capabilities(hello: &ServerHello) -> Capabilities {
-    Capabilities {
+/// What both sides take; None where that is too little.
+fn capabilities(hello: &ServerHello) -> Option<Capabilities> {
+    let enough = hello.max_bytes >= MIN_READ_BYTES && hello.max_spans > 0;
+    enough.then(|| Capabilities {
         max_spans: MAX_SPANS.min(hello.max_spans as usize),
         max_bytes: MAX_READ_BYTES.min(hello.max_bytes),
         window_bytes: WINDOW_BYTES,
         distance: DISTANCE,
         needs_checksum: false,
-    }
+    })
 }
 
 impl Link for TcpLink {
@@ -263,5 +274,30 @@ async fn look_after(shared: Weak<Shared>) {
         let over = |c: &Connection| c.closed().is_some() && !c.is_outdated();
         shared.connections.lock().retain(|c| !over(c));
         shared.renew().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::tcp::frame::Welcome;
+
+    #[test]
+    fn an_owner_does_not_make_a_reader_plan_in_crumbs() {
+        let offered = |max_bytes, max_spans| {
+            capabilities(&ServerHello {
+                welcome: Welcome::Accepted,
+                incarnation: 1,
+                max_spans,
+                max_bytes,
+            })
+        };
+        assert!(offered(1, 16).is_none() && offered(0, 16).is_none());
+        assert!(offered(1 << 20, 0).is_none());
+        let most = offered(u64::MAX, u32::MAX).unwrap();
+        assert_eq!(
+            (most.max_bytes, most.max_spans),
+            (MAX_READ_BYTES, MAX_SPANS)
+        );
     }
 }

@@ -5,6 +5,8 @@
 
 mod connection;
 mod frame;
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
 mod gpu;
 mod link;
 mod reader;

@@ -79,7 +79,7 @@ pub struct ServeCounters {
     accepted: AtomicU64,
     refused: AtomicU64,
     open: AtomicUsize,
-    handshaking: AtomicUsize,
+    pub(super) handshaking: AtomicUsize,
     /// By address; no entry where there is none. At most as many as there are handshakes.
     by_source: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -335,7 +335,10 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(counters: &Arc<ServeCounters>, which: fn(&ServeCounters) -> &AtomicUsize) -> Self {
+    pub(super) fn new(
+        counters: &Arc<ServeCounters>,
+        which: fn(&ServeCounters) -> &AtomicUsize,
+    ) -> Self {
         which(counters).fetch_add(1, Ordering::Relaxed);
         Self {
             counters: Arc::clone(counters),

@@ -1,14 +1,23 @@
 //! Tests of the directory as a machine: events in, exact effects out.
 
+#[cfg(test)]
 mod changes;
+#[cfg(test)]
 mod claims;
+#[cfg(test)]
 mod inventories;
+#[cfg(test)]
 mod liveness;
+#[cfg(test)]
 mod locates;
+#[cfg(test)]
 mod locations;
-mod model;
+pub(crate) mod model;
+#[cfg(test)]
 mod namespaces;
+#[cfg(test)]
 mod surplus;
+#[cfg(test)]
 mod watch;
 
 use std::time::Duration;

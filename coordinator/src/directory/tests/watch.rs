@@ -1,8 +1,11 @@
 //! What watchers are told, exactly.
 
 use std::{
-    sync::Arc,
-    task::{Context, Poll, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use super::*;
@@ -317,4 +320,41 @@ fn watchers_and_what_is_kept_for_them_are_counted() {
     assert_eq!(kept(), (1, 1, bytes), "it may read what it has not");
     drop(other);
     assert_eq!(kept(), (0, 0, 0));
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn watchers_that_come_and_go_leave_nothing_behind_where_nothing_changes() {
+    let mut directory = directory();
+    join(&mut directory, 1, "a", &[(0, 10, 2)]);
+    let wait = |watcher: &mut Watcher, woken: &Arc<Woken>| {
+        let waker = Waker::from(Arc::clone(woken));
+        let polled = watcher.poll_changes(&mut Context::from_waker(&waker), 1);
+        assert!(polled.is_pending());
+    };
+    let (mut stays, waits) = (synced(&mut directory), Arc::<Woken>::default());
+    wait(&mut stays, &waits);
+    let gone: Vec<_> = (0..50)
+        .map(|_| {
+            let (mut watcher, woken) = (synced(&mut directory), Arc::<Woken>::default());
+            wait(&mut watcher, &woken);
+            // What a task does that was woken for nothing.
+            if waits.0.swap(false, Ordering::Relaxed) {
+                wait(&mut stays, &waits);
+            }
+            woken
+        })
+        .collect();
+    let kept = gone.iter().filter(|woken| Arc::strong_count(woken) > 1);
+    assert!(kept.count() <= 4, "wakers of watchers that left are kept");
+    join(&mut directory, 2, "b", &[]);
+    assert!(waits.0.load(Ordering::Relaxed));
 }

@@ -107,9 +107,16 @@ impl Log {
         let mut ring = self.ring.lock();
         match ring.after(seq, max_bytes) {
             Ok((changes, _)) if changes.is_empty() => {
+                let mut left = Vec::new();
                 if !ring.waiting.iter().any(|w| w.will_wake(cx.waker())) {
+                    // Where nothing changes, those of watchers that left pile up. Who still waits comes back.
+                    if ring.waiting.len() >= 2 * ring.watchers.max(1) {
+                        left = std::mem::take(&mut ring.waiting);
+                    }
                     ring.waiting.push(cx.waker().clone());
                 }
+                drop(ring);
+                left.into_iter().for_each(Waker::wake);
                 Poll::Pending
             }
             other => Poll::Ready(other),

@@ -1,8 +1,11 @@
 //! The machine by itself: exact answers, and a model.
 
+#[cfg(test)]
 mod bounds;
+#[cfg(test)]
 mod lifecycle;
-mod model;
+pub(crate) mod model;
+#[cfg(test)]
 mod queries;
 
 use std::time::Duration;

@@ -425,23 +425,39 @@ proptest! {
 
     #[test]
     fn the_machine_is_the_model(operations in vec(operation(), 1..60)) {
-        let mut both = Both { world: World::new(), model: Model::default() };
-        let mut told = BTreeMap::new();
-        for operation in operations {
-            both.apply(operation)?;
-            for change in both.world.sources.take_changes() {
-                let place = (change.source, change.rank, change.node);
-                // Nothing is told twice.
-                prop_assert_ne!(told.insert(place, change.state), Some(change.state));
-            }
-            for name in NAMES {
-                let id = identity(name, RANKS).id();
-                let status = both.world.sources.status(both.model.now, id);
-                for worker in status.into_iter().flat_map(|(_, workers)| workers) {
-                    let told = told.get(&(id, worker.rank, worker.node));
-                    prop_assert_eq!(told, Some(&worker.state));
-                }
+        agree(&operations)?;
+    }
+}
+
+fn agree(operations: &[Operation]) -> Result<(), TestCaseError> {
+    let mut both = Both {
+        world: World::new(),
+        model: Model::default(),
+    };
+    let mut told = BTreeMap::new();
+    for operation in operations {
+        both.apply(operation.clone())?;
+        for change in both.world.sources.take_changes() {
+            let place = (change.source, change.rank, change.node);
+            // Nothing is told twice.
+            prop_assert_ne!(told.insert(place, change.state), Some(change.state));
+        }
+        for name in NAMES {
+            let id = identity(name, RANKS).id();
+            let status = both.world.sources.status(both.model.now, id);
+            for worker in status.into_iter().flat_map(|(_, workers)| workers) {
+                let told = told.get(&(id, worker.rank, worker.node));
+                prop_assert_eq!(told, Some(&worker.state));
             }
         }
+    }
+    Ok(())
+}
+
+/// The same, with the operations that a fuzzer chose.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    if let Err(error) = agree(&crate::fuzz::chosen(&operation(), bytes)) {
+        panic!("{error}");
     }
 }

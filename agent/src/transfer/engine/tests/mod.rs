@@ -1,9 +1,13 @@
 //! The engine, rule by rule: the exact commands.
 
+#[cfg(test)]
 mod deadlines;
+#[cfg(test)]
 mod failures;
+#[cfg(test)]
 mod happy;
-mod model;
+pub(crate) mod model;
+#[cfg(test)]
 mod striping;
 
 use std::time::Duration;

@@ -12,6 +12,12 @@ use world::World;
 /// seen within 60.
 const SEEDS: u64 = 3_000;
 
+/// The same, where the bytes decide what happens as long as there are any.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    World::chosen(bytes.to_vec()).run();
+}
+
 #[test]
 fn whatever_happens_the_promises_hold() {
     if let Some(seed) = std::env::var("KVFERRY_SEED")

@@ -6,6 +6,7 @@ mod compare;
 mod locations;
 mod simple;
 mod tame;
+#[cfg(test)]
 mod watched;
 
 use std::collections::BTreeSet;
@@ -402,4 +403,15 @@ fn agree(operations: &[Operation], way: Way) {
     }
     way(&mut directory, model.now + PURGE, Event::Tick);
     assert_empty(&directory);
+}
+
+/// The same, with the operations that a fuzzer chose.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let (way, bytes): (Way, _) = match bytes.split_first() {
+        Some((first, rest)) if first % 2 == 1 => (step_by_step_and_sweep, rest),
+        Some((_, rest)) => (Directory::handle, rest),
+        None => (Directory::handle, bytes),
+    };
+    agree(&crate::fuzz::chosen(&operation(), bytes), way);
 }

@@ -9,20 +9,27 @@ use crate::transfer::{ConnectFailure, ReadFailure};
 
 const BLOCK: u64 = 10;
 
-/// SplitMix64.
-struct Random(u64);
+/// What a fuzzer chose, then SplitMix64.
+struct Random {
+    chosen: std::vec::IntoIter<u8>,
+    state: u64,
+}
 
 impl Random {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
     fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        let chosen = self.chosen.next().map(|first| match n {
+            0..=256 => u64::from(first),
+            _ => u64::from(first) << 8 | u64::from(self.chosen.next().unwrap_or(0)),
+        });
+        chosen.unwrap_or_else(|| self.next()) % n.max(1)
     }
 
     fn percent(&mut self, n: u64) -> bool {
@@ -88,7 +95,20 @@ pub(in super::super) struct World {
 
 impl World {
     pub(in super::super) fn new(seed: u64) -> Self {
-        let mut random = Random(seed);
+        Self::of(Random {
+            chosen: Vec::new().into_iter(),
+            state: seed,
+        })
+    }
+
+    pub(in super::super) fn chosen(bytes: Vec<u8>) -> Self {
+        Self::of(Random {
+            chosen: bytes.into_iter(),
+            state: 0,
+        })
+    }
+
+    fn of(mut random: Random) -> Self {
         let blocks = random.below(14) as u32 + 1;
         let sources = random.below(4) + 1;
         let owners = (0..sources)
