@@ -8,6 +8,7 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
 };
+use kvferry_security::Access;
 use tonic::{
     Status,
     body::Body,
@@ -43,7 +44,7 @@ pub fn locate_as_sent(
     request: pb::LocateRequest,
 ) -> Result<Vec<u8>, Status> {
     let mut columns = Columns::with_room(0);
-    locate::ask(request, 0, |query| {
+    locate::ask(&Access::unrestricted(), request, 0, |query| {
         directory.locate_into(query, &mut columns)
     })?;
     Ok(columns.encoded())
@@ -74,11 +75,13 @@ impl Default for Calls {
                     slots: 1 << 12,
                     claims: 64,
                     locations: 64,
+                    watch_log_bytes: Bounds::WATCH_LOG_BYTES,
                 },
             },
             heartbeat_interval_ms: 1_000,
             hide_after_ms: 3_000,
             max_sessions: 4,
+            ticket_keys: Vec::new(),
         }));
         let sources = SourcesService::new(hub.clone());
         let replication = ReplicationServer::new(ReplicationService::new(hub.clone()));

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use kvferry_proto::{Incarnation, Labels, NodeAddresses, NodeId, pb};
+use kvferry_security::tls::Dialer;
 use tokio::time::Instant;
 use tonic::{
     body::Body,
@@ -23,6 +24,7 @@ use crate::{
     region::{RegionCatalog, Store, StoreLimits, eviction::EvictionKind},
     service::client::{ClientHandle, Clients},
     session::{ChangeLog, Identity},
+    tickets::{Gate, Tickets, Wallet},
     transfer::TransferConfig,
     transport::{Links, LinksConfig},
 };
@@ -51,17 +53,25 @@ impl Calls {
             pinned_blocks_per_client: 64,
         };
         let catalog = Arc::new(RegionCatalog::new(incarnation));
+        let coordinators = Coordinators::new(&[], Compression::None, &Dialer::clear()).ok()?;
+        let coordinators = Arc::new(coordinators);
+        let node = NodeId::new("n").ok()?;
+        let tickets = Tickets {
+            gate: Arc::new(Gate::open()),
+            wallet: Arc::new(Wallet::new(node.clone(), Arc::clone(&coordinators) as _).ok()?),
+        };
         let api = LocalApi::new(Shared {
             store: Arc::new(Store::new(catalog, Arc::clone(&log) as _, limits)),
             log,
-            coordinators: Coordinators::new(&[], Compression::None).ok()?,
+            coordinators,
+            tickets,
             coordinator_addresses: Vec::new(),
             sessions: Vec::new(),
             links: Links::new(Vec::new(), None, LinksConfig::default()),
             deposits: Arc::default(),
             served: Arc::default(),
             identity: Identity {
-                node: NodeId::new("n").ok()?,
+                node,
                 incarnation,
                 addresses: NodeAddresses::default(),
                 labels: Labels::default(),

@@ -14,7 +14,7 @@ use super::{
     server::ShmOptions,
     session::{self, Shared},
 };
-use crate::region::RegionCatalog;
+use crate::{region::RegionCatalog, tickets::Gate};
 
 /// Every frame decoder; what is taken is what would be sent.
 ///
@@ -50,6 +50,7 @@ pub async fn owner(catalog: &Arc<RegionCatalog>, pieces: &[(&[u8], usize)]) {
     };
     let shared = Arc::new(Shared {
         catalog: Arc::clone(catalog),
+        gate: Arc::new(Gate::open()),
         options: ShmOptions::default(),
         deposits: Arc::default(),
         handed_out: AtomicU64::new(0),

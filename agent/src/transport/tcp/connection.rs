@@ -127,15 +127,16 @@ impl Connection {
         let failed = |error: io::Error| unreachable(error.to_string());
         let stream = TcpStream::connect(address).await.map_err(failed)?;
         socket::configure(&stream).map_err(failed)?;
-        Self::greet(peer, address, stream, link_received).await
+        Self::greet(peer, address, stream, shown, link_received).await
     }
 
-    /// Says hello on a stream that leads there.
+    /// Says hello on a stream that leads there, and shows a ticket.
     pub(super) async fn greet(
         peer: &PeerTarget,
         address: SocketAddr,
         mut stream: TcpStream,
-        link_received: Arc<AtomicU64>,
+        shown: Option<(&Arc<Wallet>, Option<&Held>)>,
+        link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
         let unreachable = |detail: String| ConnectError::Unreachable {
             node: peer.node.clone(),

@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -21,14 +21,15 @@ use tokio::{
 use super::{
     connection::Connection,
     frame::{
-        ClientHello, MAX_SPANS, RESPONSE_HEAD_BYTES, ResponseHead, SERVER_HELLO_BYTES, ServerHello,
-        Welcome, decode_request, encode_request, holds_request,
+        self, ClientHello, MAX_SPANS, RESPONSE_HEAD_BYTES, ResponseHead, SERVER_HELLO_BYTES,
+        ServerHello, Welcome, decode_request, encode_renewal, encode_request, holds_request,
     },
-    server::{Counted, ServeCounters, TcpLimits},
+    server::{Handshaking, ServeCounters, TcpLimits},
     session::Session,
 };
 use crate::{
     region::RegionCatalog,
+    tickets::Gate,
     transport::{
         LocalSpans, PeerTarget, ReadError,
         operation::Operation,
@@ -56,10 +57,13 @@ pub fn frames(bytes: &[u8]) {
         assert_eq!(ServerHello::decode(&bytes[..taken - 1]), Ok(None));
     }
     let mut spans = Vec::new();
-    if let Ok(Some((id, taken))) = decode_request(bytes, MAX_SPANS, &mut spans) {
+    if let Ok(Some((asked, taken))) = decode_request(bytes, MAX_SPANS, &mut spans) {
         assert!(holds_request(bytes));
         let mut again = Vec::new();
-        encode_request(id, &spans, &mut again);
+        match asked {
+            frame::Asked::Spans { id } => encode_request(id, &spans, &mut again),
+            frame::Asked::Renewal { id, ticket } => encode_renewal(id, &ticket, &mut again),
+        }
         assert_eq!(again, bytes[..taken]);
         assert_eq!(
             decode_request(&bytes[..taken - 1], MAX_SPANS, &mut spans),
@@ -127,10 +131,14 @@ pub async fn owner(catalog: &Arc<RegionCatalog>, pieces: &[&[u8]]) {
     let session = Session::new(
         theirs,
         Arc::clone(catalog),
+        Arc::new(Gate::open()),
         Arc::new(limits),
         Arc::clone(&counters),
     );
-    let handshaking = Counted::new(&counters, |counters| &counters.handshaking);
+    let Some(handshaking) = Handshaking::begin(&counters, IpAddr::V4(Ipv4Addr::LOCALHOST), 1)
+    else {
+        return;
+    };
     let (mut hear, mut say) = ours.into_split();
     let talk = async {
         for piece in pieces {
@@ -170,10 +178,14 @@ fn answers(catalog: &RegionCatalog, limits: &TcpLimits, mut stream: &[u8]) -> Ve
     let mut out = answer.encode().to_vec();
     let mut spans = Vec::new();
     while accepted
-        && let Ok(Some((id, taken))) = decode_request(stream, limits.max_spans, &mut spans)
+        && let Ok(Some((asked, taken))) = decode_request(stream, limits.max_spans, &mut spans)
     {
         stream = &stream[taken..];
-        let bytes = bytes_of(catalog, limits, &spans);
+        let (id, bytes) = match asked {
+            frame::Asked::Spans { id } => (id, bytes_of(catalog, limits, &spans)),
+            // Who needs no ticket keeps being let in.
+            frame::Asked::Renewal { id, .. } => (id, Ok(Vec::new())),
+        };
         let outcome = bytes
             .as_ref()
             .map(|bytes| bytes.len() as u64)
@@ -192,7 +204,7 @@ fn bytes_of(
     let mut all = 0u64;
     let mut found = Vec::new();
     for span in spans {
-        found.push((find_region(catalog, span)?, span));
+        found.push((find_region(catalog, None, span)?, span));
         all = all.saturating_add(span.len);
         if all > limits.max_bytes {
             return Err(SpanFault::Refused(SpanRefusal::TooManyBytes));
@@ -250,8 +262,9 @@ pub async fn reader(incarnation: u64, reads: &[Asked], hello: &[u8], pieces: &[&
             (hello.len() >= SERVER_HELLO_BYTES).then_some(ours)
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let received = Arc::<AtomicU64>::default();
         let (opened, ours) = tokio::join!(
-            Connection::greet(&peer, address, theirs, Arc::<AtomicU64>::default()),
+            Connection::greet(&peer, address, theirs, None, &received),
             say_hello
         );
         let welcome = match ServerHello::decode(hello) {

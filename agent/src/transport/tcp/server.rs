@@ -79,7 +79,7 @@ pub struct ServeCounters {
     accepted: AtomicU64,
     refused: AtomicU64,
     open: AtomicUsize,
-    pub(super) handshaking: AtomicUsize,
+    handshaking: AtomicUsize,
     /// By address; no entry where there is none. At most as many as there are handshakes.
     by_source: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -294,7 +294,7 @@ pub(super) struct Handshaking {
 
 impl Handshaking {
     /// None where there are as many from that source as there may be.
-    fn begin(counters: &Arc<ServeCounters>, peer: IpAddr, most: usize) -> Option<Self> {
+    pub(super) fn begin(counters: &Arc<ServeCounters>, peer: IpAddr, most: usize) -> Option<Self> {
         let source = source(peer);
         let mut by_source = counters.by_source.lock();
         let count = by_source.get(&source).copied().unwrap_or(0);
