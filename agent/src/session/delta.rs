@@ -52,6 +52,11 @@ impl Delta {
         self.regions_removed.len() + self.regions_added.len()
     }
 
+    /// Gives back memory that it does not need: it is kept for long, and nothing is added any more.
+    pub(super) fn shrink(&mut self) {
+        self.slots.shrink_to_fit();
+    }
+
     /// Folds one more change in.
     pub fn fold(&mut self, change: Change) {
         match change {

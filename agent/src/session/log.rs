@@ -57,8 +57,9 @@ impl Inner {
         if self.open.is_empty() {
             return;
         }
-        self.closed
-            .push_back(Arc::new(std::mem::take(&mut self.open)));
+        let mut closed = std::mem::take(&mut self.open);
+        closed.shrink();
+        self.closed.push_back(Arc::new(closed));
         if self.closed.len() > MAX_DELTAS && !sabotage::is(Bug::LogUnbounded) {
             self.closed.pop_front();
             self.first += 1;

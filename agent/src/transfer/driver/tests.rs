@@ -199,7 +199,11 @@ async fn a_dropped_pull_is_cancelled_and_cleans_up() {
     let future = pull(world.parts(), TransferConfig::default(), request(2), sender);
     let cut = tokio::time::timeout(Duration::from_millis(100), future).await;
     assert!(cut.is_err());
-    let outcomes = receiver.recv().await.unwrap();
+    let mut outcomes = Vec::new();
+    while outcomes.is_empty() {
+        // It may have said before that it is under way.
+        outcomes = receiver.recv().await.unwrap();
+    }
     assert_eq!(
         kinds(&outcomes),
         vec![Outcome::Cancelled { settled: true }; 2]
@@ -228,6 +232,24 @@ async fn a_slot_that_is_not_there_is_a_stale_hint() {
     let (_, outcomes) = pulled(&world, TransferConfig::default(), 2).await;
     assert_eq!(outcomes[1].outcome, Outcome::Stale);
     assert!(outcomes[1].detail.contains("no slot 2"), "{outcomes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_that_takes_long_says_once_that_it_is_under_way() {
+    let world = World::new(1, 1, false);
+    world.owners[0].set(Mode::Hang);
+    let (sender, mut receiver) = mpsc::unbounded_channel();
+    let start = Instant::now();
+    let config = TransferConfig::default();
+    let tick = config.progress_tick;
+    let pull = pull(world.parts(), config, request(1), sender);
+    let listen = async {
+        assert!(receiver.recv().await.unwrap().is_empty());
+        assert!(start.elapsed() <= tick + Duration::from_millis(1));
+        receiver.recv().await.unwrap()
+    };
+    let (_, next) = tokio::join!(pull, listen);
+    assert_eq!(next.len(), 1);
 }
 
 /// Time is observed per phase, and copies that failed on the way are counted though the pull went well.

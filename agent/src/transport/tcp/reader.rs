@@ -48,8 +48,6 @@ pub(super) struct Reader {
     start: u64,
     end: u64,
     current: Option<Current>,
-    /// The last call took less than it had room for: nothing was left. What comes later is a new event.
-    drained: bool,
 }
 
 /// The response whose payload is arriving.
@@ -66,7 +64,6 @@ impl Reader {
             start: 0,
             end: 0,
             current: None,
-            drained: false,
         })
     }
 
@@ -96,16 +93,11 @@ impl Reader {
 
     /// One system call's worth, without waiting. 0 is the end of the stream.
     fn receive(&mut self) -> io::Result<usize> {
-        if std::mem::take(&mut self.drained) {
-            // Known without asking the kernel.
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         let socket = self.connection.stream().as_fd();
         let Some(current) = &mut self.current else {
             let room = PieceMut::new(&self.inbox, self.end, INBOX_BYTES - self.end);
             let mut pieces = [room.map_err(|_| io::ErrorKind::InvalidInput)?];
             let received = receive(socket, &mut pieces)?;
-            self.drained = (received as u64) < INBOX_BYTES - self.end;
             self.end += received as u64;
             return Ok(received);
         };
@@ -119,11 +111,9 @@ impl Reader {
             return Ok(dropped);
         };
         let (mut pieces, offered) = target.pieces(current.left.min(RECEIVE_BYTES))?;
-        let mut room = offered;
         if offered == current.left {
-            room += INBOX_BYTES;
-            let inbox = PieceMut::new(&self.inbox, 0, INBOX_BYTES);
-            pieces.push(inbox.map_err(|_| io::ErrorKind::InvalidInput)?);
+            let room = PieceMut::new(&self.inbox, 0, INBOX_BYTES);
+            pieces.push(room.map_err(|_| io::ErrorKind::InvalidInput)?);
         }
         let result = receive(socket, &mut pieces);
         drop(pieces);
@@ -132,8 +122,6 @@ impl Reader {
                 let payload = offered.min(received as u64);
                 target.advance(payload);
                 current.left -= payload;
-                // In the middle of a payload it may be the local memory that took no more.
-                self.drained = current.left == 0 && (received as u64) < room;
                 self.end = received as u64 - payload;
                 self.connection.count_received(payload);
                 Ok(received)

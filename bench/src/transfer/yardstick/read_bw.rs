@@ -4,7 +4,7 @@ use std::{
     ffi::OsString,
     io,
     net::{Ipv4Addr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
 };
@@ -43,13 +43,13 @@ pub struct Device {
 #[must_use]
 pub fn installed() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    let found = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));
-    found.into_iter().find(|program| program.is_file())
+    let mut found = std::env::split_paths(&path).map(|dir| dir.join(PROGRAM));
+    found.find(|program| program.is_file())
 }
 
 /// One end reads from the other, both over this device, in messages of the task's blocks. Gives the processor time of both too.
 pub(super) async fn measure(
-    program: &PathBuf,
+    program: &Path,
     device: &Device,
     task: &Task,
 ) -> Result<(Done, f64), TransferError> {
