@@ -101,7 +101,7 @@ const fn bug(
 
 fn shells() -> Vec<Sabotage> {
     use Place::Shell as In;
-    use Promise::{BuffersAreOwned, BytesArePublished, Converges, PublishedIsFound};
+    use Promise::{BoundsHold, BuffersAreOwned, BytesArePublished, Converges, PublishedIsFound};
     vec![
         bug(
             "words-with-data",
@@ -125,7 +125,7 @@ fn shells() -> Vec<Sabotage> {
             "settled-too-soon",
             In(Shell::SettledTooSoon),
             20,
-            &[BuffersAreOwned, BytesArePublished],
+            &[BuffersAreOwned, BytesArePublished, BoundsHold],
         ),
         bug(
             "expectation-ignored",
@@ -221,7 +221,7 @@ fn crates() -> Vec<Sabotage> {
             "fenced-session-kept",
             Coordinator(C::FencedSessionKept),
             200,
-            &[P::FencedIsVoid],
+            &[P::FencedIsVoid, P::SourcesAreTrue],
         ),
         bug(
             "gap-ignored",
