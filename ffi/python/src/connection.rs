@@ -43,7 +43,8 @@ const MAX_LOOKUP_S: f64 = 60.0;
 const MAX_TTL_S: f64 = 600.0;
 /// Bytes of a message of a put: large enough that messages cost little.
 const PIECE_BYTES: usize = 1 << 20;
-/// One connection: `kvferry.Client` is made of it.
+/// One connection: `kvferry.Client` is made of it. Calls under way go on when nobody holds it any more, and the connection
+/// ends with the last of them.
 #[pyclass(frozen, module = "kvferry._native")]
 pub(crate) struct Connection {
     /// None once it was closed.
@@ -635,11 +636,5 @@ impl Connection {
             agent.answer(agent.api().stats(pb::StatsRequest {})).await
         };
         self.start(py, None, ask, tell_stats)
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.all.cancel();
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn share_in_place(py: Python<'_>, address: usize, nbytes: usize) -> P
         let (start, _) = copy.as_raw_parts();
         // SAFETY: the caller found [address, address + nbytes) to be mapped and readable; the copy has as many bytes and is
         // nobody else's yet.
-        unsafe { std::ptr::copy_nonoverlapping(address as *const u8, start, nbytes) };
+        unsafe { copy_used(address as *const u8, start, nbytes) };
         // SAFETY: the range is whole pages that the caller found to be private anonymous memory; what was there is
         // replaced by the same bytes with the same rights, so that every pointer into it stays good.
         let mapped = unsafe {
@@ -45,4 +45,24 @@ pub(crate) fn share_in_place(py: Python<'_>, address: usize, nbytes: usize) -> P
     });
     let descriptor = shared.map_err(|failure| raise(py, &failure))?;
     Ok(std::os::fd::IntoRawFd::into_raw_fd(descriptor))
+}
+
+/// What is looked at as a whole: a page.
+const PAGE: usize = 4096;
+
+/// Copies into memory that is zero, page by page, and leaves pages out that have nothing in them: memory that was
+/// allocated and never used must not begin to take room.
+///
+/// # Safety
+/// `from` has `len` readable bytes, `to` as many that are the caller's; they do not overlap.
+unsafe fn copy_used(from: *const u8, to: *mut u8, len: usize) {
+    for at in (0..len).step_by(PAGE) {
+        let len = PAGE.min(len - at);
+        // SAFETY: within what this function demands; nobody writes meanwhile, as `share_in_place` demands.
+        let page = unsafe { std::slice::from_raw_parts(from.add(at), len) };
+        if page.iter().any(|byte| *byte != 0) {
+            // SAFETY: as above.
+            unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to.add(at), len) };
+        }
+    }
 }

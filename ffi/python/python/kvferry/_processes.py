@@ -77,10 +77,12 @@ class _Process:
     def _announcement(self, start_timeout: float) -> dict[str, Any]:
         stdout = self._process.stdout
         assert stdout is not None
+        readable = select.poll()  # also for descriptors beyond 1023, which an engine has
+        readable.register(stdout, select.POLLIN)
         deadline, line = time.monotonic() + start_timeout, b""
         while not line.endswith(b"\n"):
             left = deadline - time.monotonic()
-            if left <= 0 or not select.select([stdout], [], [], left)[0]:
+            if left <= 0 or not readable.poll(left * 1000):
                 raise ProcessError(f"{self._process.args!r} is not ready after {start_timeout} s")
             piece = os.read(stdout.fileno(), _MAX_LINE)
             line += piece

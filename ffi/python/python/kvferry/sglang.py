@@ -131,6 +131,8 @@ class _Pages(NamedTuple):
     @staticmethod
     def of(pool: Any) -> _Pages:
         """Found by asking for the first pages and the last."""
+        if not hasattr(pool, "get_page_buffer_meta"):
+            raise NotImplementedError(f"kvferry: {type(pool).__name__} does not say where its pages lie")
         page, count = int(pool.page_size), int(pool.size) // int(pool.page_size)
 
         def meta(at: int) -> tuple[list[int], list[int]]:
@@ -414,9 +416,11 @@ class KvferryStorage(HiCacheStorage):
 
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         super().register_mem_pool_host(mem_pool_host)
-        # A group hands its anchor's pages out under its own name.
         if self._zero_copy:
-            self._pools[PoolName.KV.value] = _HostPool(self, mem_pool_host, PoolName.KV.value)
+            # Of a group the anchor: the others are registered by themselves.
+            anchor = getattr(mem_pool_host, "anchor_entry", None)
+            pool = mem_pool_host if anchor is None else anchor.host_pool
+            self._pools[PoolName.KV.value] = _HostPool(self, pool, PoolName.KV.value)
 
     def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
         super().register_mem_host_pool_v2(host_pool, host_pool_name)

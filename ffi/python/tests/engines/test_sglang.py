@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -343,6 +347,33 @@ def test_pages_by_value_without_interface_v1(cluster: Cluster, model: str) -> No
     assert not one.client.stats().pins
     one.close()
     two.close()
+
+
+def test_the_real_controller_backs_up_and_prefetches(cluster: Cluster, model: str) -> None:
+    server = Path(__file__).parent / "sglang_server.py"
+    log = tempfile.TemporaryFile()
+
+    def start(role: str, agent: Agent) -> subprocess.Popen[str]:
+        command = [sys.executable, str(server), role, agent.socket, model]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+
+    def said(process: subprocess.Popen[str], word: str) -> None:
+        assert process.stdout is not None
+        lines = list(iter(process.stdout.readline, ""))  # SGLang may print too
+        log.seek(0)
+        assert word + "\n" in lines, log.read().decode()[-4000:]
+
+    one = start("store", cluster.agent_a)
+    assert one.stdin is not None
+    one.stdin.close()
+    said(one, "stored")
+    one.wait(10)
+    two = start("load", cluster.agent_b)
+    said(two, "loaded")
+    two.wait(10)
+    log.close()
 
 
 def test_keys_are_the_hashes_that_they_are() -> None:
