@@ -69,14 +69,12 @@ def release(run: Run, names: list[str]) -> Iterator[dict[str, str]]:
 
 def commit() -> str:
     """What was run; a plus behind it: and changes that are not committed."""
-    said = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=9", "--dirty=+", "--exclude=*"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return said.stdout.strip() or "?"
+    return git("rev-parse", "--short=9", "HEAD") + ("+" if git("status", "--porcelain", "--", "../../..", ":!/docs") else "")
+
+
+def git(*words: str) -> str:
+    said = subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False)
+    return said.stdout.strip()
 
 
 def remember(path: pathlib.Path, row: dict[str, str]) -> list[dict[str, str]]:
