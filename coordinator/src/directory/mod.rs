@@ -88,9 +88,9 @@ pub use presence::Presence;
 pub use totals::{Replicas, Totals};
 
 pub use policy::NamespacePolicy;
+pub use surplus::SurplusCopy;
 #[cfg(feature = "fuzzing")]
 pub(crate) use tests::model::fuzz;
-pub use surplus::SurplusCopy;
 pub use watch::{
     Change, CopyChange, Rows, Scanned, WatchEnd, WatchError, WatchedNode, WatchedRegion, Watcher,
 };

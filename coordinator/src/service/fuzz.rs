@@ -6,9 +6,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use kvferry_proto::{
     MAX_MESSAGE_BYTES,
-    pb::{
-        self, replication_server::ReplicationServer, watch_server::WatchServer,
-    },
+    pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
 };
 use tonic::{
     Status,

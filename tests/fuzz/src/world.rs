@@ -194,7 +194,9 @@ pub(crate) fn framed(message: &[u8], out: &mut Vec<u8>) {
 /// Messages as gRPC frames them, one after another.
 pub(crate) fn stream(messages: &[Vec<u8>]) -> Vec<u8> {
     let mut out = Vec::new();
-    messages.iter().for_each(|message| framed(message, &mut out));
+    messages
+        .iter()
+        .for_each(|message| framed(message, &mut out));
     out
 }
 

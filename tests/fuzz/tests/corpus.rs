@@ -54,7 +54,10 @@ fn each_target_has_a_corpus_and_each_corpus_a_target() {
     for target in TARGETS {
         let files = corpus(target.name);
         assert!(!files.is_empty(), "{} has none", target.name);
-        bytes += files.iter().map(|(_, input)| input.len() as u64).sum::<u64>();
+        bytes += files
+            .iter()
+            .map(|(_, input)| input.len() as u64)
+            .sum::<u64>();
     }
     assert!(bytes <= MAX_CORPUS_BYTES, "{bytes} bytes");
 }

@@ -252,6 +252,9 @@ mod tests {
         assert!(offered(1, 16).is_none() && offered(0, 16).is_none());
         assert!(offered(1 << 20, 0).is_none());
         let most = offered(u64::MAX, u32::MAX).unwrap();
-        assert_eq!((most.max_bytes, most.max_spans), (MAX_READ_BYTES, MAX_SPANS));
+        assert_eq!(
+            (most.max_bytes, most.max_spans),
+            (MAX_READ_BYTES, MAX_SPANS)
+        );
     }
 }

@@ -261,7 +261,10 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub(super) fn new(counters: &Arc<ServeCounters>, which: fn(&ServeCounters) -> &AtomicUsize) -> Self {
+    pub(super) fn new(
+        counters: &Arc<ServeCounters>,
+        which: fn(&ServeCounters) -> &AtomicUsize,
+    ) -> Self {
         which(counters).fetch_add(1, Ordering::Relaxed);
         Self {
             counters: Arc::clone(counters),

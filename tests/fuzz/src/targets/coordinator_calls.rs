@@ -68,7 +68,10 @@ fn run(bytes: &[u8]) {
 }
 
 fn place(path: &str) -> u8 {
-    PATHS.iter().position(|known| known.ends_with(path)).unwrap() as u8
+    PATHS
+        .iter()
+        .position(|known| known.ends_with(path))
+        .unwrap() as u8
 }
 
 fn call(path: &str, message: &impl Message) -> Vec<u8> {
@@ -196,7 +199,13 @@ fn claims() -> Vec<u8> {
     };
     [
         call("Claims/Claim", &claim),
-        call("Claims/RenewClaims", &pb::RenewClaimsRequest { token: 1, ttl_ms: 5 }),
+        call(
+            "Claims/RenewClaims",
+            &pb::RenewClaimsRequest {
+                token: 1,
+                ttl_ms: 5,
+            },
+        ),
         call("Claims/ListClaims", &pb::ListClaimsRequest::default()),
         call("Claims/ReleaseClaims", &pb::ReleaseClaimsRequest::default()),
         call("Locations/PutLocations", &put),

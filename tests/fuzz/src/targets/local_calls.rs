@@ -95,7 +95,10 @@ async fn copy(served: &Calls, order: pb::Replicate) {
 }
 
 fn place(path: &str) -> u8 {
-    PATHS.iter().position(|known| known.ends_with(path)).unwrap() as u8
+    PATHS
+        .iter()
+        .position(|known| known.ends_with(path))
+        .unwrap() as u8
 }
 
 fn call(path: &str, message: &impl Message) -> Vec<u8> {
@@ -240,10 +243,17 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     vec![
         [register(), written(), asked()].concat(),
-        [register(), asked(), call("Agent/UnregisterRegion", &pb::ReserveRequest {
-            region: 1,
-            ..pb::ReserveRequest::default()
-        })]
+        [
+            register(),
+            asked(),
+            call(
+                "Agent/UnregisterRegion",
+                &pb::ReserveRequest {
+                    region: 1,
+                    ..pb::ReserveRequest::default()
+                },
+            ),
+        ]
         .concat(),
         [register(), written(), tensors()].concat(),
         [register(), call(COPY, &order)].concat(),

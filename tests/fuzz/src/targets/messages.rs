@@ -92,7 +92,10 @@ fn geometry(bytes: &[u8]) {
     }
     assert!(ranges.iter().all(|range| range.end <= geometry.end()));
     assert_eq!(geometry.ranges(Slot(geometry.slots())).count(), 0);
-    let block: u64 = geometry.ranges(last).map(|range| range.end - range.start).sum();
+    let block: u64 = geometry
+        .ranges(last)
+        .map(|range| range.end - range.start)
+        .sum();
     assert_eq!(block, geometry.block_bytes());
 }
 
@@ -154,6 +157,10 @@ fn seeds() -> Vec<Vec<u8>> {
             },
         ),
     ];
-    seeds.extend(world::tensors().iter().map(|tensor| world::tagged(7, tensor)));
+    seeds.extend(
+        world::tensors()
+            .iter()
+            .map(|tensor| world::tagged(7, tensor)),
+    );
     seeds
 }

@@ -71,7 +71,10 @@ fn seeds() -> Vec<Vec<u8>> {
     };
     vec![
         input(&[], "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n"),
-        input(&[9, 2], "GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"),
+        input(
+            &[9, 2],
+            "GET /readyz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+        ),
         input(&[], "HEAD /healthz HTTP/1.0\r\n\r\n"),
         input(
             &[40],

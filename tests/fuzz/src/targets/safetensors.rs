@@ -39,7 +39,10 @@ fn seeds() -> Vec<Vec<u8>> {
         out
     };
     vec![
-        file(r#"{"a":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]}}"#, 4),
+        file(
+            r#"{"a":{"dtype":"U8","shape":[2,2],"data_offsets":[0,4]}}"#,
+            4,
+        ),
         file(
             r#"{"__metadata__":{"x":"y"},"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]},"b":{"dtype":"F8_E4M3","shape":[],"data_offsets":[2,3]}}   "#,
             3,

@@ -84,7 +84,10 @@ fn run(bytes: &[u8]) {
     directory.handle(now + PURGE_AFTER, Event::Tick);
     assert_eq!(directory.nodes(now + PURGE_AFTER).count(), 0);
     for namespace in directory.namespaces() {
-        assert_eq!((namespace.blocks, namespace.owners, namespace.regions), (0, 0, 0));
+        assert_eq!(
+            (namespace.blocks, namespace.owners, namespace.regions),
+            (0, 0, 0)
+        );
     }
 }
 

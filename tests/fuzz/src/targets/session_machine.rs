@@ -62,7 +62,10 @@ fn run(bytes: &[u8]) {
                 _ => {}
             }
         }
-        assert!(machine.acknowledged() < next_delta, "more than there is was acknowledged");
+        assert!(
+            machine.acknowledged() < next_delta,
+            "more than there is was acknowledged"
+        );
         if let Some(due) = machine.poll_timeout() {
             // At the latest in four of the longest heartbeats.
             assert!(due <= now + Duration::from_millis(u64::from(u32::MAX)) * 5);
@@ -74,7 +77,12 @@ fn seeds() -> Vec<Vec<u8>> {
     let welcomed = |expect: &[u8]| [&[5, 1, 100], expect].concat();
     let live = [&[2, 3, 3][..], &welcomed(&[1, 1])].concat();
     let acknowledged = [&live[..], &[7, 2, 2, 5, 0, 30, 8, 10, 7, 9]].concat();
-    let resync = [&[2, 3, 3][..], &welcomed(&[0]), &[10, 3, 7, 3, 0, 200, 4, 0, 200, 3]].concat();
+    let resync = [
+        &[2, 3, 3][..],
+        &welcomed(&[0]),
+        &[10, 3, 7, 3, 0, 200, 4, 0, 200, 3],
+    ]
+    .concat();
     let beyond = [&[2, 3, 3][..], &welcomed(&[1, 210])].concat();
     vec![live, acknowledged, resync, beyond]
 }

@@ -59,7 +59,13 @@ fn seeds() -> Vec<Vec<u8>> {
     let opened = [0; 24];
     vec![
         input(&[(&hello, 0), (&one, 0), (&two, 0), (&none, 0)]),
-        input(&[(&hello[..5], 0), (&hello[5..], 0), (&deposit, 1), (&deposit, 1), (&deposit, 2)]),
+        input(&[
+            (&hello[..5], 0),
+            (&hello[5..], 0),
+            (&deposit, 1),
+            (&deposit, 1),
+            (&deposit, 2),
+        ]),
         input(&[(&other, 0)]),
         hello.clone(),
         one,

@@ -13,6 +13,10 @@ pub(super) const TARGET: Target = Target {
 /// Any bytes are operations.
 fn seeds() -> Vec<Vec<u8>> {
     (0..4u8)
-        .map(|seed| (0..160u8).map(|n| n.wrapping_mul(37) ^ seed.wrapping_mul(n)).collect())
+        .map(|seed| {
+            (0..160u8)
+                .map(|n| n.wrapping_mul(37) ^ seed.wrapping_mul(n))
+                .collect()
+        })
         .collect()
 }

@@ -37,7 +37,11 @@ fn run(bytes: &[u8]) {
 }
 
 fn seeds() -> Vec<Vec<u8>> {
-    ["deadbeefdeadbeef", "node-1.rack:2", "tenant/model@rev+bf16=x"]
-        .map(|text| text.as_bytes().to_vec())
-        .to_vec()
+    [
+        "deadbeefdeadbeef",
+        "node-1.rack:2",
+        "tenant/model@rev+bf16=x",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }
