@@ -371,6 +371,7 @@ impl Connection {
             hashes: Some(hashes(py, of)?),
             chained,
             parent: Bytes::copy_from_slice(&parent),
+            columns: false,
             wait_announced_ms: wait.as_millis() as u32, // at most MAX_WAIT_ANNOUNCED_S
         };
         let bound = self.agent(py)?.timeout + wait;
@@ -420,6 +421,7 @@ impl Connection {
             hashes: Some(hashes(py, of)?),
             chained,
             parent: Bytes::copy_from_slice(&parent),
+            columns: false,
             data: Bytes::new(),
             wait_announced_ms: wait.as_millis() as u32, // at most MAX_WAIT_ANNOUNCED_S
         };
@@ -516,6 +518,7 @@ impl Connection {
             no_replica: !replica,
             chained,
             parent: Bytes::copy_from_slice(&parent),
+            columns: false,
         };
         let agent = self.agent(py)?;
         Ok(Pull::start(agent, &self.all, request, blocks, bound))

@@ -49,6 +49,7 @@ fn seeds() -> Vec<Vec<u8>> {
         incarnation: 7,
         session: 0,
         endpoints: vec![endpoint.clone()],
+        ..pb::ConnectRdmaRequest::default()
     };
     let response = pb::ConnectRdmaResponse {
         incarnation: 7,
@@ -59,6 +60,7 @@ fn seeds() -> Vec<Vec<u8>> {
             probe: Some(memory(1 << 40, 8)),
             ..pb::RdmaLane::default()
         }],
+        ..pb::ConnectRdmaResponse::default()
     };
     let keys = |device| pb::RdmaKeys {
         device,
@@ -70,6 +72,7 @@ fn seeds() -> Vec<Vec<u8>> {
             region: 1,
             exists: true,
             keys: vec![keys(0), keys(1)],
+            ..pb::RdmaRegion::default()
         }],
     };
     let with_spans = |message: Vec<u8>| [&[64, 64, 8, 16], &message[..]].concat();

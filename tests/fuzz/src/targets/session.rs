@@ -34,6 +34,7 @@ fn run(bytes: &[u8]) {
             slots: 1 << 10,
             claims: 8,
             locations: 8,
+            watch_log_bytes: Bounds::WATCH_LOG_BYTES,
         },
     });
     let mut now = Duration::ZERO;

@@ -2,7 +2,9 @@
 
 use kvferry_agent::{
     coordinators::Located,
-    transfer::{BlockIndex, Candidate, Event as PullEvent, OpId, SourceHint, SourceKey},
+    transfer::{
+        BlockIndex, Candidate, Candidates, Event as PullEvent, OpId, SourceHint, SourceKey,
+    },
     transport::PeerHealth,
 };
 use kvferry_proto::{PackedHashes, pb};
@@ -137,7 +139,7 @@ pub(super) fn understood(
                 spans,
             })
         });
-        known.collect::<Vec<_>>()
+        known.collect::<Candidates>()
     });
     let (hints, candidates) = (hints.collect(), candidates.collect::<Vec<_>>());
     pull.must_suspect |= candidates
