@@ -198,7 +198,6 @@ impl Agent {
             ShmOptions {
                 engine_uids: users.clone(),
                 reader_uids: config.allow_uids.clone(),
-                ..ShmOptions::default()
             },
         )?
         .behind(Arc::clone(&tickets.gate));

@@ -58,7 +58,7 @@ impl TicketsService {
                  coordinators of the cluster the same key file",
             )
         })?;
-        let asked = Asked::parse(request).inspect_err(|_| self.refused(access, "bad request"))?;
+        let asked = Asked::parse(&request).inspect_err(|_| self.refused(access, "bad request"))?;
         if !access.may_be(asked.reader.as_str()) {
             self.refused(access, "not that node");
             let text = format!("this caller does not speak for node {}", asked.reader);
@@ -124,7 +124,7 @@ impl TicketsService {
 }
 
 impl Asked {
-    fn parse(request: pb::IssueTicketRequest) -> Result<Self, InvalidMessage> {
+    fn parse(request: &pb::IssueTicketRequest) -> Result<Self, InvalidMessage> {
         let count = request.namespaces.len();
         if count > MAX_SCOPES {
             return Err(InvalidMessage::OutOfBounds {
