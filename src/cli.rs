@@ -14,7 +14,10 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use kvferry_agent::config::ByteSize;
 
-use crate::{client::Reach, demo::DemoArgs};
+use crate::{
+    client::{Known, Reach},
+    demo::DemoArgs,
+};
 
 pub(crate) use claims::{ClaimsAction, ClaimsArgs};
 pub(crate) use daemons::{AgentArgs, CoordinatorArgs};
@@ -113,7 +116,14 @@ Examples:
         after_help = "Example:\n  kvferry claims claim -n team/llama-3-8b dc918a88b139e5afe60b88eda27508d4aee16c10fdc354791efea06206ac0749"
     )]
     Claims(ClaimsArgs),
-    /// Make the keys that coordinators sign with.
+    /// Make a CA, certificates, tokens, and the key of tickets, to secure a cluster with.
+    #[command(after_help = "\
+Examples:
+  kvferry keys ca
+  kvferry keys cert coordinator --ip 10.0.0.1
+  kvferry keys cert node-7
+  kvferry keys token router
+  kvferry keys ticket /etc/kvferry/ticket.key")]
     Keys(KeysArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),
@@ -310,6 +320,11 @@ pub(crate) struct DoctorArgs {
     /// Try every way to this agent: its Peer service (`listen_peer`).
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) peer: Option<SocketAddr>,
+    /// The node's name, whose certificate the peer must show [default: its address].
+    #[arg(long, value_name = "NODE", requires = "peer")]
+    pub(crate) peer_name: Option<String>,
+    #[command(flatten)]
+    pub(crate) known: Known,
     /// RDMA devices to try, as the agent's setting [default: all].
     #[arg(long, value_name = "DEVICE[:PORT][,...]", value_delimiter = ',')]
     pub(crate) nics: Vec<String>,

@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     future::Future,
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,6 +21,9 @@ use kvferry_proto::{
     },
     reason_of,
 };
+use kvferry_security::tls::{
+    DialRefusal, Dialer, DialerError, Line, Secured, TlsFiles, TlsRefusal,
+};
 use tokio::net::UnixStream;
 use tonic::{
     Code, Response, Status,
@@ -32,9 +36,9 @@ pub(crate) use kvferry_proto::Reason;
 /// coordinator that needs longer is of no use.
 const CONNECT_BOUND: Duration = Duration::from_secs(3);
 
-pub(crate) type Coordinator = CoordinatorClient<Channel>;
+pub(crate) type Coordinator = CoordinatorClient<Line>;
 pub(crate) type Agent = AgentClient<Channel>;
-pub(crate) type Sources = SourcesClient<Channel>;
+pub(crate) type Sources = SourcesClient<Line>;
 pub(crate) type Tensors = TensorsClient<Channel>;
 
 /// Whom a tool talks to, and how long it waits.
@@ -52,10 +56,47 @@ pub(crate) struct Reach {
     /// The agent's unix socket [default: $XDG_RUNTIME_DIR/kvferry/HOST.sock].
     #[arg(long, global = true, env = "KVFERRY_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) known: Known,
     /// How long one call may take.
     #[arg(long, global = true, default_value_t = 30_000, value_name = "MS",
           value_parser = clap::value_parser!(u32).range(1..=600_000))]
     pub(crate) timeout_ms: u32,
+}
+
+/// By what a tool is known, and whom it trusts.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Known {
+    /// The CA that issued the other side's certificate (PEM), for TLS.
+    #[arg(long, global = true, env = "KVFERRY_TLS_CA", value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// The certificate to be known by (PEM), where one is asked for.
+    #[arg(long, global = true, env = "KVFERRY_TLS_CERT", value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The certificate's key.
+    #[arg(long, global = true, env = "KVFERRY_TLS_KEY", value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// A file with the token to be known by.
+    #[arg(long, global = true, env = "KVFERRY_TOKEN_FILE", value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Send the token in clear beyond this host.
+    #[arg(long, global = true, env = "KVFERRY_INSECURE")]
+    pub(crate) insecure: bool,
+}
+
+impl Known {
+    /// What is brought along.
+    pub(crate) fn secured(&self) -> Secured {
+        Secured {
+            files: TlsFiles {
+                cert: self.tls_cert.clone(),
+                key: self.tls_key.clone(),
+                ca: self.tls_ca.clone(),
+            },
+            token: self.token_file.clone(),
+            insecure: self.insecure,
+        }
+    }
 }
 
 impl Reach {
@@ -90,9 +131,15 @@ pub(crate) enum ClientError {
         cause(.source)
     )]
     NoCoordinator { url: String, source: TransportError },
-    /// Not an address.
-    #[error("{url:?} is no http://host:port of a coordinator")]
-    BadUrl { url: String },
+    /// Not an address, or not one to dial with what was given.
+    #[error("the coordinator's address: {0}")]
+    BadUrl(#[from] DialRefusal),
+    /// A certificate, key, CA or token is of no use.
+    #[error(transparent)]
+    Secured(#[from] DialerError),
+    /// TLS does not come about.
+    #[error("no connection to the coordinator: {0}")]
+    Tls(String),
     /// It answered, and said no.
     #[error("{who} refused to {what}: {message}{}", hint(*.reason))]
     Refused {
@@ -155,6 +202,9 @@ fn cause(error: &TransportError) -> &dyn Error {
 fn hint(reason: Option<Reason>) -> &'static str {
     match reason {
         Some(Reason::NamespaceUnknown) => "; `kvferry namespaces` lists those there are",
+        Some(Reason::Unauthenticated) => {
+            "; `kvferry keys` makes certificates and tokens, docs/security.md tells how"
+        }
         Some(Reason::NodeUnknown) => "; `kvferry nodes` lists those there are",
         Some(Reason::NamespaceInUse) => "; --force deletes it nevertheless",
         Some(Reason::WatchRestarted | Reason::WatchTooOld) => "; without --from it starts anew",
@@ -216,7 +266,7 @@ impl Call {
     fn failed(self, status: &Status) -> ClientError {
         let (who, what) = (self.who, self.what);
         let reason = reason_of(status);
-        let message = match status.message() {
+        let message = match &*in_full(status) {
             "" => status.code().to_string(),
             message => message.to_owned(),
         };
@@ -237,52 +287,77 @@ impl Call {
 }
 
 /// Connects to a coordinator.
-pub(crate) async fn coordinator(url: &str) -> Result<Coordinator, ClientError> {
-    Ok(CoordinatorClient::new(coordinator_channel(url).await?)
+pub(crate) async fn coordinator(reach: &Reach) -> Result<Coordinator, ClientError> {
+    Ok(CoordinatorClient::new(coordinator_line(reach).await?)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// Connects to a coordinator to be told what changes.
-pub(crate) async fn watch(url: &str) -> Result<WatchClient<Channel>, ClientError> {
-    Ok(WatchClient::new(coordinator_channel(url).await?)
+pub(crate) async fn watch(reach: &Reach) -> Result<WatchClient<Line>, ClientError> {
+    Ok(WatchClient::new(coordinator_line(reach).await?)
         .max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// Connects to a coordinator to have copies made.
-pub(crate) async fn replication(url: &str) -> Result<ReplicationClient<Channel>, ClientError> {
-    Ok(ReplicationClient::new(coordinator_channel(url).await?)
+pub(crate) async fn replication(reach: &Reach) -> Result<ReplicationClient<Line>, ClientError> {
+    Ok(ReplicationClient::new(coordinator_line(reach).await?)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// Connects to a coordinator's sources.
-pub(crate) async fn sources(url: &str) -> Result<Sources, ClientError> {
-    Ok(SourcesClient::new(coordinator_channel(url).await?)
+pub(crate) async fn sources(reach: &Reach) -> Result<Sources, ClientError> {
+    Ok(SourcesClient::new(coordinator_line(reach).await?)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
 }
 
 /// The same, for its claims.
-pub(crate) async fn claims(url: &str) -> Result<ClaimsClient<Channel>, ClientError> {
-    Ok(ClaimsClient::new(coordinator_channel(url).await?))
+pub(crate) async fn claims(reach: &Reach) -> Result<ClaimsClient<Line>, ClientError> {
+    Ok(ClaimsClient::new(coordinator_line(reach).await?))
 }
 
-async fn coordinator_channel(url: &str) -> Result<Channel, ClientError> {
-    let bad = || ClientError::BadUrl {
-        url: url.to_owned(),
-    };
-    let uri: Uri = url.parse().map_err(|_| bad())?;
-    if uri.scheme_str() != Some("http") || uri.host().is_none() {
-        return Err(bad());
-    }
+async fn coordinator_line(reach: &Reach) -> Result<Line, ClientError> {
+    let secured = reach.known.secured();
+    let uri = secured.check(&reach.coordinator)?;
+    let dialer = Dialer::open(&secured)?;
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
-    endpoint
-        .connect()
-        .await
-        .map_err(|source| ClientError::NoCoordinator {
-            url: url.to_owned(),
+    let connected = dialer.connect(&endpoint).await;
+    connected.map_err(|source| match tls_refusal(&source) {
+        Some(refusal) => ClientError::Tls(refusal),
+        None => ClientError::NoCoordinator {
+            url: reach.coordinator.clone(),
             source,
-        })
+        },
+    })
+}
+
+/// TLS' own word for why there is no connection.
+fn tls_refusal(error: &TransportError) -> Option<String> {
+    let mut cause: &dyn Error = error;
+    loop {
+        let inner = cause
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        if let Some(refusal) = inner.and_then(|inner| inner.downcast_ref::<TlsRefusal>()) {
+            return Some(refusal.to_string());
+        }
+        cause = cause.source()?;
+    }
+}
+
+/// A status with what lies beneath it: of a broken connection it says itself only that it broke.
+fn in_full(status: &Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Connects to the agent behind a unix socket.
@@ -341,6 +416,15 @@ mod tests {
 
     use super::*;
 
+    fn reach(coordinator: &str) -> Reach {
+        Reach {
+            coordinator: coordinator.to_owned(),
+            socket: None,
+            known: Known::default(),
+            timeout_ms: 1_000,
+        }
+    }
+
     #[tokio::test]
     async fn nobody_there_is_said_with_what_to_do() {
         let error = agent(Path::new("/nowhere/n.sock")).await.unwrap_err();
@@ -354,14 +438,24 @@ mod tests {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", free.local_addr().unwrap());
         drop(free);
-        let error = coordinator(&url).await.unwrap_err();
+        let error = coordinator(&reach(&url)).await.unwrap_err();
         assert!(matches!(error, ClientError::NoCoordinator { .. }));
         for bad in ["", "127.0.0.1:1", "https://h:1"] {
-            assert!(matches!(
-                coordinator(bad).await.unwrap_err(),
-                ClientError::BadUrl { .. }
-            ));
+            let error = coordinator(&reach(bad)).await.unwrap_err();
+            assert!(matches!(error, ClientError::BadUrl(_)), "{bad}: {error}");
         }
+        let secret = Reach {
+            known: Known {
+                token_file: Some("/nowhere/token".into()),
+                ..Known::default()
+            },
+            ..reach("http://10.0.0.1:7400")
+        };
+        let error = coordinator(&secret).await.unwrap_err();
+        let refused = ClientError::BadUrl(DialRefusal::TokenInClear {
+            url: secret.coordinator.clone(),
+        });
+        assert_eq!(error.to_string(), refused.to_string());
     }
 
     #[tokio::test]

@@ -76,7 +76,7 @@ async fn obey(command: Command) -> Result<Done, Failure> {
         Command::Watch(args) => Ok(commands::watch::run(args).await?),
         Command::Sources(args) => Ok(commands::sources::run(args).await?),
         Command::Claims(args) => Ok(commands::claims::run(args).await?),
-        Command::Keys(args) => Ok(commands::keys::run(args)?),
+        Command::Keys(args) => Ok(commands::keys::run(&args)?),
         Command::Stats(args) => Ok(commands::stats::run(args).await?),
         Command::Doctor(args) => Ok(commands::doctor::run(args).await?),
         Command::Completions { shell } => Ok(commands::completions(shell)?),

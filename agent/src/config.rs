@@ -10,6 +10,7 @@ use std::{
 
 pub use kvferry_observe::MetricsListen;
 use kvferry_proto::{IdError, Labels, NodeId};
+use kvferry_security::tls::{DialRefusal, Secured, TlsFiles};
 use serde::{Deserialize, Serialize};
 use tonic::{codec::CompressionEncoding, codegen::http::Uri};
 
@@ -18,6 +19,8 @@ pub use size::{ByteSize, SizeError};
 
 /// Longest path of a unix socket, in bytes: `sun_path` holds 108 with the closing zero.
 pub const MAX_SOCKET_PATH: usize = 107;
+/// Where users' names are looked for.
+const USERS: &str = "/etc/passwd";
 /// What the descriptor socket's path has behind the local API's.
 pub const DESCRIPTOR_SUFFIX: &str = ".fds";
 /// Most coordinators: each is told every delta.
@@ -92,7 +95,7 @@ impl Compression {
 pub struct AgentConfig {
     /// The node's name, unique in the cluster. Default: the host's name.
     pub node: String,
-    /// Coordinators to keep a session with, as `http://host:port`.
+    /// Coordinators to keep a session with, as `https://host:port` or `http://host:port`.
     pub coordinators: Vec<String>,
     /// Where other agents' questions arrive (gRPC).
     pub listen_peer: SocketAddr,
@@ -136,8 +139,21 @@ pub struct AgentConfig {
     /// Users besides the agent's own whose processes may map regions for reading, with a ticket where those are
     /// needed.
     pub allow_uids: Vec<u32>,
-    /// Listen beyond this host although nothing is encrypted and nobody is asked who they are.
+    /// This node's certificate (PEM, with its chain): shown to coordinators and peers, and what the Peer
+    /// service speaks TLS by.
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's key.
+    pub tls_key: Option<PathBuf>,
+    /// Who issues the certificates of coordinators and peers; peers must show one.
+    pub tls_ca: Option<PathBuf>,
+    /// A file with the token that coordinators know this agent by.
+    pub token_file: Option<PathBuf>,
+    /// Listen beyond this host in clear, with nobody asked who they are, and send the token in clear.
     pub insecure: bool,
+    /// Metrics beyond this host, in clear, to whoever asks.
+    pub insecure_metrics: bool,
+    /// Users, by number or name, whose processes may use the local API and its memory beside this one's.
+    pub socket_users: Vec<String>,
 }
 
 impl Default for AgentConfig {
@@ -166,7 +182,13 @@ impl Default for AgentConfig {
             replicate: true,
             require_tickets: RequireTickets::default(),
             allow_uids: Vec::new(),
+            tls_cert: None,
+            tls_key: None,
+            tls_ca: None,
+            token_file: None,
             insecure: false,
+            insecure_metrics: false,
+            socket_users: Vec::new(),
         }
     }
 }
@@ -208,8 +230,8 @@ pub enum ConfigError {
         /// How many there are.
         count: usize,
     },
-    /// A coordinator that is no `http://host:port`.
-    #[error("coordinators: {value:?} is no http://host:port (TLS is not there yet)")]
+    /// A coordinator that is no `http://host:port` or `https://host:port`.
+    #[error("coordinators: {value:?} is no http://host:port or https://host:port")]
     CoordinatorAddress {
         /// As given.
         value: String,
@@ -220,6 +242,9 @@ pub enum ConfigError {
         /// How many there are.
         count: usize,
     },
+    /// A coordinator that cannot be dialled with what is set.
+    #[error("coordinators: {0}")]
+    Coordinator(DialRefusal),
     /// A compression this build does not have.
     #[error(
         "coordinator_compression = \"zstd\": this build has no zstd; build with `--features zstd`, or set \"none\""
@@ -262,13 +287,29 @@ pub enum ConfigError {
     },
     /// Listening beyond this host without saying so.
     #[error(
-        "{key} = {value} can be reached from other hosts, and there is no TLS yet: set insecure = true (--insecure) where the network is trusted"
+        "{key} = {value} can be reached from other hosts, and without TLS nobody is asked who they are: give this node a certificate (--tls-cert, --tls-key, --tls-ca; `kvferry keys` makes them), or set insecure = true (--insecure) where the network is trusted"
     )]
     Insecure {
         /// Which setting.
         key: &'static str,
         /// As given.
         value: SocketAddr,
+    },
+    /// Metrics beyond this host without saying so.
+    #[error(
+        "listen_metrics = {value} can be reached from other hosts, and metrics are told in clear to whoever asks: set insecure_metrics = true (--insecure-metrics) where that may be"
+    )]
+    InsecureMetrics {
+        /// As given.
+        value: SocketAddr,
+    },
+    /// A user that this host does not have.
+    #[error(
+        "socket_users: this host has no user {value:?}; give its number, or its name in {USERS}"
+    )]
+    NoSuchUser {
+        /// As given.
+        value: String,
     },
     /// Two listeners on one port.
     #[error("{keys} are both {value}: give them different ports")]
@@ -302,7 +343,44 @@ impl AgentConfig {
         }
         self.check_coordinators()?;
         self.check_listeners()?;
+        self.socket_uids()?;
         self.check_socket()
+    }
+
+    /// The numbers of the users that may use the local API beside this one.
+    ///
+    /// # Errors
+    /// [`ConfigError::NoSuchUser`].
+    pub fn socket_uids(&self) -> Result<Vec<u32>, ConfigError> {
+        let named = std::fs::read_to_string(USERS).unwrap_or_default();
+        let uid = |value: &String| {
+            let number = value.parse().ok();
+            let uid = number.or_else(|| uid_in(&named, value));
+            uid.ok_or_else(|| ConfigError::NoSuchUser {
+                value: value.clone(),
+            })
+        };
+        self.socket_users.iter().map(uid).collect()
+    }
+
+    /// The files of TLS.
+    #[must_use]
+    pub fn tls_files(&self) -> TlsFiles {
+        TlsFiles {
+            cert: self.tls_cert.clone(),
+            key: self.tls_key.clone(),
+            ca: self.tls_ca.clone(),
+        }
+    }
+
+    /// What the agent brings along where it dials.
+    #[must_use]
+    pub fn secured(&self) -> Secured {
+        Secured {
+            files: self.tls_files(),
+            token: self.token_file.clone(),
+            insecure: self.insecure,
+        }
     }
 
     /// The unix socket of the local API.
@@ -371,12 +449,15 @@ impl AgentConfig {
         if !(1..=MAX_COORDINATORS).contains(&count) {
             return Err(ConfigError::CoordinatorCount { count });
         }
-        match self.coordinators.iter().find(|url| !is_http(url)) {
-            Some(value) => Err(ConfigError::CoordinatorAddress {
+        if let Some(value) = self.coordinators.iter().find(|url| !is_http(url)) {
+            return Err(ConfigError::CoordinatorAddress {
                 value: value.clone(),
-            }),
-            None => Ok(()),
+            });
         }
+        let dialled = |url: &String| self.secured().check(url).map_err(ConfigError::Coordinator);
+        self.coordinators
+            .iter()
+            .try_for_each(|url| dialled(url).map(drop))
     }
 
     fn check_listeners(&self) -> Result<(), ConfigError> {
@@ -387,17 +468,16 @@ impl AgentConfig {
         }
         let metrics = self.listen_metrics.address();
         if let Some(value) = metrics
-            && !self.insecure
-            && !value.ip().is_loopback()
+            && !(self.insecure || self.insecure_metrics || value.ip().is_loopback())
         {
-            let key = "listen_metrics";
-            return Err(ConfigError::Insecure { key, value });
+            return Err(ConfigError::InsecureMetrics { value });
         }
+        let secure = self.insecure || self.tls_files().serve();
         for (key, value) in [
             ("listen_peer", self.listen_peer),
             ("listen_data", self.listen_data),
         ] {
-            if !self.insecure && !value.ip().is_loopback() {
+            if !secure && !value.ip().is_loopback() {
                 return Err(ConfigError::Insecure { key, value });
             }
             if value.ip().is_unspecified() && self.advertise_host.is_none() {
@@ -462,9 +542,18 @@ pub fn host_name() -> String {
         .into_owned()
 }
 
+/// `name:password:uid:...`, a line each.
+fn uid_in(users: &str, name: &str) -> Option<u32> {
+    let mut lines = users.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| {
+        let found = fields.next()? == name;
+        fields.nth(1)?.parse().ok().filter(|_| found)
+    })
+}
+
 fn is_http(url: &str) -> bool {
     url.parse::<Uri>().is_ok_and(|uri| {
-        uri.scheme_str() == Some("http")
+        matches!(uri.scheme_str(), Some("http" | "https"))
             && uri.host().is_some_and(|host| !host.is_empty())
             && uri.port_u16().is_some_and(|port| port != 0)
             && matches!(uri.path(), "" | "/")

@@ -12,14 +12,16 @@ use std::{
 use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
-use kvferry_security::ticket::NoRandomness;
+use kvferry_security::{
+    ticket::NoRandomness,
+    tls::{Dialer, DialerError, DoorCounts, Listener, ServerTls, TlsFileError},
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing::{info, warn};
@@ -46,7 +48,7 @@ use crate::{
         shm::{ShmOptions, ShmServer, ShmTransport, host_id},
         tcp::{BindError, TcpConfig, TcpLimits, TcpServer, TcpTransport},
     },
-    unix_socket::{BoundSocket, Reach, SocketError},
+    unix_socket::{BoundSocket, Guarded, Reach, SocketError},
 };
 
 /// Everything must have ended this long after the signal; what has not is dropped.
@@ -70,6 +72,12 @@ pub enum StartError {
     /// A coordinator's address that cannot be.
     #[error(transparent)]
     Coordinator(#[from] BadAddress),
+    /// Certificate, key or CA are of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
+    /// What is needed to dial is of no use.
+    #[error(transparent)]
+    Dialer(#[from] DialerError),
     /// A TCP port that is not to be had.
     #[error(
         "cannot listen on {address} ({what}): {source}; stop what listens there, or choose another port"
@@ -139,8 +147,9 @@ pub struct Agent {
     clients: Clients,
     gone: mpsc::UnboundedReceiver<ClientId>,
     copies: mpsc::Receiver<CopyOrder>,
-    local: BoundSocket,
-    peer: TcpListener,
+    local: Guarded,
+    peer: Listener,
+    door: Arc<DoorCounts>,
     data: TcpServer,
     metrics: Option<MetricsServer>,
     shm: ShmServer,
@@ -155,13 +164,16 @@ impl Agent {
     /// [`StartError`]; nothing stays bound then.
     pub async fn start(config: AgentConfig) -> Result<Self, StartError> {
         config.validate()?;
+        let tls = ServerTls::open(&config.tls_files())?.map(Arc::new);
+        let dialer = Dialer::open(&config.secured())?;
+        warn_of_open_doors(&config);
         let node = NodeId::new(&config.node)?;
         let labels = Labels::new(config.labels.clone())?;
         let incarnation = new_incarnation()?;
         let catalog = Arc::new(RegionCatalog::new(incarnation));
 
-        let coordinators = Coordinators::new(&config.coordinators, config.coordinator_compression)?;
-        let coordinators = Arc::new(coordinators);
+        let (addresses, compression) = (&config.coordinators, config.coordinator_compression);
+        let coordinators = Arc::new(Coordinators::new(addresses, compression, &dialer)?);
         let tickets = Tickets {
             gate: Arc::new(Gate::new(node.clone(), incarnation, config.require_tickets)),
             wallet: Arc::new(Wallet::new(node.clone(), Arc::clone(&coordinators) as _)?),
@@ -171,16 +183,26 @@ impl Agent {
         let owner = |all| RdmaOwner::behind(Arc::clone(&tickets.gate), all, &catalog);
         let rdma = devices.as_ref().map(owner);
 
-        let local = BoundSocket::bind(&config.socket_path(), Reach::ThisUser)?;
+        let users = config.socket_uids()?;
+        // Who connects is asked who he is, each time: the file's mode only keeps others away from there.
+        let reach = match users.is_empty() {
+            true => Reach::ThisUser,
+            false => Reach::Everybody,
+        };
+        let local = BoundSocket::bind(&config.socket_path(), reach)?;
         let shm = ShmServer::bind(
             &config.descriptor_socket_path(),
             Arc::clone(&catalog),
             ShmOptions {
                 reader_uids: config.allow_uids.clone(),
-                ..ShmOptions::default()
+                engine_uids: users.clone(),
             },
         )?
         .behind(Arc::clone(&tickets.gate));
+        let local = Guarded {
+            socket: local,
+            users,
+        };
         let data = TcpServer::bind(
             config.listen_data,
             Arc::clone(&catalog),
@@ -191,6 +213,8 @@ impl Agent {
         let metrics = config.listen_metrics.address();
         let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
+        let door = Arc::<DoorCounts>::default();
+        let peer = Listener::new(peer, tls, Arc::clone(&door));
 
         let reachable = |bound: SocketAddr| match config.advertise_host {
             Some(host) => SocketAddr::new(host, bound.port()),
@@ -222,9 +246,9 @@ impl Agent {
             orders,
             tickets,
         };
-        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside)?;
+        let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside, &dialer)?;
         let api = LocalApi::new(Shared {
-            links: links(&config, &identity, devices, &beside.tickets.wallet),
+            links: links(&config, &identity, devices, &beside.tickets.wallet, &dialer),
             deposits: shm.deposits(),
             coordinators,
             coordinator_addresses: config.coordinators.clone(),
@@ -264,6 +288,7 @@ impl Agent {
             copies,
             local,
             peer,
+            door,
             data,
             metrics,
             shm,
@@ -305,7 +330,7 @@ impl Agent {
         }
         tasks.spawn(self.api.clone().make_copies(self.copies, stop.clone()));
         if let Some(metrics) = self.metrics {
-            let observed = Arc::new(AgentObserved(self.api.clone()));
+            let observed = Arc::new(AgentObserved(self.api.clone(), self.door));
             tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
@@ -348,6 +373,30 @@ fn new_incarnation() -> Result<Incarnation, IdError> {
     Incarnation::new(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
+/// Says at every start what strangers can do.
+fn warn_of_open_doors(config: &AgentConfig) {
+    let files = config.tls_files();
+    for (what, address) in [
+        ("listen_peer", config.listen_peer),
+        ("listen_data", config.listen_data),
+    ] {
+        if !files.serve() && !address.ip().is_loopback() {
+            warn!(
+                %address,
+                "insecure: {what} asks nobody who they are, and speaks in clear: whoever reaches it can read what is held here (--tls-cert, --tls-key, --tls-ca)"
+            );
+        }
+    }
+    if files.serve() && files.ca.is_none() {
+        warn!("insecure: listen_peer asks nobody for a certificate (--tls-ca)");
+    }
+    if let Some(metrics) = config.listen_metrics.address()
+        && !metrics.ip().is_loopback()
+    {
+        warn!(%metrics, "insecure: whoever reaches this port can read the metrics, in clear");
+    }
+}
+
 async fn listen(
     what: &'static str,
     address: SocketAddr,
@@ -378,6 +427,7 @@ fn sessions(
     store: &Arc<Store>,
     log: &Arc<ChangeLog>,
     beside: &Beside,
+    dialer: &Dialer,
 ) -> Result<Sessions, BadAddress> {
     let inventory: InventorySource = {
         let (store, log) = (Arc::clone(store), Arc::clone(log));
@@ -406,6 +456,7 @@ fn sessions(
             .reporting(Arc::clone(&beside.transfer))
             .compressed(config.coordinator_compression)
             .with_keys(Arc::new(move |keys| tickets.heard(index, keys)))
+            .dialing(dialer.clone())
             .with_surplus(Arc::new(move |copies| hinted.surplus(copies)));
         tasks.0.push(task);
         tasks.1.push(status);
@@ -440,6 +491,7 @@ fn links(
     identity: &Identity,
     devices: Option<Arc<Devices>>,
     wallet: &Arc<Wallet>,
+    dialer: &Dialer,
 ) -> Links {
     let forced = match config.transport {
         TransportChoice::Auto => None,
@@ -461,7 +513,7 @@ fn links(
         let behind = forced.is_none().then(|| Arc::clone(&tcp));
         let node = identity.node.as_str();
         let rdma = RdmaTransport::new(devices, node, behind).with_tickets(Arc::clone(wallet));
-        transports.push(Arc::new(rdma));
+        transports.push(Arc::new(rdma.dialing(dialer.clone())));
     }
     transports.push(tcp);
     Links::new(transports, forced, LinksConfig::default())
@@ -485,12 +537,7 @@ fn defaults(config: &AgentConfig) -> Defaults {
     }
 }
 
-async fn serve_local(
-    api: LocalApi,
-    socket: BoundSocket,
-    clients: Clients,
-    stop: CancellationToken,
-) {
+async fn serve_local(api: LocalApi, socket: Guarded, clients: Clients, stop: CancellationToken) {
     let (sender, incoming) = mpsc::channel(1);
     let accepting = async {
         loop {
@@ -526,7 +573,7 @@ async fn serve_local(
     }
 }
 
-async fn serve_peers(api: PeerServer<PeerApi>, listener: TcpListener, stop: CancellationToken) {
+async fn serve_peers(api: PeerServer<PeerApi>, listener: Listener, stop: CancellationToken) {
     let (reporter, health) = tonic_health::server::health_reporter();
     reporter
         .set_service_status("kvferry.v1.Peer", tonic_health::ServingStatus::Serving)
@@ -534,7 +581,7 @@ async fn serve_peers(api: PeerServer<PeerApi>, listener: TcpListener, stop: Canc
     let served = Server::builder()
         .add_service(api)
         .add_service(health)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(listener.incoming(), stop.cancelled_owned())
         .await;
     if let Err(error) = served {
         warn!("the Peer service ended: {error}");

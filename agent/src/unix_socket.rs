@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kvferry_security::tls::go_away;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::config::MAX_SOCKET_PATH;
@@ -131,6 +132,43 @@ impl Drop for BoundSocket {
     }
 }
 
+/// A socket that takes processes of some users only, whoever can reach its file.
+#[derive(Debug)]
+pub(crate) struct Guarded {
+    pub(crate) socket: BoundSocket,
+    /// Beside this user, and root, who needs no permission.
+    pub(crate) users: Vec<u32>,
+}
+
+impl Guarded {
+    /// The next connection of a user who may. Others are told why not, and closed.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        loop {
+            let stream = self.socket.accept().await?;
+            let uid = stream.peer_cred()?.uid();
+            if self.takes(uid) {
+                return Ok(stream);
+            }
+            tracing::warn!(
+                target: "audit", outcome = "denied", uid, socket = %self.socket.path().display(),
+                "a process of another user may not use the local API (socket_users)"
+            );
+            let words = format!(
+                "user {uid} may not use this agent: its operator allows that by --socket-users"
+            );
+            // A whole answer fits the socket's buffer; who does not take it goes without.
+            let _ = stream.try_write(&go_away(&words));
+        }
+    }
+
+    fn takes(&self, uid: u32) -> bool {
+        uid == 0 || uid == rustix::process::geteuid().as_raw() || self.users.contains(&uid)
+    }
+}
+
 /// Makes the directory where it is missing, and looks whose it is.
 fn make_directory(path: &Path) -> Result<(), SocketError> {
     let Some(directory) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) else {
@@ -204,6 +242,27 @@ mod tests {
         drop(bind(&path).unwrap());
         fs::write(&path, "not a socket").unwrap();
         assert!(matches!(bind(&path), Err(SocketError::NotASocket { .. })));
+    }
+
+    #[tokio::test]
+    async fn other_users_are_kept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.sock");
+        let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let alone = bind(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        drop(alone);
+        let socket = BoundSocket::bind(&path, Reach::Everybody).unwrap();
+        assert_eq!(mode(), 0o666);
+        let ours = rustix::process::geteuid().as_raw();
+        let guarded = Guarded {
+            socket,
+            users: vec![ours + 1],
+        };
+        assert!(guarded.takes(ours) && guarded.takes(ours + 1) && guarded.takes(0));
+        assert!(!guarded.takes(ours + 2));
+        let _client = UnixStream::connect(&path).await.unwrap();
+        guarded.accept().await.unwrap();
     }
 
     #[tokio::test]

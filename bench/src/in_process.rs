@@ -90,6 +90,7 @@ fn fill(directory: &mut Directory, workload: Workload, node: u64) -> Result<(), 
                 .geometry
                 .ok_or(kvferry_proto::InvalidMessage::Missing("geometry"))?
                 .try_into()?,
+            denied: None,
         }],
         ..Delta::default()
     };

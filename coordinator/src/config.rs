@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use kvferry_observe::MetricsListen;
+use kvferry_security::tls::TlsFiles;
 use serde::Deserialize;
 
 use crate::directory::Bounds;
@@ -15,13 +16,23 @@ pub struct CoordinatorConfig {
     pub listen: SocketAddr,
     /// Where metrics and health are read (HTTP), or `off`.
     pub listen_metrics: MetricsListen,
-    /// Allows to listen beyond loopback although nothing is encrypted or authenticated yet.
+    /// Certificate (PEM, with its chain) of the port; with `tls_key` it speaks TLS only.
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's key.
+    pub tls_key: Option<PathBuf>,
+    /// Who issues clients' certificates; each client must show one then.
+    pub tls_ca: Option<PathBuf>,
+    /// Who may do what; without it whoever gets in may do everything.
+    pub policy: Option<PathBuf>,
+    /// Allows to listen beyond loopback in clear, with nobody asked who they are.
     pub insecure: bool,
     /// Keys to sign tickets with, which only this user can read; `kvferry keys ticket` makes them. None: owners let
     /// readers in without tickets.
     pub ticket_key: Option<PathBuf>,
     /// How long a ticket lets its reader in, in milliseconds. Rights taken away end no later.
     pub ticket_ttl_ms: u32,
+    /// Allows metrics beyond loopback, in clear, to whoever asks.
+    pub insecure_metrics: bool,
     /// How often agents are told to send a sign of life, in milliseconds.
     pub heartbeat_interval_ms: u32,
     /// A node silent for this long is not offered to readers, in milliseconds.
@@ -51,10 +62,15 @@ impl Default for CoordinatorConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             listen_metrics: MetricsListen::At(SocketAddr::from(([127, 0, 0, 1], 7409))),
+            tls_cert: None,
+            tls_key: None,
+            tls_ca: None,
+            policy: None,
             insecure: false,
             ticket_key: None,
             // A reader of a hundred owners asks every other second; a reader that was thrown out reads on for minutes.
             ticket_ttl_ms: 300_000,
+            insecure_metrics: false,
             heartbeat_interval_ms: 1_000,
             // Three heartbeats: one may be late and one lost.
             hide_after_ms: 3_000,
@@ -89,15 +105,28 @@ pub enum ConfigError {
     },
     /// The world could reach a server that asks nobody who they are.
     #[error(
-        "{key} = \"{listen}\": only loopback addresses are allowed, because there is no TLS yet; \
-         set insecure = true (--insecure) where the network itself keeps strangers out"
+        "listen = \"{listen}\": only loopback addresses are allowed without TLS; give it a certificate \
+         (--tls-cert, --tls-key; `kvferry keys` makes them), or set insecure = true (--insecure) where the \
+         network itself keeps strangers out"
     )]
     NotLoopback {
-        /// Which setting.
-        key: &'static str,
         /// The address.
         listen: SocketAddr,
     },
+    /// The world could read the metrics.
+    #[error(
+        "listen_metrics = \"{listen}\": only loopback addresses are allowed, since metrics are told in clear \
+         to whoever asks; set insecure_metrics = true (--insecure-metrics) where that may be"
+    )]
+    MetricsNotLoopback {
+        /// The address.
+        listen: SocketAddr,
+    },
+    /// A CA to ask clients by, and no certificate to be known by.
+    #[error(
+        "tls_ca is set and tls_cert is not: without a certificate of its own the port speaks no TLS (--tls-cert, --tls-key)"
+    )]
+    CaAlone,
     /// Two listeners on one port.
     #[error("listen and listen_metrics are both {value}: give them different ports")]
     SamePort {
@@ -113,14 +142,19 @@ impl CoordinatorConfig {
     /// [`ConfigError`] names the first key that is wrong, its value, and what is allowed.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let metrics = self.listen_metrics.address();
-        let listeners = [
-            Some(("listen", self.listen)),
-            metrics.map(|at| ("listen_metrics", at)),
-        ];
-        for (key, listen) in listeners.into_iter().flatten() {
-            if !self.insecure && !listen.ip().is_loopback() {
-                return Err(ConfigError::NotLoopback { key, listen });
-            }
+        let files = self.tls_files();
+        if files.ca.is_some() && files.cert.is_none() && files.key.is_none() {
+            return Err(ConfigError::CaAlone);
+        }
+        let secure = self.listen.ip().is_loopback() || files.serve();
+        if !self.insecure && !secure {
+            let listen = self.listen;
+            return Err(ConfigError::NotLoopback { listen });
+        }
+        if let Some(listen) = metrics
+            && !(self.insecure || self.insecure_metrics || listen.ip().is_loopback())
+        {
+            return Err(ConfigError::MetricsNotLoopback { listen });
         }
         if metrics == Some(self.listen) && self.listen.port() != 0 {
             return Err(ConfigError::SamePort { value: self.listen });
@@ -145,6 +179,16 @@ impl CoordinatorConfig {
         // A row's number has 32 bits.
         check("max_locations", self.max_locations, 1..=1 << 31)?;
         check("max_sessions", self.max_sessions, 1..=1 << 17)
+    }
+
+    /// The files of the port's TLS.
+    #[must_use]
+    pub fn tls_files(&self) -> TlsFiles {
+        TlsFiles {
+            cert: self.tls_cert.clone(),
+            key: self.tls_key.clone(),
+            ca: self.tls_ca.clone(),
+        }
     }
 
     pub(crate) fn bounds(&self) -> Bounds {
@@ -221,13 +265,20 @@ mod tests {
             ..CoordinatorConfig::default()
         };
         let error = config.validate().unwrap_err();
-        assert!(matches!(
-            error,
-            ConfigError::NotLoopback { key: "listen", .. }
-        ));
+        assert!(matches!(error, ConfigError::NotLoopback { .. }));
         config.insecure = true;
         assert_eq!(config.validate(), Ok(()));
-        let metrics = CoordinatorConfig {
+        config.insecure = false;
+        config.tls_cert = Some("c.pem".into());
+        assert!(config.validate().is_err(), "half a pair is none");
+        config.tls_key = Some("k.pem".into());
+        assert_eq!(config.validate(), Ok(()));
+        let alone = CoordinatorConfig {
+            tls_ca: Some("ca.pem".into()),
+            ..CoordinatorConfig::default()
+        };
+        assert_eq!(alone.validate(), Err(ConfigError::CaAlone));
+        let mut metrics = CoordinatorConfig {
             listen_metrics: MetricsListen::At(SocketAddr::from(([0, 0, 0, 0], 7409))),
             ..CoordinatorConfig::default()
         };
@@ -237,6 +288,8 @@ mod tests {
                 .to_string()
                 .starts_with("listen_metrics = \"0.0.0.0:7409\": only loopback")
         );
+        metrics.insecure_metrics = true;
+        assert_eq!(metrics.validate(), Ok(()));
     }
 
     #[test]

@@ -15,12 +15,16 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
 };
-use kvferry_security::ticket::{Issuer, KeyFileError};
+use kvferry_security::{
+    Gate, PolicyError,
+    ticket::{Issuer, KeyFileError},
+    tls::{DoorCounts, Listener, ServerTls, TlsFileError},
+};
 use tokio::{
     sync::oneshot,
     time::{MissedTickBehavior, interval, timeout},
 };
-use tonic::transport::{Server, server::TcpIncoming};
+use tonic::transport::Server;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
@@ -88,6 +92,12 @@ pub enum StartError {
         /// What is wrong with it.
         source: KeyFileError,
     },
+    /// Certificate, key or CA are of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
+    /// The policy is of no use.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 /// Why a coordinator stopped although it was not asked to.
@@ -110,6 +120,7 @@ pub struct Coordinator {
     listener: TcpListener,
     local_addr: SocketAddr,
     metrics: Option<MetricsServer>,
+    tls: Option<Arc<ServerTls>>,
     hub: Arc<Hub>,
     tickets: TicketsService,
     epoch: u64,
@@ -123,6 +134,11 @@ impl Coordinator {
     pub fn bind(config: &CoordinatorConfig) -> Result<Self, StartError> {
         config.validate()?;
         let issuer = open_issuer(config)?;
+        let tls = ServerTls::open(&config.tls_files())?.map(Arc::new);
+        let gate = match &config.policy {
+            None => Gate::open(),
+            Some(path) => Gate::with_policy(path)?,
+        };
         let listen = config.listen;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::AddressInUse { listen },
@@ -134,7 +150,7 @@ impl Coordinator {
         let metrics = config.listen_metrics.address();
         let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let epoch = new_epoch();
-        let hub = Arc::new(Hub::new(HubConfig {
+        let hub = Hub::new(HubConfig {
             directory: DirectoryConfig {
                 epoch,
                 hide_after: config.hide_after(),
@@ -145,11 +161,14 @@ impl Coordinator {
             hide_after_ms: config.hide_after_ms,
             max_sessions: config.max_sessions as usize,
             ticket_keys: issuer.as_ref().map(Issuer::public).unwrap_or_default(),
-        }));
+        });
+        let hub = Arc::new(hub.behind(gate));
+        warn_of_open_doors(config, tls.as_deref());
         Ok(Self {
             listener,
             local_addr,
             metrics,
+            tls,
             tickets: TicketsService::new(hub.clone(), issuer, config.ticket_ttl()),
             hub,
             epoch,
@@ -181,7 +200,8 @@ impl Coordinator {
     /// [`ServeError`] when it had to stop for another reason.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let listener = tokio::net::TcpListener::from_std(self.listener)?;
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let door = Arc::<DoorCounts>::default();
+        let incoming = Listener::new(listener, self.tls, Arc::clone(&door)).incoming();
         let (health, health_service) = tonic_health::server::health_reporter();
         health
             .set_service_status(SERVICE, ServingStatus::Serving)
@@ -193,7 +213,7 @@ impl Coordinator {
         let service = CoordinatorRouter::new(self.hub.clone());
         // Also while calls drain: a probe is told so.
         let _metrics = self.metrics.map(|server| {
-            let observed = Arc::new(CoordinatorObserved::new(self.hub.clone()));
+            let observed = Arc::new(CoordinatorObserved::new(self.hub.clone(), door));
             AbortOnDrop(tokio::spawn(server.serve(observed, std::future::pending())))
         });
         self.hub.metrics().serve(true);
@@ -264,6 +284,29 @@ fn open_issuer(config: &CoordinatorConfig) -> Result<Option<Issuer>, StartError>
     Ok(Some(issuer))
 }
 
+/// Says at every start what strangers can do.
+fn warn_of_open_doors(config: &CoordinatorConfig, tls: Option<&ServerTls>) {
+    let listen = config.listen;
+    match tls {
+        None if !listen.ip().is_loopback() => tracing::warn!(
+            %listen,
+            "insecure: whoever reaches this port can read and change everything, in clear; give it a certificate (--tls-cert, --tls-key)"
+        ),
+        Some(tls) if config.policy.is_none() && tls.asks_clients() => tracing::warn!(
+            "there is no policy: whoever has a certificate of the CA may do everything, for any node (--policy)"
+        ),
+        Some(_) if config.policy.is_none() => tracing::warn!(
+            "insecure: neither certificates nor tokens are asked for, so that whoever reaches the port may do everything (--tls-ca, --policy)"
+        ),
+        _ => {}
+    }
+    if let Some(metrics) = config.listen_metrics.address()
+        && !metrics.ip().is_loopback()
+    {
+        tracing::warn!(%metrics, "insecure: whoever reaches this port can read the metrics, in clear");
+    }
+}
+
 /// A task that ends with whoever started it.
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
@@ -291,6 +334,7 @@ async fn tick(hub: &Hub, sources: &SourcesService) {
         ticks.tick().await;
         hub.tick();
         sources.tick();
+        hub.gate().tick();
     }
 }
 

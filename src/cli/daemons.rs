@@ -37,7 +37,19 @@ pub(crate) struct CoordinatorFlags {
     /// Where metrics and health are read over HTTP [default: 127.0.0.1:7409].
     #[arg(long, value_name = "IP:PORT|off")]
     pub(crate) listen_metrics: Option<String>,
-    /// Listen beyond this host although nothing is encrypted yet.
+    /// Certificate of the port (PEM, with its chain): it speaks TLS only then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<String>,
+    /// The certificate's key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<String>,
+    /// Who issues clients' certificates (PEM): each client must show one then.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<String>,
+    /// Who may do what (TOML); without it whoever gets in may do everything.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) policy: Option<String>,
+    /// Listen beyond this host in clear, with nobody asked who they are.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,
     /// Keys to sign tickets with, from `kvferry keys ticket` [default: none, and readers need none].
@@ -46,6 +58,9 @@ pub(crate) struct CoordinatorFlags {
     /// How long a ticket lets its reader in [default: 300000].
     #[arg(long, value_name = "MS")]
     pub(crate) ticket_ttl_ms: Option<u32>,
+    /// Metrics beyond this host, in clear, to whoever asks.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) insecure_metrics: Option<bool>,
     /// How often agents give a sign of life.
     #[arg(long, value_name = "MS")]
     pub(crate) heartbeat_interval_ms: Option<u32>,
@@ -158,7 +173,25 @@ pub(crate) struct AgentFlags {
     /// Users besides the agent's own whose processes may map memory for reading.
     #[arg(long, alias = "allow-uid", value_name = "UID[,UID]")]
     pub(crate) allow_uids: Option<String>,
-    /// Listen beyond this host although nothing is encrypted yet.
+    /// This node's certificate (PEM, with its chain), for coordinators and peers.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<String>,
+    /// The certificate's key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<String>,
+    /// Who issues the certificates of coordinators and peers (PEM); peers must show one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<String>,
+    /// A file with the token that coordinators know this agent by.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<String>,
+    /// Listen beyond this host in clear, with nobody asked who they are.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,
+    /// Metrics beyond this host, in clear, to whoever asks.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) insecure_metrics: Option<bool>,
+    /// Users whose processes may use the local API beside this one's [default: none].
+    #[arg(long, value_name = "USER[,...]")]
+    pub(crate) socket_users: Option<String>,
 }

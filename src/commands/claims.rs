@@ -52,7 +52,7 @@ pub(crate) async fn run(args: ClaimsArgs) -> Result<Done, ToolError> {
     let bound = args.reach.bound();
     match action {
         ClaimsAction::List { namespace } => {
-            let mut claims = client::claims(&args.reach.coordinator).await?;
+            let mut claims = client::claims(&args.reach).await?;
             let request = pb::ListClaimsRequest {
                 namespace: namespace.unwrap_or_default(),
             };

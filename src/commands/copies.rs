@@ -27,7 +27,7 @@ struct Status {
 
 pub(crate) async fn run(args: CopiesArgs) -> Result<Done, ToolError> {
     let hot = pack(&args.hot).map_err(|error| ToolError::Usage(error.into()))?;
-    let mut client = client::replication(&args.reach.coordinator).await?;
+    let mut client = client::replication(&args.reach).await?;
     let namespace = args.namespace.clone();
     let bound = args.reach.bound();
     let status = match (args.min, hot) {

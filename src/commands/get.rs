@@ -119,7 +119,7 @@ async fn prepare_pool(
     args: &GetArgs,
     manifest: &Manifest,
 ) -> Result<(), GetError> {
-    let mut coordinator = client::coordinator(&args.reach.coordinator).await?;
+    let mut coordinator = client::coordinator(&args.reach).await?;
     let spec = place::find_namespace(&mut coordinator, &manifest.namespace, &args.reach)
         .await?
         .ok_or_else(|| GetError::NoNamespace {

@@ -1,142 +1,164 @@
-//! `kvferry keys`.
+//! `kvferry keys`: a small CA, certificates and tokens, so that a cluster is secured in a few commands.
 
-use std::{
-    fs, io,
-    io::Write,
-    path::{Path, PathBuf},
-};
+mod certificates;
+mod store;
+mod ticket;
 
-use kvferry_security::ticket::{Issuer, KeyFileError, NoRandomness, SigningKey};
-use tempfile::{Builder, NamedTempFile};
+use std::io::{self, Read};
+
+use kvferry_security::TokenHash;
 
 use crate::{
     cli::{KeysAction, KeysArgs},
     failure::Done,
+    output::{self, OutputError},
 };
+use certificates::{Authority, Subject};
+use store::{Kind, Store};
+pub(crate) use ticket::TicketKeyError;
 
-/// What a key file begins with.
-const HEADER: &str = "\
-# kvferry: what tickets are signed with, an Ed25519 seed a line. The first signs, the others did. Secret.
+/// A policy to begin with: every certificate is a node's, but for the operator's.
+const POLICY: &str = "\
+# Who may do what. Read again when it changes; docs/security.md tells of every key.
+
+# Every certificate of the CA is a node's: it speaks for the node of its own name.
+[[identity]]
+certificate = \"*\"
+own_node = true
+rights = [{ namespace = \"*\", allow = [\"read\", \"write\", \"claim\"] }]
+
+# The operator's: kvferry keys cert admin
+[[identity]]
+certificate = \"admin\"
+rights = [{ namespace = \"*\", allow = [\"read\", \"write\", \"claim\", \"admin\"] }]
 ";
+/// 256 bits: nobody guesses them.
+const TOKEN_BYTES: usize = 32;
 
-/// Why there is no key file.
+/// Why nothing was made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeysError {
-    #[error("{path} exists: `--rotate` puts a new key into it", path = path.display())]
-    Exists { path: PathBuf },
-    #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{path} is not rotated: {source}", path = path.display())]
-    Bad { path: PathBuf, source: KeyFileError },
+    /// A name that no file and no certificate could have.
+    #[error(
+        "refused: {name:?} can be no name here: letters, digits, '-', '_' and '.' can, not at the beginning a '.'"
+    )]
+    Name { name: String },
+    /// What is there is kept.
+    #[error(
+        "{path} is there already: --force replaces it, and whoever trusts the old one must get the new one"
+    )]
+    Exists { path: String },
+    /// A file cannot be written or read.
+    #[error("{path}: {source}")]
+    File { path: String, source: io::Error },
+    /// There is no CA yet.
+    #[error(
+        "{path} cannot be read ({source}): make a CA first with `kvferry keys ca`, or give its folder (--dir)"
+    )]
+    NoCa { path: String, source: io::Error },
+    /// A certificate cannot be made or read.
+    #[error("{what}: {source}")]
+    Certificate { what: String, source: rcgen::Error },
+    /// The CA's files are of no use.
+    #[error("{path} is no certificate of a CA made by `kvferry keys ca`")]
+    NotOurs { path: String },
+    /// The system gives no randomness.
+    #[error("no random numbers: {0}")]
+    Random(io::Error),
+    /// No key to sign tickets with.
     #[error(transparent)]
-    Randomness(#[from] NoRandomness),
+    Ticket(#[from] TicketKeyError),
+    #[error(transparent)]
+    Output(#[from] OutputError),
 }
 
-pub(crate) fn run(args: KeysArgs) -> Result<Done, KeysError> {
-    let KeysAction::Ticket { file, rotate } = args.action;
-    let key = SigningKey::new_line()?;
-    match rotate {
-        false => create(&file, &format!("{HEADER}{key}\n"))?,
-        true => replace(&file, &rotated(&file, &key)?)?,
+/// Makes what is asked for.
+pub(crate) fn run(args: &KeysArgs) -> Result<Done, KeysError> {
+    // A file of its own, wherever it is: coordinators have it, and nobody else.
+    if let KeysAction::Ticket { file, rotate } = &args.action {
+        ticket::make(file, *rotate)?;
+        return Ok(Done::All);
     }
+    let store = Store::open(&args.dir, args.force)?;
+    match &args.action {
+        KeysAction::Ca { name, days } => ca(&store, name, *days),
+        KeysAction::Cert {
+            name,
+            dns,
+            ip,
+            days,
+        } => {
+            let subject = Subject {
+                name,
+                dns,
+                ip,
+                days: *days,
+            };
+            certificate(&store, &subject)
+        }
+        KeysAction::Token { name } => token(&store, name),
+        KeysAction::Ticket { .. } => Ok(()), // made above
+    }?;
     Ok(Done::All)
 }
 
-/// The new key, and the one that signed until now.
-fn rotated(path: &Path, key: &str) -> Result<String, KeysError> {
-    // Also its mode is looked at, and that each line is a key.
-    Issuer::open(path).map_err(|source| KeysError::Bad {
-        path: path.to_owned(),
-        source,
-    })?;
-    let text = fs::read_to_string(path).map_err(|source| failed(path, source))?;
-    let mut keys = text.lines().map(str::trim);
-    let former = keys.find(|line| !line.is_empty() && !line.starts_with('#'));
-    Ok(format!("{HEADER}{key}\n{}\n", former.unwrap_or_default()))
-}
-
-fn create(path: &Path, text: &str) -> Result<(), KeysError> {
-    let file = written(path, text)?;
-    match file.persist_noclobber(path) {
-        Ok(_) => Ok(()),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            Err(KeysError::Exists {
-                path: path.to_owned(),
-            })
-        }
-        Err(error) => Err(failed(path, error.error)),
+fn ca(store: &Store, name: &str, days: u32) -> Result<(), KeysError> {
+    // Both or none: a CA whose key is lost is of no use.
+    store.must_be_free(&["ca.pem", "ca.key"])?;
+    let authority = Authority::make(name, days)?;
+    let key = store.write("ca.key", &authority.key, Kind::Secret)?;
+    let certificate = store.write("ca.pem", &authority.certificate, Kind::Public)?;
+    output::line(&format!(
+        "{certificate}  to be given to every coordinator, agent and tool: --tls-ca\n\
+         {key}  stays here: who has it can be anybody"
+    ))?;
+    if store.has("policy.toml") {
+        return Ok(());
     }
-}
-
-fn replace(path: &Path, text: &str) -> Result<(), KeysError> {
-    let file = written(path, text)?;
-    file.persist(path)
-        .map_err(|error| failed(path, error.error))?;
+    let policy = store.write("policy.toml", POLICY, Kind::Public)?;
+    output::line(&format!("{policy}  for coordinators: --policy"))?;
     Ok(())
 }
 
-/// Beside its place, readable by nobody else from the beginning.
-fn written(path: &Path, text: &str) -> Result<NamedTempFile, KeysError> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
+fn certificate(store: &Store, subject: &Subject<'_>) -> Result<(), KeysError> {
+    let (pem, key) = (
+        store::file(subject.name, "pem")?,
+        store::file(subject.name, "key")?,
+    );
+    store.must_be_free(&[&pem, &key])?;
+    let authority = Authority {
+        certificate: store.read("ca.pem")?,
+        key: store.read("ca.key")?,
     };
-    let write = || {
-        let mut file = Builder::new().prefix(".kvferry-").tempfile_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        Ok(file)
-    };
-    write().map_err(|source| failed(path, source))
+    let made = authority.issue(subject)?;
+    let key = store.write(&key, &made.key, Kind::Secret)?;
+    let pem = store.write(&pem, &made.certificate, Kind::Public)?;
+    output::line(&format!(
+        "{pem}  --tls-cert, valid for {} days\n{key}  --tls-key",
+        subject.days
+    ))?;
+    Ok(())
 }
 
-fn failed(path: &Path, source: io::Error) -> KeysError {
-    KeysError::Io {
-        path: path.to_owned(),
-        source,
-    }
+fn token(store: &Store, name: &str) -> Result<(), KeysError> {
+    let file = store::file(name, "token")?;
+    store.must_be_free(&[&file])?;
+    let mut bytes = [0; TOKEN_BYTES];
+    let random = std::fs::File::open("/dev/urandom");
+    let filled = random.and_then(|mut random| random.read_exact(&mut bytes));
+    filled.map_err(KeysError::Random)?;
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = store.write(&file, &format!("{token}\n"), Kind::Secret)?;
+    let hash = TokenHash::of(token.as_bytes());
+    output::line(&format!(
+        "# {path}: --token-file. The coordinator's policy takes its hash only:\n\
+         [[identity]]\n\
+         name = \"{name}\"\n\
+         token_sha256 = \"{hash}\"\n\
+         rights = [{{ namespace = \"*\", allow = [\"read\"] }}]"
+    ))?;
+    Ok(())
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn keys(file: &Path, rotate: bool) -> Result<Done, KeysError> {
-        let file = file.to_owned();
-        let action = KeysAction::Ticket { file, rotate };
-        run(KeysArgs { action })
-    }
-
-    #[test]
-    fn a_key_is_made_and_turned_over() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ticket.key");
-        keys(&path, false).unwrap();
-        let first = Issuer::open(&path).unwrap().public();
-        assert_eq!(first.len(), 1);
-        let again = keys(&path, false);
-        assert!(matches!(again, Err(KeysError::Exists { .. })));
-        for _ in 0..3 {
-            let before = Issuer::open(&path).unwrap().public();
-            keys(&path, true).unwrap();
-            let after = Issuer::open(&path).unwrap().public();
-            assert_eq!(after.len(), 2);
-            assert_eq!(after[1], before[0], "what signed until now is believed");
-            assert_ne!(after[0], before[0]);
-        }
-        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn what_others_can_read_is_no_secret() {
-        use std::os::unix::fs::PermissionsExt;
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("ticket.key");
-        assert!(matches!(keys(&path, true), Err(KeysError::Bad { .. })));
-        keys(&path, false).unwrap();
-        let open = fs::Permissions::from_mode(0o640);
-        fs::set_permissions(&path, open).unwrap();
-        assert!(matches!(Issuer::open(&path), Err(KeyFileError::Open)));
-        assert!(matches!(keys(&path, true), Err(KeysError::Bad { .. })));
-    }
-}
+mod tests;

@@ -42,7 +42,7 @@ struct Located {
 
 pub(crate) async fn run(args: LocateArgs) -> Result<Done, LocateError> {
     let (namespace, hash_len, hashes) = wanted(&args)?;
-    let mut coordinator = client::coordinator(&args.reach.coordinator).await?;
+    let mut coordinator = client::coordinator(&args.reach).await?;
     let mut located = Vec::with_capacity(hashes.len());
     for part in hashes.chunks(MAX_HASHES_PER_REQUEST) {
         let packed = PackedHashes::pack(hash_len, part)?;

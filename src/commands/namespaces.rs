@@ -58,7 +58,7 @@ impl TryFrom<pb::NamespaceInfo> for Namespace {
 }
 
 pub(crate) async fn run(args: NamespacesArgs) -> Result<Done, ToolError> {
-    let mut coordinator = client::coordinator(&args.reach.coordinator).await?;
+    let mut coordinator = client::coordinator(&args.reach).await?;
     let bound = args.reach.bound();
     match args.action.unwrap_or(NamespacesAction::List) {
         NamespacesAction::List => {

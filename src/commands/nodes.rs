@@ -111,7 +111,7 @@ pub(super) fn state(state: pb::NodeState) -> &'static str {
 }
 
 pub(crate) async fn run(args: NodesArgs) -> Result<Done, ToolError> {
-    let mut coordinator = client::coordinator(&args.reach.coordinator).await?;
+    let mut coordinator = client::coordinator(&args.reach).await?;
     let bound = args.reach.bound();
     let info = match args.action.unwrap_or(NodesAction::List) {
         NodesAction::List => {

@@ -103,7 +103,7 @@ pub(crate) async fn run(args: PutArgs) -> Result<Done, PutError> {
     let name = NamespaceName::new(&args.namespace)?;
     let (file, length) = source::open(&args.file)?;
     let mut agent = client::agent(&args.reach.socket()).await?;
-    let mut coordinator = client::coordinator(&args.reach.coordinator).await?;
+    let mut coordinator = client::coordinator(&args.reach).await?;
     let spec = match place::find_namespace(&mut coordinator, name.as_str(), &args.reach).await? {
         Some(spec) => spec,
         None => {

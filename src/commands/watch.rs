@@ -71,7 +71,7 @@ struct Names {
 }
 
 pub(crate) async fn run(args: WatchArgs) -> Result<Done, ToolError> {
-    let mut client = client::watch(&args.reach.coordinator).await?;
+    let mut client = client::watch(&args.reach).await?;
     let call = Call::coordinator("tell what changes in the namespace", args.reach.bound());
     let (epoch, seq) = args.from.map_or((0, 0), |from| (from.epoch, from.seq));
     let request = pb::WatchRequest {

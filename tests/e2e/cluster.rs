@@ -37,11 +37,34 @@ impl Process {
         Self::start_as(None, args, &[]).await
     }
 
-    /// As above, by another user, with these in its environment.
+    /// As above, with these in its environment.
+    async fn start_with(args: &[String], environment: &[(String, String)]) -> Self {
+        Self::start_as(None, args, environment).await
+    }
+
+    /// As above, by another user.
     async fn start_as(
         user: Option<u32>,
         args: &[String],
         environment: &[(String, String)],
+    ) -> Self {
+        Self::spawn(user, args, environment, Stdio::inherit()).await
+    }
+
+    /// As above; what it logs goes there.
+    pub(crate) async fn start_logging(
+        args: &[String],
+        environment: &[(String, String)],
+        log: Stdio,
+    ) -> Self {
+        Self::spawn(None, args, environment, log).await
+    }
+
+    async fn spawn(
+        user: Option<u32>,
+        args: &[String],
+        environment: &[(String, String)],
+        log: Stdio,
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
         if let Some(user) = user {
@@ -52,7 +75,7 @@ impl Process {
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .kill_on_drop(true)
             .spawn()
             .expect("the binary starts");
@@ -69,7 +92,7 @@ impl Process {
         Self { child, ready }
     }
 
-    fn text(&self, key: &str) -> String {
+    pub(crate) fn text(&self, key: &str) -> String {
         self.ready[key]
             .as_str()
             .unwrap_or_else(|| panic!("{key} is in {}", self.ready))

@@ -21,6 +21,7 @@ mod gpu_rdma;
 mod locations;
 mod metrics;
 mod publish_and_pull;
+mod security;
 mod shell;
 mod sources;
 mod sources_shell;

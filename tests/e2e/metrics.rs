@@ -14,7 +14,7 @@ use crate::{
 /// Writes the tables of docs/metrics.md instead of comparing them.
 const WRITE: &str = "KVFERRY_WRITE_DOCS";
 
-async fn page(at: SocketAddr) -> String {
+pub(crate) async fn page(at: SocketAddr) -> String {
     let (status, page) = read_page(at, "/metrics").await.unwrap();
     assert_eq!(status, 200);
     assert!(page.ends_with("# EOF\n"));

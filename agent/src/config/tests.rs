@@ -77,6 +77,49 @@ fn listening_beyond_this_host_needs_insecure_and_an_address() {
 }
 
 #[test]
+fn a_certificate_is_enough_to_listen_beyond_this_host() {
+    let mut secure = config();
+    secure.listen_peer = "10.0.0.1:7401".parse().unwrap();
+    secure.listen_data = "10.0.0.1:7402".parse().unwrap();
+    secure.tls_cert = Some("node.pem".into());
+    assert!(secure.validate().is_err(), "half a pair is none");
+    secure.tls_key = Some("node.key".into());
+    secure.validate().unwrap();
+}
+
+#[test]
+fn a_token_travels_in_clear_on_this_host_only() {
+    let secret = |url: &str| AgentConfig {
+        coordinators: vec![url.to_owned()],
+        token_file: Some("token".into()),
+        ..config()
+    };
+    secret("http://127.0.0.1:7400").validate().unwrap();
+    let clear = secret("http://10.0.0.1:7400").validate().unwrap_err();
+    assert!(matches!(
+        clear,
+        ConfigError::Coordinator(DialRefusal::TokenInClear { .. })
+    ));
+    let no_ca = secret("https://10.0.0.1:7400").validate().unwrap_err();
+    assert!(matches!(
+        no_ca,
+        ConfigError::Coordinator(DialRefusal::NoCa { .. })
+    ));
+}
+
+#[test]
+fn users_are_found_by_number_or_name() {
+    let of = |users: &[&str]| AgentConfig {
+        socket_users: users.iter().map(|&user| user.to_owned()).collect(),
+        ..config()
+    };
+    assert_eq!(of(&["7", "root"]).socket_uids().unwrap(), [7, 0]);
+    let nobody = of(&["no-such-user"]).validate().unwrap_err();
+    assert!(matches!(nobody, ConfigError::NoSuchUser { .. }));
+    assert_eq!(uid_in("a:x:1:1::/:\nbroken\nb:x:2:2", "b"), Some(2));
+}
+
+#[test]
 fn two_listeners_need_two_ports_unless_the_system_chooses() {
     assert!(matches!(
         refused(|c| c.listen_data = c.listen_peer),
@@ -91,11 +134,12 @@ fn two_listeners_need_two_ports_unless_the_system_chooses() {
     ));
     assert!(matches!(
         refused(|c| c.listen_metrics = MetricsListen::At("0.0.0.0:7403".parse().unwrap())),
-        ConfigError::Insecure {
-            key: "listen_metrics",
-            ..
-        }
+        ConfigError::InsecureMetrics { .. }
     ));
+    let mut told = config();
+    told.listen_metrics = MetricsListen::At("0.0.0.0:7403".parse().unwrap());
+    told.insecure_metrics = true;
+    told.validate().unwrap();
     let mut ephemeral = config();
     ephemeral.listen_peer.set_port(0);
     ephemeral.listen_data.set_port(0);

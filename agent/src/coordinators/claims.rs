@@ -98,7 +98,7 @@ impl Coordinators {
     }
 }
 
-type Client = pb::claims_client::ClaimsClient<tonic::transport::Channel>;
+type Client = pb::claims_client::ClaimsClient<kvferry_security::tls::Line>;
 
 fn check(
     answer: pb::ClaimResponse,

@@ -17,11 +17,9 @@ use kvferry_proto::{
     },
     reason_of,
 };
+use kvferry_security::tls::{Dialer, Line};
 use tokio::time::{Instant, timeout_at};
-use tonic::{
-    Code, Request, Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Response, Status, transport::Endpoint};
 
 use super::Located;
 use crate::config::Compression;
@@ -89,7 +87,7 @@ pub(crate) use compressed;
 
 /// An address that is no URI.
 #[derive(Debug, thiserror::Error)]
-#[error("{address:?} is no coordinator address; write http://HOST:PORT")]
+#[error("{address:?} is no coordinator address; write https://HOST:PORT or http://HOST:PORT")]
 pub struct BadAddress {
     address: String,
 }
@@ -97,12 +95,12 @@ pub struct BadAddress {
 /// Clients of all coordinators, asked in turn until one answers.
 #[derive(Debug)]
 pub struct Coordinators {
-    clients: Vec<(String, CoordinatorClient<Channel>)>,
+    clients: Vec<(String, CoordinatorClient<Line>)>,
     /// Over the same connections, in the same order.
-    pub(super) claims: Vec<(String, ClaimsClient<Channel>)>,
-    pub(super) locations: Vec<(String, LocationsClient<Channel>)>,
-    pub(super) sources: Vec<(String, SourcesClient<Channel>)>,
-    pub(super) tickets: Vec<(String, TicketsClient<Channel>)>,
+    pub(super) claims: Vec<(String, ClaimsClient<Line>)>,
+    pub(super) locations: Vec<(String, LocationsClient<Line>)>,
+    pub(super) sources: Vec<(String, SourcesClient<Line>)>,
+    pub(super) tickets: Vec<(String, TicketsClient<Line>)>,
     /// The one that answered last; the next call starts there.
     pub(super) preferred: AtomicUsize,
 }
@@ -112,12 +110,16 @@ impl Coordinators {
     ///
     /// # Errors
     /// [`BadAddress`].
-    pub fn new(addresses: &[String], compression: Compression) -> Result<Self, BadAddress> {
+    pub fn new(
+        addresses: &[String],
+        compression: Compression,
+        dialer: &Dialer,
+    ) -> Result<Self, BadAddress> {
         let (mut clients, mut sources) = (Vec::new(), Vec::new());
         let (mut claims, mut locations) = (Vec::new(), Vec::new());
         let mut tickets = Vec::new();
         for address in addresses {
-            let channel = endpoint(address)?.connect_lazy();
+            let channel = dialer.lazy(&endpoint(address)?);
             let client = CoordinatorClient::new(channel.clone())
                 .max_decoding_message_size(MAX_MESSAGE_BYTES)
                 .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -238,7 +240,7 @@ impl Coordinators {
         &self,
         deadline: Instant,
         message: M,
-        ask: impl AsyncFn(CoordinatorClient<Channel>, Request<M>) -> Result<Response<A>, Status>,
+        ask: impl AsyncFn(CoordinatorClient<Line>, Request<M>) -> Result<Response<A>, Status>,
     ) -> Result<(&str, A), CoordinatorError> {
         self.ask(&self.clients, deadline, message, ask).await
     }
@@ -330,7 +332,7 @@ pub struct LocateRequest<'a> {
 pub(crate) fn endpoint(address: &str) -> Result<Endpoint, BadAddress> {
     let endpoint = Endpoint::from_shared(address.to_owned())
         .ok()
-        .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
+        .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")))
         .ok_or_else(|| BadAddress {
             address: address.to_owned(),
         })?;

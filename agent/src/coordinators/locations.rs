@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use kvferry_proto::{InvalidMessage, pb, pb::locations_client::LocationsClient};
+use kvferry_security::tls::Line;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 use super::{CoordinatorError, Coordinators, client::ask_in_turn};
 
-type Client = LocationsClient<Channel>;
+type Client = LocationsClient<Line>;
 
 impl Coordinators {
     /// Tells every coordinator where blocks lie. The answer of the first that took it comes back.

@@ -5,8 +5,8 @@ use kvferry_proto::{
     Incarnation, InvalidMessage, NodeId, SourceId, SourceIdentity, TableDigest, Tensor,
     TensorTable, pb, pb::sources_client::SourcesClient,
 };
+use kvferry_security::tls::Line;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 use super::{CoordinatorError, Coordinators};
 
@@ -23,7 +23,7 @@ pub struct GotSource {
 
 impl Coordinators {
     /// The client of one coordinator's sources, by its place in the list.
-    pub(crate) fn sources_of(&self, coordinator: usize) -> Option<SourcesClient<Channel>> {
+    pub(crate) fn sources_of(&self, coordinator: usize) -> Option<SourcesClient<Line>> {
         let (_, client) = self.sources.get(coordinator)?;
         Some(client.clone())
     }
@@ -71,7 +71,7 @@ impl Coordinators {
         request: &pb::GetSourceRequest,
         deadline: Instant,
     ) -> Result<(&str, pb::GetSourceResponse), CoordinatorError> {
-        let ask = async |mut client: SourcesClient<Channel>, request| client.get(request).await;
+        let ask = async |mut client: SourcesClient<Line>, request| client.get(request).await;
         self.ask(&self.sources, deadline, request.clone(), ask)
             .await
     }
@@ -88,7 +88,7 @@ impl Coordinators {
         let request = pb::SourceStatusRequest {
             source: Bytes::copy_from_slice(source.as_bytes()),
         };
-        let ask = async |mut client: SourcesClient<Channel>, request| client.status(request).await;
+        let ask = async |mut client: SourcesClient<Line>, request| client.status(request).await;
         let answer = self.ask(&self.sources, deadline, request, ask).await;
         answer.map(|(_, answer)| answer)
     }
@@ -102,7 +102,7 @@ impl Coordinators {
         request: pb::ReportSourcesRequest,
         deadline: Instant,
     ) -> Result<(), CoordinatorError> {
-        let ask = async |mut client: SourcesClient<Channel>, request| client.report(request).await;
+        let ask = async |mut client: SourcesClient<Line>, request| client.report(request).await;
         let told = self.ask(&self.sources, deadline, request, ask).await;
         told.map(|_| ())
     }

@@ -1,13 +1,14 @@
 //! Names and texts. A text says what a number means and what to do about it.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use kvferry_observe::{Label, NotReady, Observed, Page};
+use kvferry_security::tls::DoorCounts;
 
 use crate::{region::StoreStats, service::LocalApi, transport::TransportKind};
 
 /// An agent, as its metrics port shows it.
-pub(crate) struct AgentObserved(pub(crate) LocalApi);
+pub(crate) struct AgentObserved(pub(crate) LocalApi, pub(crate) Arc<DoorCounts>);
 
 impl Observed for AgentObserved {
     fn tell(&self, page: &mut Page<'_>) -> fmt::Result {
@@ -17,6 +18,12 @@ impl Observed for AgentObserved {
         self.gpus(page)?;
         self.tickets(page)?;
         memory(&self.0.store.stats(), page)?;
+        page.counters(
+            "kvferry_agent_handshakes_total",
+            "TLS handshakes at the Peer service by outcome. refused: a certificate is no good, the log says whose; late: cut \
+             off unfinished; clear: somebody spoke in clear; too_many: turned away unheard, as many were under way as may be",
+            &self.1,
+        )?;
         self.sessions(page)
     }
 

@@ -5,22 +5,23 @@ use kvferry_proto::{
     pb::{self, coordinator_message::Message as Answer},
     reason_of,
 };
+use kvferry_security::tls::Line;
 use tokio::task::JoinHandle;
-use tonic::{Code, Status, Streaming, transport::Channel};
+use tonic::{Code, Status, Streaming};
 
 use crate::coordinators::describe;
 
 /// What may arrive from the coordinator's side.
 pub(super) enum Inbound {
     Nothing,
-    Opening(JoinHandle<Result<Channel, tonic::transport::Error>>),
+    Opening(JoinHandle<Result<Line, tonic::transport::Error>>),
     Calling(JoinHandle<Result<Streaming<pb::CoordinatorMessage>, Status>>),
     Open(Box<Streaming<pb::CoordinatorMessage>>),
 }
 
 /// What did arrive.
 pub(super) enum Arrived {
-    Channel(Channel),
+    Channel(Line),
     Stream(Box<Streaming<pb::CoordinatorMessage>>),
     Answer(Answer),
     /// The channel was refused, or the stream ended; with what was said of it.

@@ -9,7 +9,10 @@ use kvferry_proto::{
         coordinator_message::Message as Answer,
     },
 };
-use kvferry_security::ticket::{MAX_KEYS, PublicKey};
+use kvferry_security::{
+    ticket::{MAX_KEYS, PublicKey},
+    tls::Dialer,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -80,6 +83,7 @@ pub type KeySink = Arc<dyn Fn(Vec<PublicKey>) + Send + Sync>;
 /// One session's shell.
 pub struct SessionTask {
     endpoint: Endpoint,
+    dialer: Dialer,
     address: String,
     identity: Identity,
     log: Arc<ChangeLog>,
@@ -117,6 +121,7 @@ impl SessionTask {
         let task = Self {
             address: endpoint.uri().to_string(),
             endpoint,
+            dialer: Dialer::clear(),
             identity,
             log,
             inventory,
@@ -166,6 +171,13 @@ impl SessionTask {
     #[must_use]
     pub fn with_keys(mut self, sink: KeySink) -> Self {
         self.keys = Some(sink);
+        self
+    }
+
+    /// Says how the coordinator is dialled, if not in clear.
+    #[must_use]
+    pub fn dialing(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
         self
     }
 
@@ -230,10 +242,10 @@ impl SessionTask {
         use std::ops::ControlFlow::{Break, Continue};
         match command {
             Command::Connect => {
-                let endpoint = self.endpoint.clone();
-                self.inbound = Inbound::Opening(tokio::spawn(async move {
-                    endpoint.connect_timeout(CONNECT_BOUND).connect().await
-                }));
+                let endpoint = self.endpoint.clone().connect_timeout(CONNECT_BOUND);
+                let dialer = self.dialer.clone();
+                let opening = async move { dialer.connect(&endpoint).await };
+                self.inbound = Inbound::Opening(tokio::spawn(opening));
             }
             Command::SendHello { epoch } => {
                 let hello = self.hello(epoch);

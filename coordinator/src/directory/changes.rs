@@ -122,6 +122,8 @@ impl Directory {
             Err(RegionRefusal::NamespaceDeleted {
                 namespace: declaration.namespace.name.clone(),
             })
+        } else if let Some(denied) = &declaration.denied {
+            Err(RegionRefusal::Denied((**denied).clone()))
         } else if node.accepted().count() >= self.config.bounds.regions_per_node as usize {
             Err(BoundReached::regions(&self.config.bounds).into())
         } else {

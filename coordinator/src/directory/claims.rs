@@ -215,6 +215,16 @@ impl Directory {
         }
     }
 
+    /// Whose lease a token is, and in which namespace; None where it has ended.
+    #[must_use]
+    pub fn lease_of(&self, token: u64) -> Option<(NamespaceName, NodeId)> {
+        let leases = self.leases.lock();
+        let lease = leases.lease(token)?;
+        let spec = self.catalog.spec_at(lease.scope.namespace)?;
+        let node = self.nodes.get(lease.node)?;
+        Some((spec.name.clone(), node.name.clone()))
+    }
+
     /// Leases, of one namespace or of all.
     ///
     /// # Errors
@@ -223,6 +233,19 @@ impl Directory {
         &self,
         now: Duration,
         namespace: Option<&NamespaceName>,
+    ) -> Result<ClaimList, NamespaceUnknown> {
+        self.list_claims_where(now, namespace, |_| true)
+    }
+
+    /// As [`list_claims`](Self::list_claims), of those namespaces only that `wanted` takes.
+    ///
+    /// # Errors
+    /// [`NamespaceUnknown`].
+    pub fn list_claims_where(
+        &self,
+        now: Duration,
+        namespace: Option<&NamespaceName>,
+        wanted: impl Fn(&NamespaceName) -> bool,
     ) -> Result<ClaimList, NamespaceUnknown> {
         let only = match namespace {
             None => None,
@@ -236,7 +259,11 @@ impl Directory {
         let mut list = ClaimList::default();
         let of_it = leases
             .iter()
-            .filter(|l| only.is_none_or(|n| n == l.scope.namespace));
+            .filter(|l| only.is_none_or(|n| n == l.scope.namespace))
+            .filter(|l| {
+                let spec = self.catalog.spec_at(l.scope.namespace);
+                spec.is_some_and(|spec| wanted(&spec.name))
+            });
         for lease in of_it {
             list.claims += lease.left;
             list.leases += 1;

@@ -2,6 +2,8 @@
 
 use kvferry_proto::{GeometryError, Incarnation, NamespaceName, NodeId, RegionId};
 
+use kvferry_security::Denied;
+
 use super::{BoundReached, SessionId, SurplusCopy};
 
 /// Something the shell is to do. Order matters within a session.
@@ -106,6 +108,9 @@ pub enum RegionRefusal {
     /// No room. Make some, then declare it again under a new id.
     #[error(transparent)]
     Bound(#[from] BoundReached),
+    /// Its agent may not publish in the namespace. Ask an operator, or use another.
+    #[error(transparent)]
+    Denied(Denied),
     /// An operator deleted the namespace under it. Register it anew if it is still wanted.
     #[error(
         "namespace {namespace} was deleted by force; register the region again if it is still wanted"

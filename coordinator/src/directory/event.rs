@@ -2,6 +2,7 @@
 
 use kvferry_proto::{Geometry, Incarnation, Labels, NamespaceSpec, NodeAddresses, NodeId};
 use kvferry_proto::{PackedHashes, RegionId};
+use kvferry_security::Denied;
 
 /// One stream of one agent, numbered by the shell. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -115,6 +116,8 @@ pub struct RegionDeclaration {
     pub namespace: NamespaceSpec,
     /// Where its slots lie.
     pub geometry: Geometry,
+    /// Why its agent may not publish it: it is refused then.
+    pub denied: Option<Box<Denied>>,
 }
 
 /// What happened to slots of one region: first the removals, then the additions.

@@ -130,6 +130,8 @@ label! {
         Protocol = "protocol",
         /// It does not read what it is told.
         Slow = "slow",
+        /// The policy has changed for it.
+        Revoked = "revoked",
         /// The stream went away.
         Lost = "lost",
     }
@@ -189,6 +191,8 @@ label! {
         Bound = "bound",
         /// Its namespace was deleted.
         Deleted = "deleted",
+        /// Its agent has no right to publish there.
+        Denied = "denied",
     }
 }
 
@@ -199,6 +203,7 @@ impl From<&RegionRefusal> for Refused {
             RegionRefusal::Geometry(_) => Self::Geometry,
             RegionRefusal::Bound(_) => Self::Bound,
             RegionRefusal::NamespaceDeleted { .. } => Self::Deleted,
+            RegionRefusal::Denied(_) => Self::Denied,
         }
     }
 }
@@ -214,6 +219,8 @@ label! {
         Behind = "behind",
         /// Its namespace was deleted.
         NamespaceDeleted = "namespace_deleted",
+        /// The policy has changed for it.
+        Revoked = "revoked",
         /// The coordinator goes away.
         ShuttingDown = "shutting_down",
     }

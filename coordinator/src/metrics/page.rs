@@ -3,6 +3,7 @@
 use std::{fmt, sync::Arc, sync::atomic::Ordering};
 
 use kvferry_observe::{NotReady, Observed, Page};
+use kvferry_security::{Gate, tls::DoorCounts};
 
 use super::Metrics;
 use crate::{
@@ -13,15 +14,17 @@ use crate::{
 /// A coordinator, as its metrics port shows it.
 pub(crate) struct CoordinatorObserved {
     hub: Arc<Hub>,
+    door: Arc<DoorCounts>,
     totals: Arc<Totals>,
     counts: Arc<Counts>,
 }
 
 impl CoordinatorObserved {
-    pub(crate) fn new(hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(hub: Arc<Hub>, door: Arc<DoorCounts>) -> Self {
         let (totals, counts) = (hub.totals(), hub.counts());
         Self {
             hub,
+            door,
             totals,
             counts,
         }
@@ -45,6 +48,7 @@ impl Observed for CoordinatorObserved {
              to whom; no_key: this coordinator has no ticket_key and others of its cluster have",
             &metrics.tickets,
         )?;
+        security(self.hub.gate(), &self.door, page)?;
         sessions(metrics, page)
     }
 
@@ -351,6 +355,30 @@ impl CoordinatorObserved {
     }
 }
 
+fn security(gate: &Gate, door: &DoorCounts, page: &mut Page<'_>) -> fmt::Result {
+    page.counters(
+        "kvferry_coordinator_handshakes_total",
+        "TLS handshakes by outcome. refused: a certificate is no good, the log says whose; late: cut off unfinished; \
+         clear: somebody spoke in clear; too_many: turned away unheard, as many were under way as may be",
+        door,
+    )?;
+    page.counters(
+        "kvferry_coordinator_unauthenticated_total",
+        "Calls turned away because the policy does not know who asks, by what he showed",
+        gate.turned_away(),
+    )?;
+    page.gauge(
+        "kvferry_coordinator_policy_bad",
+        "1 while the policy file is of no use and an earlier reading of it is in force: look into the log",
+        u64::from(gate.policy_is_bad()),
+    )?;
+    page.counter(
+        "kvferry_coordinator_policy_bad_reads_total",
+        "Times that the policy file had changed and was of no use",
+        gate.bad_policies(),
+    )
+}
+
 fn label_name<L: kvferry_observe::Label>(_: L) -> &'static str {
     L::NAME
 }
@@ -383,7 +411,7 @@ mod tests {
             max_sessions: 1,
             ticket_keys: Vec::new(),
         }));
-        let observed = CoordinatorObserved::new(hub.clone());
+        let observed = CoordinatorObserved::new(hub.clone(), Arc::default());
         assert!(observed.ready().is_err(), "nobody listens yet");
         hub.metrics().serve(true);
         assert_eq!(observed.ready(), Ok(()));

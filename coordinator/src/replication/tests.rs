@@ -335,6 +335,7 @@ impl Fleet {
                     checksum: ChecksumPolicy::Off,
                 },
                 geometry: Geometry::contiguous(4_096, BLOCK_BYTES).unwrap(),
+                denied: None,
             };
             let delta = Delta {
                 seq: 1,

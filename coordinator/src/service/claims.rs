@@ -6,12 +6,13 @@ use kvferry_proto::{
     Incarnation, InvalidMessage, MAX_MESSAGE_BYTES, NamespaceName, NodeId,
     pb::{self, claims_server},
 };
+use kvferry_security::{Access, Right};
 use tonic::{Request, Response, Status};
 
 use super::{compression::negotiated, hub::Hub, parse, status};
 use crate::directory::{
     ClaimHolder, ClaimLease, ClaimOutcome, ClaimPurpose, ClaimQuery, Claimed, DEFAULT_CLAIM_TTL,
-    MAX_CLAIM_TTL,
+    Directory, MAX_CLAIM_TTL,
 };
 
 /// `kvferry.v1.Claims` over one directory.
@@ -35,15 +36,20 @@ impl claims_server::Claims for ClaimsService {
         &self,
         request: Request<pb::ClaimRequest>,
     ) -> Result<Response<pb::ClaimResponse>, Status> {
-        claim(&self.hub, request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        claim(&self.hub, &access, request.into_inner()).map(Response::new)
     }
 
     async fn renew_claims(
         &self,
         request: Request<pb::RenewClaimsRequest>,
     ) -> Result<Response<pb::RenewClaimsResponse>, Status> {
+        let access = self.hub.access(request.extensions());
         let pb::RenewClaimsRequest { token, ttl_ms } = request.into_inner();
         let directory = self.hub.read();
+        if !is_own(&access, &directory, token) {
+            return Ok(Response::new(pb::RenewClaimsResponse { claims: 0 }));
+        }
         let claims = directory.renew_claims(self.hub.now(), token, ttl(ttl_ms));
         Ok(Response::new(pb::RenewClaimsResponse {
             claims: claims as u32,
@@ -54,11 +60,15 @@ impl claims_server::Claims for ClaimsService {
         &self,
         request: Request<pb::ReleaseClaimsRequest>,
     ) -> Result<Response<pb::ReleaseClaimsResponse>, Status> {
+        let access = self.hub.access(request.extensions());
         let pb::ReleaseClaimsRequest { token, hashes } = request.into_inner();
         let hashes = hashes.filter(|hashes| !hashes.hashes.is_empty());
         let hashes = hashes.map(parse::hashes).transpose();
         let hashes = hashes.map_err(status::message)?;
         let directory = self.hub.read();
+        if !is_own(&access, &directory, token) {
+            return Ok(Response::new(pb::ReleaseClaimsResponse { released: 0 }));
+        }
         let released = directory.release_claims(self.hub.now(), token, hashes.as_ref());
         Ok(Response::new(pb::ReleaseClaimsResponse {
             released: released as u32,
@@ -73,9 +83,14 @@ impl claims_server::Claims for ClaimsService {
             "" => None,
             name => Some(NamespaceName::new(name).map_err(InvalidMessage::from)?),
         };
+        let access = self.hub.access(request.extensions());
+        if let Some(name) = &namespace {
+            access.must(Right::Read, name.as_str(), "list claims")?;
+        }
         let list = {
             let directory = self.hub.read();
-            directory.list_claims(self.hub.now(), namespace.as_ref())
+            let readable = |name: &NamespaceName| access.may(Right::Read, name.as_str());
+            directory.list_claims_where(self.hub.now(), namespace.as_ref(), readable)
         };
         let list = list.map_err(|error| status::namespace_unknown(&error))?;
         Ok(Response::new(pb::ListClaimsResponse {
@@ -87,7 +102,11 @@ impl claims_server::Claims for ClaimsService {
 }
 
 #[allow(clippy::result_large_err)] // tonic's signature
-fn claim(hub: &Hub, request: pb::ClaimRequest) -> Result<pb::ClaimResponse, Status> {
+fn claim(
+    hub: &Hub,
+    access: &Access,
+    request: pb::ClaimRequest,
+) -> Result<pb::ClaimResponse, Status> {
     let purpose = match request.purpose() {
         pb::ClaimPurpose::Produce | pb::ClaimPurpose::Unspecified => ClaimPurpose::Produce,
         pb::ClaimPurpose::Store => ClaimPurpose::Store,
@@ -97,6 +116,8 @@ fn claim(hub: &Hub, request: pb::ClaimRequest) -> Result<pb::ClaimResponse, Stat
     let hashes = parse::hashes(hashes).map_err(status::message)?;
     let node = NodeId::new(&request.node).map_err(InvalidMessage::from)?;
     let incarnation = Incarnation::new(request.incarnation).map_err(InvalidMessage::from)?;
+    access.must(Right::Claim, namespace.as_str(), "claim blocks")?;
+    access.must_be(node.as_str(), "claim blocks")?;
     let ttl = ttl(request.ttl_ms);
     let query = ClaimQuery {
         namespace: &namespace,
@@ -111,6 +132,14 @@ fn claim(hub: &Hub, request: pb::ClaimRequest) -> Result<pb::ClaimResponse, Stat
     drop(directory);
     let claimed = claimed.map_err(|error| status::claim(&error))?;
     Ok(response(claimed, ttl))
+}
+
+/// A token is a number, and no secret: another's lease is as good as none.
+fn is_own(access: &Access, directory: &Directory, token: u64) -> bool {
+    access.is_unrestricted()
+        || directory.lease_of(token).is_some_and(|(namespace, node)| {
+            access.may(Right::Claim, namespace.as_str()) && access.may_be(node.as_str())
+        })
 }
 
 fn ttl(ttl_ms: u32) -> Duration {

@@ -15,10 +15,10 @@ use std::{
 };
 
 use kvferry_proto::pb::{self, coordinator_message::Message};
-use kvferry_security::ticket::PublicKey;
+use kvferry_security::{Access, Gate, ticket::PublicKey};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tonic::Status;
+use tonic::{Extensions, Status};
 
 use super::{
     copying::Copying, outbound::Outbound, parse::MAX_REGIONS_PER_MESSAGE, status, told::message,
@@ -69,6 +69,7 @@ pub(crate) struct Hub {
     swept: Notify,
     closing: watch::Sender<bool>,
     metrics: Arc<Metrics>,
+    gate: Gate,
 }
 
 #[derive(Debug)]
@@ -113,7 +114,24 @@ impl Hub {
             swept: Notify::new(),
             closing: watch::Sender::new(false),
             metrics,
+            gate: Gate::open(),
         }
+    }
+
+    /// Asks this gate who may do what, instead of letting everybody do everything.
+    pub(crate) fn behind(mut self, gate: Gate) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// Who may come in.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// What the caller of a request may do.
+    pub(super) fn access(&self, extensions: &Extensions) -> Access {
+        self.gate.access(extensions)
     }
 
     /// Time as the directory counts it.
@@ -331,6 +349,25 @@ impl Hub {
         }
         let ended = Event::SessionEnded { session };
         state.directory.begin(self.start.elapsed(), ended);
+        drop(state);
+        self.copying_ends(session);
+    }
+
+    /// Ends the session of an agent whose rights have changed, and forgets its node: when it comes back
+    /// all it holds is looked at anew.
+    pub(super) fn revoke(&self, session: SessionId, status: Status) {
+        let mut state = self.state.write();
+        if state.close(session, Some(status)) {
+            self.metrics.ended(Ended::Revoked);
+        }
+        let now = self.start.elapsed();
+        let goodbye = state.directory.begin(now, Event::Goodbye { session });
+        for effect in goodbye.effects {
+            state.carry_out(&self.config, effect);
+        }
+        if state.directory.sweep_is_due() {
+            self.swept.notify_one();
+        }
         drop(state);
         self.copying_ends(session);
     }

@@ -1,6 +1,7 @@
 //! The hot call, from a request to an answer of any kind.
 
 use kvferry_proto::{InvalidMessage, Labels, MAX_HASHES_PER_REQUEST, NamespaceName, NodeId, pb};
+use kvferry_security::{Access, Right};
 use tonic::Status;
 
 use super::{hub::Hub, parse, status, wire::Columns};
@@ -9,11 +10,15 @@ use crate::directory::{
 };
 
 /// As it travels.
-pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, Status> {
+pub(super) fn columns(
+    hub: &Hub,
+    access: &Access,
+    request: pb::LocateRequest,
+) -> Result<Columns, Status> {
     let asked = request.hashes.as_ref();
     let blocks = asked.map_or(0, |h| h.hashes.len() / (h.hash_len as usize).max(1));
     let mut columns = Columns::with_room(blocks.min(MAX_HASHES_PER_REQUEST));
-    ask(request, draw(hub), |query| {
+    ask(access, request, draw(hub), |query| {
         hub.read().locate_into(query, &mut columns)
     })?;
     hub.metrics().located(blocks, columns.found());
@@ -21,9 +26,13 @@ pub(super) fn columns(hub: &Hub, request: pb::LocateRequest) -> Result<Columns, 
 }
 
 /// As a message.
-pub(super) fn locate(hub: &Hub, request: pb::LocateRequest) -> Result<pb::LocateResponse, Status> {
+pub(super) fn locate(
+    hub: &Hub,
+    access: &Access,
+    request: pb::LocateRequest,
+) -> Result<pb::LocateResponse, Status> {
     let mut located = Located::default();
-    ask(request, draw(hub), |query| {
+    ask(access, request, draw(hub), |query| {
         hub.read().locate_into(query, &mut located)
     })?;
     Ok(response(located))
@@ -39,7 +48,7 @@ pub fn answer(
     request: pb::LocateRequest,
 ) -> Result<pb::LocateResponse, Status> {
     let mut located = Located::default();
-    ask(request, 0, |query| {
+    ask(&Access::unrestricted(), request, 0, |query| {
         directory.locate_into(query, &mut located)
     })?;
     Ok(response(located))
@@ -53,6 +62,7 @@ fn draw(hub: &Hub) -> u64 {
 /// The directory is locked for `find` only, not while messages are parsed and built.
 #[allow(clippy::result_large_err)] // tonic's signature
 fn ask(
+    access: &Access,
     request: pb::LocateRequest,
     draw: u64,
     find: impl FnOnce(&LocateQuery<'_>) -> Result<(), LocateError>,
@@ -62,6 +72,7 @@ fn ask(
         pb::LocateMode::Set | pb::LocateMode::Unspecified => LocateMode::Set,
     };
     let namespace = NamespaceName::new(&request.namespace).map_err(InvalidMessage::from)?;
+    access.must(Right::Read, namespace.as_str(), "locate blocks")?;
     let hashes = request.hashes.ok_or(InvalidMessage::Missing("hashes"))?;
     let hashes = parse::hashes(hashes).map_err(status::message)?;
     let prefer = Labels::new(request.prefer_labels).map_err(InvalidMessage::from)?;

@@ -6,9 +6,10 @@ use kvferry_proto::{
     BlockHash, InvalidMessage, Location, MAX_MESSAGE_BYTES, NamespaceName, PackedHashes,
     pb::{self, locations_server},
 };
+use kvferry_security::{Access, Right};
 use tonic::{Request, Response, Status};
 
-use super::{compression::negotiated, hub::Hub, parse, status};
+use super::{admin, compression::negotiated, hub::Hub, parse, status};
 use crate::directory::{NamespacePolicy, PutLocations};
 
 /// `kvferry.v1.Locations` over one directory.
@@ -32,15 +33,18 @@ impl locations_server::Locations for LocationsService {
         &self,
         request: Request<pb::PutLocationsRequest>,
     ) -> Result<Response<pb::PutLocationsResponse>, Status> {
-        put(&self.hub, request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        put(&self.hub, &access, request.into_inner()).map(Response::new)
     }
 
     async fn remove_locations(
         &self,
         request: Request<pb::RemoveLocationsRequest>,
     ) -> Result<Response<pb::RemoveLocationsResponse>, Status> {
+        let access = self.hub.access(request.extensions());
         let request = request.into_inner();
         let (namespace, hashes) = blocks(&request.namespace, request.hashes)?;
+        access.must(Right::Write, namespace.as_str(), "remove locations")?;
         let location = match request.location.as_str() {
             "" => None,
             text => Some(Location::new(text)?),
@@ -54,8 +58,10 @@ impl locations_server::Locations for LocationsService {
         &self,
         request: Request<pb::FindLocationsRequest>,
     ) -> Result<Response<pb::FindLocationsResponse>, Status> {
+        let access = self.hub.access(request.extensions());
         let request = request.into_inner();
         let (namespace, hashes) = blocks(&request.namespace, request.hashes)?;
+        access.must(Right::Read, namespace.as_str(), "find locations")?;
         let found = self.hub.read().find_locations(&namespace, &hashes);
         let found = found.map_err(|error| status::location(&error))?;
         let location_of = found.rows.iter().map(|row| row.map_or(0, |row| row + 1));
@@ -69,8 +75,11 @@ impl locations_server::Locations for LocationsService {
         &self,
         request: Request<pb::SetNamespacePolicyRequest>,
     ) -> Result<Response<pb::NamespacePolicyInfo>, Status> {
+        let access = self.hub.access(request.extensions());
         let request = request.into_inner();
         let name = NamespaceName::new(&request.namespace).map_err(InvalidMessage::from)?;
+        access.must(Right::Admin, name.as_str(), "set the namespace's policy")?;
+        access.did("set the namespace's policy", name.as_str());
         let policy = request.policy.unwrap_or_default();
         let wish = |value: u64| (value != 0).then_some(value);
         let policy = NamespacePolicy {
@@ -92,13 +101,20 @@ impl locations_server::Locations for LocationsService {
     ) -> Result<Response<pb::NamespacePolicyInfo>, Status> {
         let name = &request.get_ref().namespace;
         let name = NamespaceName::new(name).map_err(InvalidMessage::from)?;
+        let access = self.hub.access(request.extensions());
+        admin::must_see(&access, &name, "see the namespace's policy")?;
         describe(&self.hub, &name).map(Response::new)
     }
 }
 
 #[allow(clippy::result_large_err)] // tonic's signature
-fn put(hub: &Hub, request: pb::PutLocationsRequest) -> Result<pb::PutLocationsResponse, Status> {
+fn put(
+    hub: &Hub,
+    access: &Access,
+    request: pb::PutLocationsRequest,
+) -> Result<pb::PutLocationsResponse, Status> {
     let (namespace, hashes) = blocks(&request.namespace, request.hashes)?;
+    access.must(Right::Write, namespace.as_str(), "put locations")?;
     let location = Location::new(&request.location)?;
     let parent = match request.parent.is_empty() {
         true => None,

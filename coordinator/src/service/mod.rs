@@ -57,62 +57,71 @@ impl Coordinator for CoordinatorService {
         &self,
         request: Request<Streaming<pb::AgentMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        session::open(&self.hub, request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        session::open(&self.hub, access, request.into_inner()).map(Response::new)
     }
 
     async fn locate(
         &self,
         request: Request<pb::LocateRequest>,
     ) -> Result<Response<pb::LocateResponse>, Status> {
-        locate::locate(&self.hub, request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        locate::locate(&self.hub, &access, request.into_inner()).map(Response::new)
     }
 
     async fn create_namespace(
         &self,
         request: Request<pb::CreateNamespaceRequest>,
     ) -> Result<Response<pb::CreateNamespaceResponse>, Status> {
-        admin::create_namespace(&self.hub, request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        admin::create_namespace(&self.hub, &access, request.into_inner()).map(Response::new)
     }
 
     async fn list_namespaces(
         &self,
-        _: Request<pb::ListNamespacesRequest>,
+        request: Request<pb::ListNamespacesRequest>,
     ) -> Result<Response<pb::ListNamespacesResponse>, Status> {
-        Ok(Response::new(admin::list_namespaces(&self.hub)))
+        let access = self.hub.access(request.extensions());
+        Ok(Response::new(admin::list_namespaces(&self.hub, &access)))
     }
 
     async fn describe_namespace(
         &self,
         request: Request<pb::DescribeNamespaceRequest>,
     ) -> Result<Response<pb::NamespaceInfo>, Status> {
-        admin::describe_namespace(&self.hub, &request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        admin::describe_namespace(&self.hub, &access, &request.into_inner()).map(Response::new)
     }
 
     async fn delete_namespace(
         &self,
         request: Request<pb::DeleteNamespaceRequest>,
     ) -> Result<Response<pb::DeleteNamespaceResponse>, Status> {
-        admin::delete_namespace(&self.hub, &request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        admin::delete_namespace(&self.hub, &access, &request.into_inner()).map(Response::new)
     }
 
     async fn list_nodes(
         &self,
-        _: Request<pb::ListNodesRequest>,
+        request: Request<pb::ListNodesRequest>,
     ) -> Result<Response<pb::ListNodesResponse>, Status> {
-        Ok(Response::new(admin::list_nodes(&self.hub)))
+        let access = self.hub.access(request.extensions());
+        Ok(Response::new(admin::list_nodes(&self.hub, &access)))
     }
 
     async fn describe_node(
         &self,
         request: Request<pb::DescribeNodeRequest>,
     ) -> Result<Response<pb::NodeInfo>, Status> {
-        admin::describe_node(&self.hub, &request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        admin::describe_node(&self.hub, &access, &request.into_inner()).map(Response::new)
     }
 
     async fn drain_node(
         &self,
         request: Request<pb::DrainNodeRequest>,
     ) -> Result<Response<pb::NodeInfo>, Status> {
-        admin::drain_node(&self.hub, &request.into_inner()).map(Response::new)
+        let access = self.hub.access(request.extensions());
+        admin::drain_node(&self.hub, &access, &request.into_inner()).map(Response::new)
     }
 }

@@ -111,6 +111,7 @@ fn declarations(
                 .geometry
                 .ok_or(InvalidMessage::Missing("geometry"))?
                 .try_into()?,
+            denied: None,
         })
     };
     messages.into_iter().map(declaration).collect()

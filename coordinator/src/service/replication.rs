@@ -6,9 +6,10 @@ use kvferry_proto::{
     InvalidMessage, NamespaceName, NamespaceSpec,
     pb::{self, replication_server::Replication},
 };
+use kvferry_security::{Access, Right};
 use tonic::{Request, Response, Status};
 
-use super::{hub::Hub, parse, status};
+use super::{admin, hub::Hub, parse, status};
 use crate::replication::{DEFAULT_HOT, MAX_COPIES, MAX_TIME};
 
 /// `kvferry.v1.Replication` over one hub.
@@ -23,8 +24,17 @@ impl ReplicationService {
     }
 
     #[allow(clippy::result_large_err)] // tonic's signature
-    fn spec(&self, name: &str) -> Result<NamespaceSpec, Status> {
+    fn spec(
+        &self,
+        access: &Access,
+        right: Option<Right>,
+        name: &str,
+    ) -> Result<NamespaceSpec, Status> {
         let name = NamespaceName::new(name).map_err(InvalidMessage::from)?;
+        match right {
+            Some(right) => access.must(right, name.as_str(), "say how many copies there should be"),
+            None => admin::must_see(access, &name, "see how many copies there are"),
+        }?;
         let info = self.hub.read().namespace(&name);
         info.map(|info| info.spec)
             .map_err(|error| status::namespace_unknown(&error))
@@ -63,8 +73,10 @@ impl Replication for ReplicationService {
         &self,
         request: Request<pb::SetCopiesRequest>,
     ) -> Result<Response<pb::CopiesStatus>, Status> {
+        let access = self.hub.access(request.extensions());
         let request = request.into_inner();
-        let spec = self.spec(&request.namespace)?;
+        let spec = self.spec(&access, Some(Right::Admin), &request.namespace)?;
+        access.did("set copies", spec.name.as_str());
         parse::at_most(
             "min_copies",
             request.min_copies as usize,
@@ -79,8 +91,9 @@ impl Replication for ReplicationService {
         &self,
         request: Request<pb::WantCopiesRequest>,
     ) -> Result<Response<pb::CopiesStatus>, Status> {
+        let access = self.hub.access(request.extensions());
         let request = request.into_inner();
-        let spec = self.spec(&request.namespace)?;
+        let spec = self.spec(&access, Some(Right::Admin), &request.namespace)?;
         let hashes = request.hashes.ok_or(InvalidMessage::Missing("hashes"))?;
         let hashes = kvferry_proto::PackedHashes::parse(hashes, spec.hash_len);
         let hashes = hashes.map_err(status::message)?.to_hashes();
@@ -96,7 +109,8 @@ impl Replication for ReplicationService {
         &self,
         request: Request<pb::DescribeCopiesRequest>,
     ) -> Result<Response<pb::CopiesStatus>, Status> {
-        let spec = self.spec(&request.get_ref().namespace)?;
+        let access = self.hub.access(request.extensions());
+        let spec = self.spec(&access, None, &request.get_ref().namespace)?;
         Ok(self.status(&spec.name))
     }
 }

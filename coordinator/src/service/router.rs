@@ -54,9 +54,14 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
         Service::<http::Request<Body>>::poll_ready(&mut self.rest, cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Answering {
+    fn call(&mut self, mut request: http::Request<Body>) -> Answering {
         let (since, called) = (Instant::now(), Called::of(request.uri().path()));
         let hub = self.hub.clone();
+        if let Err(status) = hub.gate().admit(&mut request) {
+            let answer = status.into_http();
+            hub.metrics().answered(called, since, answer.headers());
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
         let span = traced!(
             "coordinator",
             otel.kind = "server",
@@ -94,6 +99,8 @@ impl UnaryService<pb::LocateRequest> for Locate {
     type Future = std::future::Ready<Result<Response<wire::Columns>, Status>>;
 
     fn call(&mut self, request: Request<pb::LocateRequest>) -> Self::Future {
-        std::future::ready(locate::columns(&self.0, request.into_inner()).map(Response::new))
+        let access = self.0.access(request.extensions());
+        let columns = locate::columns(&self.0, &access, request.into_inner());
+        std::future::ready(columns.map(Response::new))
     }
 }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kvferry_proto::pb::{self, agent_message::Message, coordinator_message};
+use kvferry_security::{Access, Right};
 use tokio::time::timeout;
 use tonic::{Status, Streaming};
 
@@ -24,18 +25,30 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 /// Opens a session and starts its task.
 pub(super) fn open(
     hub: &Arc<Hub>,
+    access: Access,
     inbound: Streaming<pb::AgentMessage>,
 ) -> Result<Outbound<pb::CoordinatorMessage>, Status> {
     let (session, outbound) = hub.open()?;
-    tokio::spawn(run(hub.clone(), session, inbound));
+    tokio::spawn(run(hub.clone(), access, session, inbound));
     Ok(outbound)
 }
 
-async fn run(hub: Arc<Hub>, mut session: Session, mut inbound: Streaming<pb::AgentMessage>) {
+async fn run(
+    hub: Arc<Hub>,
+    access: Access,
+    mut session: Session,
+    mut inbound: Streaming<pb::AgentMessage>,
+) {
     let mut closing = session.closing.clone();
     let stop = session.stop.clone();
     let error = tokio::select! {
-        outcome = converse(&hub, &mut session, &mut inbound) => outcome.err(),
+        outcome = converse(&hub, &access, &mut session, &mut inbound) => outcome.err(),
+        () = hub.gate().revoked(&access) => {
+            let who = access.name().unwrap_or_default();
+            tracing::info!(session = session.id.0, who, "session ended: the policy has changed for it");
+            hub.revoke(session.id, status::revoked());
+            None
+        }
         () = stop.notified() => None,
         _ = closing.wait_for(|closing| *closing) => {
             say_closing(&session);
@@ -51,6 +64,7 @@ async fn run(hub: Arc<Hub>, mut session: Session, mut inbound: Streaming<pb::Age
 /// Until the agent ends its half of the stream.
 async fn converse(
     hub: &Hub,
+    access: &Access,
     session: &mut Session,
     inbound: &mut Streaming<pb::AgentMessage>,
 ) -> Result<(), Status> {
@@ -64,9 +78,11 @@ async fn converse(
         return Err(status::hello_first());
     };
     hub.metrics().said(Said::Hello);
+    let hello = parse::hello(hello)?;
+    access.must_be(hello.node.as_str(), "open a session")?;
     hub.handle(Event::Hello {
         session: session.id,
-        hello: parse::hello(hello)?,
+        hello,
     });
     loop {
         wait_for_room(session).await?;
@@ -81,9 +97,25 @@ async fn converse(
             }
             other => other,
         };
-        let (event, then) = events(session.id, message)?;
+        let (mut event, then) = events(session.id, message)?;
+        look_at_regions(access, &mut event);
         hub.handle(event);
         then.into_iter().for_each(|event| hub.handle(event));
+    }
+}
+
+/// Regions of namespaces that the agent may not publish in are refused, each by itself: the others
+/// of the node are not at fault.
+fn look_at_regions(access: &Access, event: &mut Event) {
+    let declared = match event {
+        Event::Delta { delta, .. } => &mut delta.regions_added,
+        Event::Inventory { part, .. } => &mut part.regions,
+        _ => return,
+    };
+    for region in declared {
+        let name = region.namespace.name.as_str();
+        let denied = access.must(Right::Write, name, "publish blocks").err();
+        region.denied = denied.map(Box::new);
     }
 }
 

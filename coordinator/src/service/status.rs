@@ -123,6 +123,7 @@ pub(super) fn region(refusal: &RegionRefusal) -> Reason {
         RegionRefusal::Geometry(_) => Reason::InvalidArgument,
         RegionRefusal::Bound(_) => Reason::BoundReached,
         RegionRefusal::NamespaceDeleted { .. } => Reason::NamespaceUnknown,
+        RegionRefusal::Denied(_) => Reason::PermissionDenied,
     }
 }
 
@@ -195,6 +196,15 @@ pub(super) fn hello_first() -> Status {
         Code::InvalidArgument,
         Reason::InvalidArgument,
         "a session starts with hello",
+    )
+}
+
+/// What the policy says of the caller is not what it said when the stream began.
+pub(super) fn revoked() -> Status {
+    refusal(
+        Code::PermissionDenied,
+        Reason::PermissionDenied,
+        "the coordinator's policy has changed for this caller: connect again to be asked by the new one",
     )
 }
 

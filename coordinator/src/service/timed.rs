@@ -1,4 +1,4 @@
-//! A generated service whose calls are counted and timed. Locate is not among them: its router does
+//! A generated service whose calls pass the gate, and are counted and timed. Locate is not among them: its router does
 //! that itself, without a second box around its answer.
 
 use std::{
@@ -49,9 +49,14 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let (since, called) = (Instant::now(), Called::of(request.uri().path()));
         let hub = Arc::clone(&self.hub);
+        if let Err(status) = hub.gate().admit(&mut request) {
+            let answer = status.into_http();
+            hub.metrics().answered(called, since, answer.headers());
+            return Box::pin(std::future::ready(Ok(answer)));
+        }
         let answering = self.inner.call(request);
         Box::pin(async move {
             let answer = answering.await?;

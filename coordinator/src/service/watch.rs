@@ -7,6 +7,7 @@ use kvferry_proto::{
     InvalidMessage, NamespaceName,
     pb::{self, watch_message::Message, watch_server::Watch},
 };
+use kvferry_security::{Access, Right};
 use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
@@ -49,8 +50,10 @@ impl Watch for WatchService {
         &self,
         request: Request<pb::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let access = self.hub.access(request.extensions());
         let request = request.into_inner();
         let name = NamespaceName::new(&request.namespace).map_err(InvalidMessage::from)?;
+        access.must(Right::Read, name.as_str(), "watch")?;
         let after = (request.epoch != 0).then_some((request.epoch, request.seq));
         let closing = self.hub.closing();
         if *closing.borrow() {
@@ -66,6 +69,7 @@ impl Watch for WatchService {
             hub: self.hub.clone(),
             watcher,
             messages,
+            access,
         };
         tokio::spawn(teller.run(close, closing));
         Ok(Response::new(Outbound::new(queue, closed)))
@@ -93,6 +97,7 @@ struct Teller {
     hub: Arc<Hub>,
     watcher: Watcher,
     messages: mpsc::Sender<pb::WatchMessage>,
+    access: Access,
 }
 
 impl Teller {
@@ -102,7 +107,11 @@ impl Teller {
         mut closing: tokio::sync::watch::Receiver<bool>,
     ) {
         let messages = self.messages.clone();
+        let (hub, access) = (Arc::clone(&self.hub), self.access.clone());
         let end = tokio::select! {
+            () = hub.gate().revoked(&access) => {
+                End::Said(Unwatched::Revoked, Box::new(status::revoked()))
+            }
             end = self.tell_all() => end,
             () = messages.closed() => End::Left,
             _ = closing.wait_for(|closing| *closing) => {

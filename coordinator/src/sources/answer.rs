@@ -140,6 +140,18 @@ impl Sources {
     /// Sources after an id, at most `limit`.
     #[must_use]
     pub fn list(&self, filter: &Filter, after: Option<SourceId>, limit: usize) -> Page {
+        self.list_where(filter, after, limit, |_| true)
+    }
+
+    /// As [`list`](Self::list), of those namespaces only that `wanted` takes.
+    #[must_use]
+    pub fn list_where(
+        &self,
+        filter: &Filter,
+        after: Option<SourceId>,
+        limit: usize,
+        wanted: impl Fn(&NamespaceName) -> bool,
+    ) -> Page {
         let mut page = Page::default();
         let mut bytes = 0;
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -148,6 +160,7 @@ impl Sources {
             let named = filter.namespace.as_ref();
             if named.is_some_and(|name| *name != identity.namespace)
                 || !identity.name.as_str().starts_with(&filter.name_prefix)
+                || !wanted(&identity.namespace)
             {
                 continue;
             }
@@ -161,6 +174,12 @@ impl Sources {
             page.sources.push(source.summary(*id));
         }
         page
+    }
+
+    /// The namespace of a source.
+    #[must_use]
+    pub fn namespace_of(&self, source: SourceId) -> Option<&NamespaceName> {
+        Some(&self.sources.get(&source)?.identity.namespace)
     }
 
     /// One rank's workers and tensors: those of `digest`, or those most workers are ready with.

@@ -177,6 +177,14 @@ typedef enum kvf_status {
    */
   KVF_GPU_HANDLE = 51,
   /**
+   * The agent's identity may not do that there: an operator grants it in the coordinator's policy file.
+   */
+  KVF_PERMISSION_DENIED = 60,
+  /**
+   * The coordinator does not know who asks: give the agent a certificate or a token.
+   */
+  KVF_UNAUTHENTICATED = 61,
+  /**
    * A defect in the library: report it with the message.
    */
   KVF_INTERNAL = 100,

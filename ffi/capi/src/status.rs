@@ -61,6 +61,10 @@ pub enum kvf_status {
     KVF_GPU_UNAVAILABLE = 50,
     /// The CUDA IPC handle does not open: send a new one of memory that can be shared.
     KVF_GPU_HANDLE = 51,
+    /// The agent's identity may not do that there: an operator grants it in the coordinator's policy file.
+    KVF_PERMISSION_DENIED = 60,
+    /// The coordinator does not know who asks: give the agent a certificate or a token.
+    KVF_UNAUTHENTICATED = 61,
 
     /// A defect in the library: report it with the message.
     KVF_INTERNAL = 100,
@@ -88,10 +92,10 @@ use kvf_status::{
     KVF_COORDINATOR_UNREACHABLE, KVF_DEADLINE, KVF_FENCED, KVF_GPU_HANDLE, KVF_GPU_UNAVAILABLE,
     KVF_HASH_LENGTH, KVF_INTERNAL, KVF_INVALID_ARGUMENT, KVF_MEMORY, KVF_MEMORY_IN_USE,
     KVF_NAMESPACE_IN_USE, KVF_NAMESPACE_MISMATCH, KVF_NAMESPACE_UNKNOWN, KVF_NODE_UNKNOWN,
-    KVF_NOT_ALLOWED, KVF_NOT_DONE, KVF_OK, KVF_PIN_UNKNOWN, KVF_POOL_EXISTS, KVF_POOL_FULL,
-    KVF_REGION_UNKNOWN, KVF_SHUTTING_DOWN, KVF_SLOT_ALREADY_SEALED, KVF_SLOT_BUSY,
+    KVF_NOT_ALLOWED, KVF_NOT_DONE, KVF_OK, KVF_PERMISSION_DENIED, KVF_PIN_UNKNOWN, KVF_POOL_EXISTS,
+    KVF_POOL_FULL, KVF_REGION_UNKNOWN, KVF_SHUTTING_DOWN, KVF_SLOT_ALREADY_SEALED, KVF_SLOT_BUSY,
     KVF_SLOT_NOT_RESERVED, KVF_SLOT_OUT_OF_REGION, KVF_SPAN_OUT_OF_REGION, KVF_SYSTEM,
-    KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
+    KVF_UNAUTHENTICATED, KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
 };
 
 impl From<Reason> for kvf_status {
@@ -130,12 +134,14 @@ impl From<Reason> for kvf_status {
             | Reason::SourceExists => KVF_UNKNOWN_REASON,
             Reason::GpuUnavailable => KVF_GPU_UNAVAILABLE,
             Reason::GpuHandle => KVF_GPU_HANDLE,
+            Reason::PermissionDenied => KVF_PERMISSION_DENIED,
+            Reason::Unauthenticated => KVF_UNAUTHENTICATED,
         }
     }
 }
 
 /// Every status with its name.
-const NAMES: [(kvf_status, &CStr); 35] = [
+const NAMES: [(kvf_status, &CStr); 37] = [
     (KVF_OK, c"KVF_OK"),
     (KVF_INVALID_ARGUMENT, c"KVF_INVALID_ARGUMENT"),
     (KVF_NAMESPACE_UNKNOWN, c"KVF_NAMESPACE_UNKNOWN"),
@@ -162,6 +168,8 @@ const NAMES: [(kvf_status, &CStr); 35] = [
     (KVF_POOL_EXISTS, c"KVF_POOL_EXISTS"),
     (KVF_GPU_UNAVAILABLE, c"KVF_GPU_UNAVAILABLE"),
     (KVF_GPU_HANDLE, c"KVF_GPU_HANDLE"),
+    (KVF_PERMISSION_DENIED, c"KVF_PERMISSION_DENIED"),
+    (KVF_UNAUTHENTICATED, c"KVF_UNAUTHENTICATED"),
     (KVF_INTERNAL, c"KVF_INTERNAL"),
     (KVF_AGENT_UNREACHABLE, c"KVF_AGENT_UNREACHABLE"),
     (KVF_AGENT_LOST, c"KVF_AGENT_LOST"),

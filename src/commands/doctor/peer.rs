@@ -12,7 +12,7 @@ use kvferry_proto::{
     Incarnation, NodeAddresses, NodeId,
     pb::{IdentifyRequest, peer_client::PeerClient},
 };
-use kvferry_security::ticket::Refusal;
+use kvferry_security::{ticket::Refusal, tls::Dialer};
 use tonic::transport::Endpoint;
 
 use super::{Finding, State};
@@ -26,7 +26,15 @@ const FROM: &str = "doctor";
 /// What was found, and the way that `auto` would choose.
 pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding>, Option<String>) {
     let what = format!("peer {address}");
-    let peer = match identify(address).await {
+    let dialer = match Dialer::open(&args.known.secured()) {
+        Ok(dialer) => dialer,
+        Err(error) => {
+            let fix = "give files that go together: --tls-ca, --tls-cert, --tls-key";
+            let finding = Finding::new(what, State::Wrong, error.to_string(), fix);
+            return (vec![finding], None);
+        }
+    };
+    let peer = match identify(address, &dialer, args.peer_name.as_deref()).await {
         Ok(peer) => peer,
         Err(why) => {
             let fix = "give --peer the address of an agent's listen_peer, and look whether it runs and a firewall lets it through";
@@ -35,7 +43,7 @@ pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding
     };
     let mut findings = vec![Finding::ok(what, format!("is node {}", peer.node))];
     let (mut auto, mut with_checksums) = (None, None);
-    for transport in transports(args, &mut findings) {
+    for transport in transports(args, &dialer, &mut findings) {
         let kind = transport.kind().as_str();
         let what = format!("{} over {kind}", peer.node);
         if !transport.reaches(&peer) {
@@ -91,7 +99,11 @@ pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding
 }
 
 /// In order of preference.
-fn transports(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Vec<Arc<dyn Transport>> {
+fn transports(
+    args: &DoctorArgs,
+    dialer: &Dialer,
+    findings: &mut Vec<Finding>,
+) -> Vec<Arc<dyn Transport>> {
     let mut all: Vec<Arc<dyn Transport>> = vec![Arc::new(ShmTransport::new(&host_id()))];
     let devices = Devices::open(RdmaConfig {
         nics: args.nics.clone(),
@@ -99,7 +111,9 @@ fn transports(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Vec<Arc<dyn Tra
         ..RdmaConfig::default()
     });
     match devices {
-        Ok(devices) => all.push(Arc::new(RdmaTransport::new(devices, FROM, None))),
+        Ok(devices) => all.push(Arc::new(
+            RdmaTransport::new(devices, FROM, None).dialing(dialer.clone()),
+        )),
         Err(why) => findings.push(Finding::new(
             "RDMA from here",
             State::Note,
@@ -111,19 +125,25 @@ fn transports(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Vec<Arc<dyn Tra
     all
 }
 
-async fn identify(address: SocketAddr) -> Result<PeerTarget, String> {
+async fn identify(
+    address: SocketAddr,
+    dialer: &Dialer,
+    name: Option<&str>,
+) -> Result<PeerTarget, String> {
     let text = |error: &dyn std::error::Error| {
-        error
-            .source()
-            .map_or_else(|| error.to_string(), |cause| cause.to_string())
+        let mut last = error;
+        while let Some(cause) = last.source() {
+            last = cause;
+        }
+        last.to_string()
     };
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|e| text(&e))?;
-    let channel = endpoint
+    let endpoint =
+        Endpoint::from_shared(format!("{}://{address}", dialer.scheme())).map_err(|e| text(&e))?;
+    let endpoint = endpoint
         .connect_timeout(IDENTIFY_BOUND)
-        .timeout(IDENTIFY_BOUND)
-        .connect()
-        .await
-        .map_err(|e| text(&e))?;
+        .timeout(IDENTIFY_BOUND);
+    let connected = dialer.connect_as(&endpoint, name).await;
+    let channel = connected.map_err(|e| text(&e))?;
     let request = IdentifyRequest {
         from_node: FROM.to_owned(),
     };

@@ -79,7 +79,7 @@ pub(crate) async fn run(args: SourcesArgs) -> Result<Done, SourcesError> {
         }
         _ => {}
     }
-    let mut coordinator = client::sources(&reach.coordinator).await?;
+    let mut coordinator = client::sources(&reach).await?;
     match action {
         SourcesAction::List(filter) => {
             let call = Call::coordinator("list sources", reach.bound());

@@ -189,7 +189,7 @@ async fn namespace(
     name: NamespaceName,
     reach: &Reach,
 ) -> Result<NamespaceSpec, SourcesError> {
-    let mut coordinator = client::coordinator(&reach.coordinator).await?;
+    let mut coordinator = client::coordinator(reach).await?;
     if let Some(spec) = place::find_namespace(&mut coordinator, name.as_str(), reach).await? {
         return match spec.layout.plane_count() {
             1 => Ok(spec),

@@ -92,7 +92,7 @@ pub(super) async fn run(args: PullArgs, reach: &Reach, json: bool) -> Result<Don
         Some(_) => return Err(SourcesError::OtherPull { path: beside.state }),
         None => Bytes::new(),
     };
-    let mut coordinator = client::sources(&reach.coordinator).await?;
+    let mut coordinator = client::sources(reach).await?;
     let call = Call::coordinator("describe the source", reach.bound());
     let got = get(&mut coordinator, call, id.clone(), args.rank, digest).await?;
     let table = table(&got)?;
@@ -167,7 +167,7 @@ async fn destination(
     }
     let name = got.identity.clone().unwrap_or_default().namespace;
     let name = NamespaceName::new(&name).map_err(|e| SourcesError::Answer(e.into()))?;
-    let mut coordinator = client::coordinator(&reach.coordinator).await?;
+    let mut coordinator = client::coordinator(reach).await?;
     let spec = place::find_namespace(&mut coordinator, name.as_str(), reach).await?;
     let spec = spec.ok_or(SourcesError::Answer(
         kvferry_proto::InvalidMessage::Missing("the source's namespace"),

@@ -173,7 +173,14 @@ impl IntoStatus for CoordinatorError {
                 say(Code::Unavailable, Reason::CoordinatorUnreachable, &self)
             }
             Self::NamespaceUnknown { .. } => say(Code::NotFound, Reason::NamespaceUnknown, &self),
-            Self::Refused { reason, .. } => say(Code::FailedPrecondition, *reason, &self),
+            Self::Refused { reason, .. } => {
+                let code = match reason {
+                    Reason::PermissionDenied => Code::PermissionDenied,
+                    Reason::Unauthenticated => Code::Unauthenticated,
+                    _ => Code::FailedPrecondition,
+                };
+                say(code, *reason, &self)
+            }
         }
     }
 }

@@ -10,11 +10,11 @@ use kvferry_proto::{
     Incarnation, NodeId, RegionId,
     pb::{self, peer_client::PeerClient},
 };
-use kvferry_security::ticket::{NONCE_BYTES, Nonce, Purpose, Refusal};
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
+use kvferry_security::{
+    ticket::{NONCE_BYTES, Nonce, Purpose, Refusal},
+    tls::{Dialer, Line},
 };
+use tonic::{Code, Status, transport::Endpoint};
 
 use super::{
     config::{CALL_BOUND, MAX_DESCRIBED},
@@ -61,7 +61,7 @@ impl From<Status> for CallError {
 /// One owner's Peer service and our session there.
 #[derive(Clone)]
 pub(super) struct OwnerClient {
-    client: PeerClient<Channel>,
+    client: PeerClient<Line>,
     /// 0 until the owner has made one.
     session: Arc<AtomicU64>,
     /// Who we are, for the owner's messages to people.
@@ -76,6 +76,7 @@ impl OwnerClient {
         peer: &PeerTarget,
         from: &str,
         tickets: Option<Arc<Wallet>>,
+        dialer: &Dialer,
     ) -> Result<Self, ConnectError> {
         let Some(address) = peer.addresses.peer else {
             return Err(no_path(&peer.node, "it has no Peer service"));
@@ -93,14 +94,16 @@ impl OwnerClient {
                 detail,
             }
         };
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(unreachable)?;
-        let channel = endpoint
+        let url = format!("{}://{address}", dialer.scheme());
+        let endpoint = Endpoint::from_shared(url).map_err(unreachable)?;
+        let endpoint = endpoint
             .connect_timeout(CALL_BOUND)
             .timeout(CALL_BOUND)
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(unreachable)?;
+            .tcp_nodelay(true);
+        // Agents know each other by name: whoever took an owner's address has not its certificate.
+        let name = Some(peer.node.as_str());
+        let connected = dialer.connect_as(&endpoint, name).await;
+        let channel = connected.map_err(unreachable)?;
         Ok(Self {
             client: PeerClient::new(channel),
             session: Arc::default(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kvferry_security::tls::Dialer;
 use tokio::time::timeout;
 
 use super::{
@@ -20,6 +21,8 @@ pub struct RdmaTransport {
     from: Arc<str>,
     behind: Option<Arc<dyn Transport>>,
     tickets: Option<Arc<Wallet>>,
+    /// How owners' Peer services are dialled.
+    dialer: Dialer,
 }
 
 impl RdmaTransport {
@@ -32,6 +35,7 @@ impl RdmaTransport {
             from: from.into(),
             behind,
             tickets: None,
+            dialer: Dialer::clear(),
         }
     }
 
@@ -44,8 +48,16 @@ impl RdmaTransport {
         }
     }
 
+    /// Says how owners' Peer services are dialled, if not in clear.
+    #[must_use]
+    pub fn dialing(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
+        self
+    }
+
     async fn open(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
-        let client = OwnerClient::connect(peer, &self.from, self.tickets.clone()).await?;
+        let tickets = self.tickets.clone();
+        let client = OwnerClient::connect(peer, &self.from, tickets, &self.dialer).await?;
         let all: Vec<usize> = (0..self.devices.list.len()).collect();
         let lanes = match connect::lanes(&self.devices, &client, peer, &all).await {
             Ok(lanes) => lanes,

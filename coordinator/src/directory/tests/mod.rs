@@ -103,6 +103,7 @@ fn declaration(region: u32, namespace: &str, slots: u32) -> RegionDeclaration {
         region: RegionId(region),
         namespace: spec(namespace),
         geometry: Geometry::contiguous(slots, BLOCK_BYTES).unwrap(),
+        denied: None,
     }
 }
 

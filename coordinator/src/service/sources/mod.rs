@@ -10,12 +10,15 @@ use kvferry_proto::{
     InvalidMessage, MAX_MESSAGE_BYTES, NamespaceName, NodeId, SourceId, TableDigest, pb,
     pb::sources_server::SourcesServer,
 };
+use kvferry_security::{Access, Right};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{compression::negotiated, hub::Hub};
-use crate::sources::{Bounds, DEFAULT_PAGE, Filter, MAX_PAGE, MAX_REPORTS, Sources, WorkerState};
+use crate::sources::{
+    Bounds, DEFAULT_PAGE, Filter, MAX_PAGE, MAX_REPORTS, SourceUnknown, Sources, WorkerState,
+};
 
 /// Publications being received: each may hold some 64 MiB until it is complete.
 const MAX_PUBLISHING: usize = 8;
@@ -96,24 +99,50 @@ impl Shared {
     }
 }
 
+/// Whether the caller may know of a source. One that it may not know of looks as one that is not there.
+fn sees(access: &Access, machine: &Sources, source: SourceId) -> bool {
+    access.is_unrestricted()
+        || machine
+            .namespace_of(source)
+            .is_some_and(|name| access.may(Right::Read, name.as_str()))
+}
+
 #[tonic::async_trait]
 impl pb::sources_server::Sources for SourcesService {
     async fn announce(
         &self,
         request: Request<pb::AnnounceSourcesRequest>,
     ) -> Result<Response<pb::AnnounceSourcesResponse>, Status> {
+        let access = self.0.hub.access(request.extensions());
         let request = request.into_inner();
         let who = parse::announcer(&request.node, request.incarnation, request.number)?;
+        access.must_be(who.node.as_str(), "announce sources")?;
         let workers = request.workers.into_iter().map(parse::announced);
         let workers = workers.collect::<Result<Vec<_>, _>>()?;
         let mut machine = self.machine();
+        // To whoever may not write there, a source is as one that is not there: to be published in full.
+        let mut unknown = Vec::new();
+        let mut places = Vec::with_capacity(workers.len());
+        let mut taken = Vec::with_capacity(workers.len());
+        for (place, worker) in (0..).zip(workers) {
+            let name = machine.namespace_of(worker.source);
+            if name.is_none_or(|name| access.may(Right::Write, name.as_str())) {
+                places.push(place);
+                taken.push(worker);
+            } else {
+                unknown.push(place);
+            }
+        }
+        let workers = taken;
         let presence = self.0.hub.read().presence(&who.node);
         let answer = machine.announce(self.0.hub.now(), &who, presence, workers);
         self.0.tell(&mut machine);
         let answer = answer.map_err(|error| say::announce(&error))?;
+        let told = |index: u32| places.get(index as usize).copied();
+        unknown.extend(answer.unknown.into_iter().filter_map(told));
         Ok(Response::new(pb::AnnounceSourcesResponse {
-            unknown: answer.unknown,
-            removed: answer.removed,
+            unknown,
+            removed: answer.removed.into_iter().filter_map(told).collect(),
         }))
     }
 
@@ -124,7 +153,11 @@ impl pb::sources_server::Sources for SourcesService {
         let Ok(_place) = self.0.publishing.try_acquire() else {
             return Err(say::too_many_publishing(MAX_PUBLISHING));
         };
+        let access = self.0.hub.access(request.extensions());
         let whole = publish::receive(request.into_inner()).await?;
+        access.must_be(whole.who.node.as_str(), "publish a source")?;
+        let namespace = whole.identity.namespace.as_str();
+        access.must(Right::Write, namespace, "publish a source")?;
         let mut machine = self.machine();
         let presence = self.0.hub.read().presence(&whole.who.node);
         let now = self.0.hub.now();
@@ -147,14 +180,18 @@ impl pb::sources_server::Sources for SourcesService {
         &self,
         request: Request<pb::ReportSourcesRequest>,
     ) -> Result<Response<pb::ReportSourcesResponse>, Status> {
+        let access = self.0.hub.access(request.extensions());
         let request = request.into_inner();
         let who = parse::announcer(&request.node, request.incarnation, 0)?;
+        access.must_be(who.node.as_str(), "report workers of sources")?;
         if request.reports.len() > MAX_REPORTS {
             return Err(say::too_many_reports(request.reports.len()));
         }
         let reports = request.reports.iter().map(parse::report);
-        let reports = reports.collect::<Result<Vec<_>, _>>()?;
+        let mut reports = reports.collect::<Result<Vec<_>, _>>()?;
         let mut machine = self.machine();
+        // As reports of what is not there.
+        reports.retain(|report| sees(&access, &machine, report.source));
         let presence = self.0.hub.read().presence(&who.node);
         // Whoever has no session may be anybody.
         if !presence.is_some_and(|there| there.attached && there.incarnation == who.incarnation) {
@@ -169,11 +206,15 @@ impl pb::sources_server::Sources for SourcesService {
         &self,
         request: Request<pb::ListSourcesRequest>,
     ) -> Result<Response<pb::ListSourcesResponse>, Status> {
+        let access = self.0.hub.access(request.extensions());
         let request = request.into_inner();
         let namespace = match request.namespace.as_str() {
             "" => None,
             name => Some(NamespaceName::new(name).map_err(InvalidMessage::from)?),
         };
+        if let Some(name) = &namespace {
+            access.must(Right::Read, name.as_str(), "list sources")?;
+        }
         let filter = Filter {
             namespace,
             name_prefix: request.name_prefix,
@@ -186,7 +227,8 @@ impl pb::sources_server::Sources for SourcesService {
             0 => DEFAULT_PAGE,
             limit => limit.min(MAX_PAGE),
         };
-        let page = self.machine().list(&filter, after, limit);
+        let readable = |name: &NamespaceName| access.may(Right::Read, name.as_str());
+        let page = self.machine().list_where(&filter, after, limit, readable);
         Ok(Response::new(pb::ListSourcesResponse {
             sources: page.sources.iter().map(say::summary).collect(),
             next: page.next.map(say::id).unwrap_or_default(),
@@ -197,6 +239,7 @@ impl pb::sources_server::Sources for SourcesService {
         &self,
         request: Request<pb::GetSourceRequest>,
     ) -> Result<Response<pb::GetSourceResponse>, Status> {
+        let access = self.0.hub.access(request.extensions());
         let request = request.into_inner();
         let id = SourceId::new(&request.source).map_err(InvalidMessage::from)?;
         let digest = match &request.digest[..] {
@@ -205,6 +248,9 @@ impl pb::sources_server::Sources for SourcesService {
         };
         let got = {
             let machine = self.machine();
+            if !sees(&access, &machine, id) {
+                return Err(say::unknown(SourceUnknown { source: id }));
+            }
             machine.get(self.0.hub.now(), id, request.rank, digest)
         };
         // The tensors are shared: messages are built while others ask.
@@ -238,8 +284,15 @@ impl pb::sources_server::Sources for SourcesService {
         &self,
         request: Request<pb::SourceStatusRequest>,
     ) -> Result<Response<pb::SourceStatusResponse>, Status> {
+        let access = self.0.hub.access(request.extensions());
         let id = SourceId::new(&request.get_ref().source).map_err(InvalidMessage::from)?;
-        let status = self.machine().status(self.0.hub.now(), id);
+        let status = {
+            let machine = self.machine();
+            if !sees(&access, &machine, id) {
+                return Err(say::unknown(SourceUnknown { source: id }));
+            }
+            machine.status(self.0.hub.now(), id)
+        };
         let (summary, workers) = status.map_err(say::unknown)?;
         let worker = |worker| pb::SourceWorker {
             runs: Vec::new(),
@@ -255,6 +308,7 @@ impl pb::sources_server::Sources for SourcesService {
         &self,
         request: Request<pb::RemoveSourceRequest>,
     ) -> Result<Response<pb::RemoveSourceResponse>, Status> {
+        let access = self.0.hub.access(request.extensions());
         let request = request.into_inner();
         let id = SourceId::new(&request.source).map_err(InvalidMessage::from)?;
         let node = match request.node.as_str() {
@@ -262,6 +316,13 @@ impl pb::sources_server::Sources for SourcesService {
             name => Some(NodeId::new(name).map_err(InvalidMessage::from)?),
         };
         let mut machine = self.machine();
+        if !sees(&access, &machine, id) {
+            return Err(say::unknown(SourceUnknown { source: id }));
+        }
+        if let Some(name) = machine.namespace_of(id) {
+            access.must(Right::Admin, name.as_str(), "remove a source")?;
+        }
+        access.did("remove a source", &id.to_string());
         let removed = machine.remove(self.0.hub.now(), id, node.as_ref());
         self.0.tell(&mut machine);
         let workers_removed = removed.map_err(say::unknown)?;

@@ -205,7 +205,7 @@ impl Keeper {
     #[allow(clippy::result_large_err)] // tonic's signature
     fn client(
         &self,
-    ) -> Result<pb::sources_client::SourcesClient<tonic::transport::Channel>, Status> {
+    ) -> Result<pb::sources_client::SourcesClient<kvferry_security::tls::Line>, Status> {
         let client = self.api.coordinators.sources_of(self.coordinator);
         client.ok_or_else(|| Status::internal("a coordinator that is not configured"))
     }
