@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -294,7 +294,8 @@ pub(super) struct Handshaking {
 
 impl Handshaking {
     /// None where there are as many from that source as there may be.
-    fn begin(counters: &Arc<ServeCounters>, source: IpAddr, most: usize) -> Option<Self> {
+    fn begin(counters: &Arc<ServeCounters>, peer: IpAddr, most: usize) -> Option<Self> {
+        let source = source(peer);
         let mut by_source = counters.by_source.lock();
         let count = by_source.get(&source).copied().unwrap_or(0);
         if count >= most {
@@ -319,6 +320,14 @@ impl Drop for Handshaking {
     }
 }
 
+/// Whom an address stands for: of IPv6 a host has a /64 of them at least.
+fn source(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
+
 /// Counts itself for as long as it lives.
 struct Counted {
     counters: Arc<ServeCounters>,
@@ -338,5 +347,19 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         (self.which)(&self.counters).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_one_source_however_many_addresses_it_has() {
+        let of = |text: &str| source(text.parse().unwrap());
+        assert_eq!(of("fd00::1:2:3:4"), of("fd00::ffff:0:0:9"));
+        assert_ne!(of("fd00:0:0:1::1"), of("fd00:0:0:2::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
     }
 }
