@@ -116,14 +116,14 @@ Examples:
         after_help = "Example:\n  kvferry claims claim -n team/llama-3-8b dc918a88b139e5afe60b88eda27508d4aee16c10fdc354791efea06206ac0749"
     )]
     Claims(ClaimsArgs),
-    /// Make a CA, certificates, tokens and keys for tickets, to secure a cluster with.
+    /// Make a CA, certificates, tokens, and the key of tickets, to secure a cluster with.
     #[command(after_help = "\
 Examples:
   kvferry keys ca
   kvferry keys cert coordinator --ip 10.0.0.1
   kvferry keys cert node-7
   kvferry keys token router
-  kvferry keys ticket ticket.key")]
+  kvferry keys ticket /etc/kvferry/ticket.key")]
     Keys(KeysArgs),
     /// What the agent on this host holds and did.
     Stats(StatsArgs),

@@ -4,8 +4,13 @@ use std::{io, process::ExitCode};
 
 use crate::{
     commands::{
-        bench::BenchError, get::GetError, keys::KeysError, locate::LocateError, put::PutError,
-        sources::SourcesError, tool::ToolError,
+        bench::BenchError,
+        get::GetError,
+        keys::{KeysError, TicketKeyError},
+        locate::LocateError,
+        put::PutError,
+        sources::SourcesError,
+        tool::ToolError,
     },
     demo::DemoError,
     logging::LoggingError,
@@ -84,7 +89,8 @@ impl Failure {
             Self::Put(PutError::Content(_) | PutError::Namespace(_) | PutError::Layout(_)) => USAGE,
             Self::Locate(LocateError::Hash(_)) | Self::Tool(ToolError::Usage(_)) => USAGE,
             Self::Sources(SourcesError::Usage(_)) => USAGE,
-            Self::Keys(error) if error.is_usage() => USAGE,
+            Self::Keys(KeysError::Name { .. } | KeysError::Exists { .. }) => USAGE,
+            Self::Keys(KeysError::Ticket(TicketKeyError::Exists { .. })) => USAGE,
             Self::Demo(error) if error.is_usage() => USAGE,
             _ => FAILED,
         })

@@ -134,6 +134,11 @@ pub struct AgentConfig {
     pub coordinator_compression: Compression,
     /// Publish what was pulled, so that others can read it here.
     pub replicate: bool,
+    /// Whether readers need tickets.
+    pub require_tickets: RequireTickets,
+    /// Users besides the agent's own whose processes may map regions for reading, with a ticket where those are
+    /// needed.
+    pub allow_uids: Vec<u32>,
     /// This node's certificate (PEM, with its chain): shown to coordinators and peers, and what the Peer
     /// service speaks TLS by.
     pub tls_cert: Option<PathBuf>,
@@ -143,11 +148,6 @@ pub struct AgentConfig {
     pub tls_ca: Option<PathBuf>,
     /// A file with the token that coordinators know this agent by.
     pub token_file: Option<PathBuf>,
-    /// Whether readers need tickets.
-    pub require_tickets: RequireTickets,
-    /// Users besides the agent's own whose processes may map regions for reading, with a ticket where those are
-    /// needed.
-    pub allow_uids: Vec<u32>,
     /// Listen beyond this host in clear, with nobody asked who they are, and send the token in clear.
     pub insecure: bool,
     /// Metrics beyond this host, in clear, to whoever asks.
@@ -180,12 +180,12 @@ impl Default for AgentConfig {
             pull_timeout_ms: 10_000,
             coordinator_compression: Compression::default(),
             replicate: true,
+            require_tickets: RequireTickets::default(),
+            allow_uids: Vec::new(),
             tls_cert: None,
             tls_key: None,
             tls_ca: None,
             token_file: None,
-            require_tickets: RequireTickets::default(),
-            allow_uids: Vec::new(),
             insecure: false,
             insecure_metrics: false,
             socket_users: Vec::new(),
@@ -236,15 +236,15 @@ pub enum ConfigError {
         /// As given.
         value: String,
     },
-    /// A coordinator that cannot be dialled with what is set.
-    #[error("coordinators: {0}")]
-    Coordinator(DialRefusal),
     /// More users than a list of people has.
     #[error("allow_uids names {count} users: at most {MAX_ALLOWED_UIDS} are allowed")]
     TooManyUids {
         /// How many there are.
         count: usize,
     },
+    /// A coordinator that cannot be dialled with what is set.
+    #[error("coordinators: {0}")]
+    Coordinator(DialRefusal),
     /// A compression this build does not have.
     #[error(
         "coordinator_compression = \"zstd\": this build has no zstd; build with `--features zstd`, or set \"none\""

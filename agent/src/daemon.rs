@@ -12,8 +12,10 @@ use std::{
 use kvferry_observe::{BindError as MetricsBindError, MetricsServer};
 use kvferry_proto::pb::peer_server::PeerServer;
 use kvferry_proto::{IdError, Incarnation, Labels, NodeAddresses, NodeId};
-use kvferry_security::ticket::NoRandomness;
-use kvferry_security::tls::{Dialer, DialerError, DoorCounts, Listener, ServerTls, TlsFileError};
+use kvferry_security::{
+    ticket::NoRandomness,
+    tls::{Dialer, DialerError, DoorCounts, Listener, ServerTls, TlsFileError},
+};
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -170,12 +172,8 @@ impl Agent {
         let incarnation = new_incarnation()?;
         let catalog = Arc::new(RegionCatalog::new(incarnation));
 
-        let coordinators = Coordinators::new(
-            &config.coordinators,
-            config.coordinator_compression,
-            &dialer,
-        )?;
-        let coordinators = Arc::new(coordinators);
+        let (addresses, compression) = (&config.coordinators, config.coordinator_compression);
+        let coordinators = Arc::new(Coordinators::new(addresses, compression, &dialer)?);
         let tickets = Tickets {
             gate: Arc::new(Gate::new(node.clone(), incarnation, config.require_tickets)),
             wallet: Arc::new(Wallet::new(node.clone(), Arc::clone(&coordinators) as _)?),
@@ -196,8 +194,8 @@ impl Agent {
             &config.descriptor_socket_path(),
             Arc::clone(&catalog),
             ShmOptions {
-                engine_uids: users.clone(),
                 reader_uids: config.allow_uids.clone(),
+                engine_uids: users.clone(),
             },
         )?
         .behind(Arc::clone(&tickets.gate));
@@ -250,7 +248,7 @@ impl Agent {
         };
         let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside, &dialer)?;
         let api = LocalApi::new(Shared {
-            links: links(&config, &identity, devices, &dialer, &beside.tickets.wallet),
+            links: links(&config, &identity, devices, &beside.tickets.wallet, &dialer),
             deposits: shm.deposits(),
             coordinators,
             coordinator_addresses: config.coordinators.clone(),
@@ -457,8 +455,8 @@ fn sessions(
         let task = task
             .reporting(Arc::clone(&beside.transfer))
             .compressed(config.coordinator_compression)
-            .dialing(dialer.clone())
             .with_keys(Arc::new(move |keys| tickets.heard(index, keys)))
+            .dialing(dialer.clone())
             .with_surplus(Arc::new(move |copies| hinted.surplus(copies)));
         tasks.0.push(task);
         tasks.1.push(status);
@@ -492,8 +490,8 @@ fn links(
     config: &AgentConfig,
     identity: &Identity,
     devices: Option<Arc<Devices>>,
-    dialer: &Dialer,
     wallet: &Arc<Wallet>,
+    dialer: &Dialer,
 ) -> Links {
     let forced = match config.transport {
         TransportChoice::Auto => None,
@@ -514,10 +512,8 @@ fn links(
     if let Some(devices) = devices {
         let behind = forced.is_none().then(|| Arc::clone(&tcp));
         let node = identity.node.as_str();
-        let rdma = RdmaTransport::new(devices, node, behind)
-            .dialing(dialer.clone())
-            .with_tickets(Arc::clone(wallet));
-        transports.push(Arc::new(rdma));
+        let rdma = RdmaTransport::new(devices, node, behind).with_tickets(Arc::clone(wallet));
+        transports.push(Arc::new(rdma.dialing(dialer.clone())));
     }
     transports.push(tcp);
     Links::new(transports, forced, LinksConfig::default())

@@ -26,13 +26,13 @@ pub struct CoordinatorConfig {
     pub policy: Option<PathBuf>,
     /// Allows to listen beyond loopback in clear, with nobody asked who they are.
     pub insecure: bool,
-    /// Allows metrics beyond loopback, in clear, to whoever asks.
-    pub insecure_metrics: bool,
     /// Keys to sign tickets with, which only this user can read; `kvferry keys ticket` makes them. None: owners let
     /// readers in without tickets.
     pub ticket_key: Option<PathBuf>,
     /// How long a ticket lets its reader in, in milliseconds. Rights taken away end no later.
     pub ticket_ttl_ms: u32,
+    /// Allows metrics beyond loopback, in clear, to whoever asks.
+    pub insecure_metrics: bool,
     /// How often agents are told to send a sign of life, in milliseconds.
     pub heartbeat_interval_ms: u32,
     /// A node silent for this long is not offered to readers, in milliseconds.
@@ -67,10 +67,10 @@ impl Default for CoordinatorConfig {
             tls_ca: None,
             policy: None,
             insecure: false,
-            insecure_metrics: false,
             ticket_key: None,
             // A reader of a hundred owners asks every other second; a reader that was thrown out reads on for minutes.
             ticket_ttl_ms: 300_000,
+            insecure_metrics: false,
             heartbeat_interval_ms: 1_000,
             // Three heartbeats: one may be late and one lost.
             hide_after_ms: 3_000,

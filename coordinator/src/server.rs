@@ -15,9 +15,9 @@ use kvferry_proto::{
     MAX_MESSAGE_BYTES,
     pb::{self, replication_server::ReplicationServer, watch_server::WatchServer},
 };
-use kvferry_security::ticket::{Issuer, KeyFileError};
 use kvferry_security::{
     Gate, PolicyError,
+    ticket::{Issuer, KeyFileError},
     tls::{DoorCounts, Listener, ServerTls, TlsFileError},
 };
 use tokio::{
@@ -84,12 +84,6 @@ pub enum StartError {
     /// The metrics port is not to be had.
     #[error(transparent)]
     Metrics(#[from] BindError),
-    /// Certificate, key or CA are of no use.
-    #[error(transparent)]
-    Tls(#[from] TlsFileError),
-    /// The policy is of no use.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
     /// No keys to sign tickets with: mend the file, or make one with `kvferry keys ticket`.
     #[error("ticket_key = {path}: {source}", path = path.display())]
     TicketKey {
@@ -98,6 +92,12 @@ pub enum StartError {
         /// What is wrong with it.
         source: KeyFileError,
     },
+    /// Certificate, key or CA are of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsFileError),
+    /// The policy is of no use.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
 }
 
 /// Why a coordinator stopped although it was not asked to.
@@ -133,12 +133,12 @@ impl Coordinator {
     /// [`StartError`]; nothing is bound then.
     pub fn bind(config: &CoordinatorConfig) -> Result<Self, StartError> {
         config.validate()?;
+        let issuer = open_issuer(config)?;
         let tls = ServerTls::open(&config.tls_files())?.map(Arc::new);
         let gate = match &config.policy {
             None => Gate::open(),
             Some(path) => Gate::with_policy(path)?,
         };
-        let issuer = open_issuer(config)?;
         let listen = config.listen;
         let failed = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => StartError::AddressInUse { listen },
@@ -272,6 +272,18 @@ impl Coordinator {
     }
 }
 
+fn open_issuer(config: &CoordinatorConfig) -> Result<Option<Issuer>, StartError> {
+    let Some(path) = &config.ticket_key else {
+        return Ok(None);
+    };
+    let issuer = Issuer::open(path).map_err(|source| StartError::TicketKey {
+        path: path.clone(),
+        source,
+    })?;
+    tracing::info!(keys = ?issuer.public(), "signs tickets: readers need one to get in");
+    Ok(Some(issuer))
+}
+
 /// Says at every start what strangers can do.
 fn warn_of_open_doors(config: &CoordinatorConfig, tls: Option<&ServerTls>) {
     let listen = config.listen;
@@ -293,18 +305,6 @@ fn warn_of_open_doors(config: &CoordinatorConfig, tls: Option<&ServerTls>) {
     {
         tracing::warn!(%metrics, "insecure: whoever reaches this port can read the metrics, in clear");
     }
-}
-
-fn open_issuer(config: &CoordinatorConfig) -> Result<Option<Issuer>, StartError> {
-    let Some(path) = &config.ticket_key else {
-        return Ok(None);
-    };
-    let issuer = Issuer::open(path).map_err(|source| StartError::TicketKey {
-        path: path.clone(),
-        source,
-    })?;
-    tracing::info!(keys = ?issuer.public(), "signs tickets: readers need one to get in");
-    Ok(Some(issuer))
 }
 
 /// A task that ends with whoever started it.

@@ -175,6 +175,14 @@ impl Access {
             .any(|grant| grant.rights.contains(&right) && grant.covers(namespace))
     }
 
+    /// The namespaces and beginnings of namespaces where `right` is granted; `None`: everywhere.
+    #[must_use]
+    pub fn granted(&self, right: Right) -> Option<Vec<&str>> {
+        let grants = self.rules.as_ref()?.grants.iter();
+        let granting = grants.filter(|grant| grant.rights.contains(&right));
+        Some(granting.map(|grant| grant.namespace.as_str()).collect())
+    }
+
     /// Whether it may know that a namespace is there: whoever has any right in it may.
     #[must_use]
     pub fn sees(&self, namespace: &str) -> bool {
@@ -183,14 +191,6 @@ impl Access {
         };
         let mut grants = rules.grants.iter();
         grants.any(|grant| !grant.rights.is_empty() && grant.covers(namespace))
-    }
-
-    /// The namespaces and beginnings of namespaces where `right` is granted; `None`: everywhere.
-    #[must_use]
-    pub fn granted(&self, right: Right) -> Option<Vec<&str>> {
-        let grants = self.rules.as_ref()?.grants.iter();
-        let granting = grants.filter(|grant| grant.rights.contains(&right));
-        Some(granting.map(|grant| grant.namespace.as_str()).collect())
     }
 
     /// Whether it may speak for the node of this name.

@@ -52,15 +52,15 @@ pub(crate) struct CoordinatorFlags {
     /// Listen beyond this host in clear, with nobody asked who they are.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,
-    /// Metrics beyond this host, in clear, to whoever asks.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
-    pub(crate) insecure_metrics: Option<bool>,
     /// Keys to sign tickets with, from `kvferry keys ticket` [default: none, and readers need none].
     #[arg(long, value_name = "FILE")]
     pub(crate) ticket_key: Option<String>,
     /// How long a ticket lets its reader in [default: 300000].
     #[arg(long, value_name = "MS")]
     pub(crate) ticket_ttl_ms: Option<u32>,
+    /// Metrics beyond this host, in clear, to whoever asks.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) insecure_metrics: Option<bool>,
     /// How often agents give a sign of life.
     #[arg(long, value_name = "MS")]
     pub(crate) heartbeat_interval_ms: Option<u32>,
@@ -167,6 +167,12 @@ pub(crate) struct AgentFlags {
     /// Publish what was pulled [default: true].
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) replicate: Option<bool>,
+    /// Whether readers need tickets [default: auto, where a coordinator signs some].
+    #[arg(long, value_parser = ["auto", "always", "never"], value_name = "WHEN")]
+    pub(crate) require_tickets: Option<String>,
+    /// Users besides the agent's own whose processes may map memory for reading.
+    #[arg(long, alias = "allow-uid", value_name = "UID[,UID]")]
+    pub(crate) allow_uids: Option<String>,
     /// This node's certificate (PEM, with its chain), for coordinators and peers.
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_cert: Option<String>,
@@ -179,12 +185,6 @@ pub(crate) struct AgentFlags {
     /// A file with the token that coordinators know this agent by.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<String>,
-    /// Whether readers need tickets [default: auto, where a coordinator signs some].
-    #[arg(long, value_parser = ["auto", "always", "never"], value_name = "WHEN")]
-    pub(crate) require_tickets: Option<String>,
-    /// Users besides the agent's own whose processes may map memory for reading.
-    #[arg(long, alias = "allow-uid", value_name = "UID[,UID]")]
-    pub(crate) allow_uids: Option<String>,
     /// Listen beyond this host in clear, with nobody asked who they are.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure: Option<bool>,

@@ -15,6 +15,7 @@ use crate::{
 };
 use certificates::{Authority, Subject};
 use store::{Kind, Store};
+pub(crate) use ticket::TicketKeyError;
 
 /// A policy to begin with: every certificate is a node's, but for the operator's.
 const POLICY: &str = "\
@@ -66,7 +67,7 @@ pub(crate) enum KeysError {
     Random(io::Error),
     /// No key to sign tickets with.
     #[error(transparent)]
-    Ticket(#[from] ticket::TicketKeyError),
+    Ticket(#[from] TicketKeyError),
     #[error(transparent)]
     Output(#[from] OutputError),
 }
@@ -103,6 +104,7 @@ pub(crate) fn run(args: &KeysArgs) -> Result<Done, KeysError> {
             certificate(&store()?, &subject)
         }
         KeysAction::Token { name } => token(&store()?, name),
+        // A file of its own, wherever it is: coordinators have it, and nobody else.
         KeysAction::Ticket { file, rotate } => Ok(ticket::make(file, *rotate)?),
     }?;
     Ok(Done::All)

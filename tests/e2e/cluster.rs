@@ -53,6 +53,7 @@ impl Process {
         user: Option<u32>,
         args: &[String],
         environment: &[(String, String)],
+        log: Stdio,
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
         if let Some(user) = user {

@@ -9,8 +9,10 @@ use kvferry_proto::{
         coordinator_message::Message as Answer,
     },
 };
-use kvferry_security::ticket::{MAX_KEYS, PublicKey};
-use kvferry_security::tls::Dialer;
+use kvferry_security::{
+    ticket::{MAX_KEYS, PublicKey},
+    tls::Dialer,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
@@ -172,17 +174,17 @@ impl SessionTask {
         self
     }
 
-    /// Says how the coordinator is dialled, if not in clear.
-    #[must_use]
-    pub fn dialing(mut self, dialer: Dialer) -> Self {
-        self.dialer = dialer;
-        self
-    }
-
     /// Says who is to hear what the coordinator signs tickets with.
     #[must_use]
     pub fn with_keys(mut self, sink: KeySink) -> Self {
         self.keys = Some(sink);
+        self
+    }
+
+    /// Says how the coordinator is dialled, if not in clear.
+    #[must_use]
+    pub fn dialing(mut self, dialer: Dialer) -> Self {
+        self.dialer = dialer;
         self
     }
 

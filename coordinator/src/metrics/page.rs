@@ -42,13 +42,13 @@ impl Observed for CoordinatorObserved {
         copying(metrics, page)?;
         sources(metrics, page)?;
         self.tables(page)?;
-        security(self.hub.gate(), &self.door, page)?;
         page.counters(
             "kvferry_coordinator_tickets_total",
             "Tickets that readers asked for, to be let in by owners. denied: no right to what was asked for, the log says \
              to whom; no_key: this coordinator has no ticket_key and others of its cluster have",
             &metrics.tickets,
         )?;
+        security(self.hub.gate(), &self.door, page)?;
         sessions(metrics, page)
     }
 

@@ -15,8 +15,7 @@ use std::{
 };
 
 use kvferry_proto::pb::{self, coordinator_message::Message};
-use kvferry_security::ticket::PublicKey;
-use kvferry_security::{Access, Gate};
+use kvferry_security::{Access, Gate, ticket::PublicKey};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tonic::{Extensions, Status};

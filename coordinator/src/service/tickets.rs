@@ -9,7 +9,7 @@ use kvferry_proto::{
     refusal,
 };
 use kvferry_security::{
-    Access, Right,
+    Access, Denied, Right,
     ticket::{Issuer, MAX_SCOPES, PublicKey, Scope, Ticket, UnixMillis},
 };
 use tonic::{Code, Request, Response, Status};
@@ -24,6 +24,9 @@ pub(crate) struct TicketsService {
     issuer: Option<Arc<Issuer>>,
     ttl: Duration,
 }
+
+/// What is asked for, in what a caller is told that may not.
+const WHAT: &str = "be given a ticket to read";
 
 /// What a ticket is asked for.
 struct Asked {
@@ -59,11 +62,10 @@ impl TicketsService {
             )
         })?;
         let asked = Asked::parse(&request).inspect_err(|_| self.refused(access, "bad request"))?;
-        if !access.may_be(asked.reader.as_str()) {
-            self.refused(access, "not that node");
-            let text = format!("this caller does not speak for node {}", asked.reader);
-            return Err(Status::permission_denied(text));
-        }
+        let denied = |_: &Denied| self.hub.metrics().ticket(Issued::Denied);
+        access
+            .must_be(asked.reader.as_str(), WHAT)
+            .inspect_err(denied)?;
         let scopes = self.scopes(access, &asked.namespaces)?;
         let ticket = Ticket {
             reader: asked.reader,
@@ -97,11 +99,9 @@ impl TicketsService {
             self.refused(access, "no right to read");
             Status::permission_denied(text)
         };
-        if let Some(name) = namespaces
-            .iter()
-            .find(|name| !access.may(Right::Read, name.as_str()))
-        {
-            return Err(denied(format!("this caller may not read in {name}")));
+        for name in namespaces {
+            let read = access.must(Right::Read, name.as_str(), WHAT);
+            read.inspect_err(|_| self.hub.metrics().ticket(Issued::Denied))?;
         }
         if !namespaces.is_empty() {
             return Ok(namespaces.iter().map(Scope::from).collect());
@@ -159,9 +159,7 @@ impl tickets_server::Tickets for TicketsService {
         &self,
         request: Request<pb::IssueTicketRequest>,
     ) -> Result<Response<pb::IssueTicketResponse>, Status> {
-        // The door has put there what the caller may do; where there is no policy, there is nothing.
-        let access = request.extensions().get::<Access>().cloned();
-        let access = access.unwrap_or_else(Access::unrestricted);
+        let access = self.hub.access(request.extensions());
         self.issue(&access, request.into_inner()).map(Response::new)
     }
 }

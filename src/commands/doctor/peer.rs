@@ -12,8 +12,7 @@ use kvferry_proto::{
     Incarnation, NodeAddresses, NodeId,
     pb::{IdentifyRequest, peer_client::PeerClient},
 };
-use kvferry_security::ticket::Refusal;
-use kvferry_security::tls::Dialer;
+use kvferry_security::{ticket::Refusal, tls::Dialer};
 use tonic::transport::Endpoint;
 
 use super::{Finding, State};

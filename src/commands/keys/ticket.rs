@@ -1,4 +1,4 @@
-//! The file that coordinators sign tickets with.
+//! The key that tickets are signed with.
 
 use std::{
     fs, io,
@@ -27,7 +27,7 @@ pub(crate) enum TicketKeyError {
     Randomness(#[from] NoRandomness),
 }
 
-/// Makes the file, or puts a new key into it.
+/// A new file, or a new key in one.
 pub(super) fn make(file: &Path, rotate: bool) -> Result<(), TicketKeyError> {
     let key = SigningKey::new_line()?;
     match rotate {

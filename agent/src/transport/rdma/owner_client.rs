@@ -10,8 +10,10 @@ use kvferry_proto::{
     Incarnation, NodeId, RegionId,
     pb::{self, peer_client::PeerClient},
 };
-use kvferry_security::ticket::{NONCE_BYTES, Nonce, Purpose, Refusal};
-use kvferry_security::tls::{Dialer, Line};
+use kvferry_security::{
+    ticket::{NONCE_BYTES, Nonce, Purpose, Refusal},
+    tls::{Dialer, Line},
+};
 use tonic::{Code, Status, transport::Endpoint};
 
 use super::{
@@ -73,8 +75,8 @@ impl OwnerClient {
     pub(super) async fn connect(
         peer: &PeerTarget,
         from: &str,
-        dialer: &Dialer,
         tickets: Option<Arc<Wallet>>,
+        dialer: &Dialer,
     ) -> Result<Self, ConnectError> {
         let Some(address) = peer.addresses.peer else {
             return Err(no_path(&peer.node, "it has no Peer service"));

@@ -20,9 +20,9 @@ pub struct RdmaTransport {
     /// Who we are, for owners' messages to people.
     from: Arc<str>,
     behind: Option<Arc<dyn Transport>>,
+    tickets: Option<Arc<Wallet>>,
     /// How owners' Peer services are dialled.
     dialer: Dialer,
-    tickets: Option<Arc<Wallet>>,
 }
 
 impl RdmaTransport {
@@ -34,8 +34,8 @@ impl RdmaTransport {
             devices,
             from: from.into(),
             behind,
-            dialer: Dialer::clear(),
             tickets: None,
+            dialer: Dialer::clear(),
         }
     }
 
@@ -57,7 +57,7 @@ impl RdmaTransport {
 
     async fn open(&self, peer: &PeerTarget) -> Result<Arc<dyn Link>, ConnectError> {
         let tickets = self.tickets.clone();
-        let client = OwnerClient::connect(peer, &self.from, &self.dialer, tickets).await?;
+        let client = OwnerClient::connect(peer, &self.from, tickets, &self.dialer).await?;
         let all: Vec<usize> = (0..self.devices.list.len()).collect();
         let lanes = match connect::lanes(&self.devices, &client, peer, &all).await {
             Ok(lanes) => lanes,
