@@ -91,7 +91,7 @@ impl Outcome {
 
 label! {
     /// What became of a request for a ticket.
-    pub(crate) enum Issued("outcome") {
+    pub(crate) enum TicketOutcome("outcome") {
         Issued = "issued",
         /// The caller has no right to it, or asks for what cannot be.
         Denied = "denied",

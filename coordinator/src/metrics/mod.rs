@@ -23,7 +23,7 @@ use tonic::codegen::http::{HeaderMap, header::HeaderValue};
 
 use crate::{directory::Effect, replication, sources};
 pub(crate) use labels::{
-    Called, Copied, Draining, Ended, Issued, Ordered, Said, Standing, Unwatched,
+    Called, Copied, Draining, Ended, Ordered, Said, Standing, TicketOutcome, Unwatched,
 };
 use labels::{Outcome, Refused, Removed, Resync};
 pub(crate) use page::CoordinatorObserved;
@@ -47,7 +47,7 @@ pub(crate) struct Metrics {
     /// Changes of structure and of copies that watchers were told, those of their start included.
     watch_told: Counter,
     unwatched: ByLabel<Unwatched, Counter>,
-    tickets: ByLabel<Issued, Counter>,
+    tickets: ByLabel<TicketOutcome, Counter>,
     copying: CopyingMetrics,
     sources: SourcesMetrics,
     serving: AtomicBool,
@@ -128,7 +128,7 @@ impl Metrics {
     }
 
     /// A ticket was asked for.
-    pub(crate) fn ticket(&self, issued: Issued) {
+    pub(crate) fn ticket(&self, issued: TicketOutcome) {
         self.tickets.of(issued).inc();
     }
 

@@ -15,7 +15,7 @@ use kvferry_security::{
 use tonic::{Code, Request, Response, Status};
 
 use super::hub::Hub;
-use crate::metrics::Issued;
+use crate::metrics::TicketOutcome;
 
 /// `kvferry.v1.Tickets` with the keys of one file, or none.
 #[derive(Debug, Clone)]
@@ -52,17 +52,17 @@ impl TicketsService {
     fn issue(
         &self,
         access: &Access,
-        request: pb::IssueTicketRequest,
+        request: &pb::IssueTicketRequest,
     ) -> Result<pb::IssueTicketResponse, Status> {
         let issuer = self.issuer.as_ref().ok_or_else(|| {
-            self.hub.metrics().ticket(Issued::NoKey);
+            self.hub.metrics().ticket(TicketOutcome::NoKey);
             Status::failed_precondition(
                 "this coordinator signs no tickets: it has no ticket_key. If an owner asks for one, give all \
                  coordinators of the cluster the same key file",
             )
         })?;
-        let asked = Asked::parse(&request).inspect_err(|_| self.refused(access, "bad request"))?;
-        let denied = |_: &Denied| self.hub.metrics().ticket(Issued::Denied);
+        let asked = Asked::parse(request).inspect_err(|_| self.refused(access, "bad request"))?;
+        let denied = |_: &Denied| self.hub.metrics().ticket(TicketOutcome::Denied);
         access
             .must_be(asked.reader.as_str(), WHAT)
             .inspect_err(denied)?;
@@ -83,7 +83,7 @@ impl TicketsService {
                 too_long.to_string(),
             )
         })?;
-        self.hub.metrics().ticket(Issued::Issued);
+        self.hub.metrics().ticket(TicketOutcome::Issued);
         tracing::debug!(reader = %ticket.reader, owner = %ticket.owner, scopes = ?ticket.scopes, "ticket issued");
         Ok(pb::IssueTicketResponse {
             ticket: Bytes::from(bytes),
@@ -101,7 +101,7 @@ impl TicketsService {
         };
         for name in namespaces {
             let read = access.must(Right::Read, name.as_str(), WHAT);
-            read.inspect_err(|_| self.hub.metrics().ticket(Issued::Denied))?;
+            read.inspect_err(|_| self.hub.metrics().ticket(TicketOutcome::Denied))?;
         }
         if !namespaces.is_empty() {
             return Ok(namespaces.iter().map(Scope::from).collect());
@@ -118,7 +118,7 @@ impl TicketsService {
     }
 
     fn refused(&self, access: &Access, why: &'static str) {
-        self.hub.metrics().ticket(Issued::Denied);
+        self.hub.metrics().ticket(TicketOutcome::Denied);
         tracing::warn!(caller = access.name(), why, "no ticket was issued");
     }
 }
@@ -160,7 +160,7 @@ impl tickets_server::Tickets for TicketsService {
         request: Request<pb::IssueTicketRequest>,
     ) -> Result<Response<pb::IssueTicketResponse>, Status> {
         let access = self.hub.access(request.extensions());
-        self.issue(&access, request.into_inner()).map(Response::new)
+        self.issue(&access, request.get_ref()).map(Response::new)
     }
 }
 
@@ -210,7 +210,7 @@ mod tests {
 
     fn scopes(access: &Access, namespaces: &[&str]) -> Result<Vec<String>, Code> {
         let (service, ring) = service();
-        let answer = service.issue(access, request(namespaces));
+        let answer = service.issue(access, &request(namespaces));
         let answer = answer.map_err(|status| status.code())?;
         assert_eq!(answer.ttl_ms, 60_000);
         let owner = NodeId::new("owner").unwrap();

@@ -371,7 +371,6 @@ impl Connection {
             hashes: Some(hashes(py, of)?),
             chained,
             parent: Bytes::copy_from_slice(&parent),
-            columns: false,
             wait_announced_ms: wait.as_millis() as u32, // at most MAX_WAIT_ANNOUNCED_S
         };
         let bound = self.agent(py)?.timeout + wait;
@@ -421,7 +420,6 @@ impl Connection {
             hashes: Some(hashes(py, of)?),
             chained,
             parent: Bytes::copy_from_slice(&parent),
-            columns: false,
             data: Bytes::new(),
             wait_announced_ms: wait.as_millis() as u32, // at most MAX_WAIT_ANNOUNCED_S
         };
