@@ -16,6 +16,7 @@ mod sources;
 mod status;
 mod timed;
 mod told;
+mod unary;
 mod watch;
 mod watched;
 mod wire;
