@@ -1,16 +1,21 @@
 //! The directory without a wire.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use kvferry_coordinator::directory::{
     Bounds, Delta, Directory, DirectoryConfig, Event, Hello, LocateMode, LocateQuery, RegionChange,
     SealedSlots, SessionId,
 };
-use kvferry_proto::{HashLen, Incarnation, Labels, NodeAddresses, NodeId, PackedHashes, RegionId};
+use kvferry_proto::{
+    HashLen, Incarnation, InvalidMessage, Labels, NamespaceName, NodeAddresses, NodeId,
+    PackedHashes, RegionId,
+};
 
 use crate::{
     BenchError,
+    cpu_time::cpu_time,
+    random_lines::RandomLines,
     stats::Rounds,
     workload::{self, HASH_LEN, Workload, mix, pack, put_hash},
 };
@@ -20,11 +25,19 @@ const BATCH: usize = 32_768;
 /// Blocks of one delta.
 const DELTA: usize = 4_096;
 
+/// Memory the yardstick reads at most: beyond it only the translation caches could tell.
+const YARDSTICK_BYTES: u64 = 4 << 30;
+
 /// Figures of one directory.
 #[derive(Debug)]
 pub struct Figures {
     /// Random look-ups in a second of one core's time.
     pub lookups: Rounds,
+    /// The yardstick: random cache lines in a second of one core's time, round by round in turn with
+    /// the look-ups, from as much memory as the directory takes, 4 GiB at most.
+    pub random_lines: Rounds,
+    /// How long it takes to mark a node gone, and how many blocks it held: nobody is sent to it after.
+    pub marked_gone: (Duration, u64),
     /// Blocks taken in in a second of one core's time.
     pub inserts: f64,
     /// The process' growth per block.
@@ -53,12 +66,17 @@ pub fn run(workload: Workload, rounds: usize, time: Duration) -> Result<Figures,
     let filled = cpu_time().saturating_sub(start);
     let inserts = workload.blocks as f64 / filled.as_secs_f64();
     let grown = crate::memory::resident_bytes().saturating_sub(before);
-    let mut lookups = Rounds::default();
-    for round in 0..rounds {
-        lookups.push(look_up(&directory, workload, round as u64, time)?);
+    let yardstick = RandomLines::new(grown.min(YARDSTICK_BYTES) as usize);
+    let (mut lookups, mut random_lines) = (Rounds::default(), Rounds::default());
+    for round in 0..rounds as u64 {
+        random_lines.push(yardstick.read(round, time));
+        lookups.push(look_up(&directory, workload, round, time)?);
     }
+    let marked_gone = go(&mut directory, workload)?;
     Ok(Figures {
+        marked_gone,
         lookups,
+        random_lines,
         inserts,
         bytes_per_block: grown as f64 / workload.blocks as f64,
     })
@@ -84,11 +102,11 @@ fn fill(directory: &mut Directory, workload: Workload, node: u64) -> Result<(), 
             region: RegionId(1),
             namespace: declaration
                 .namespace
-                .ok_or(kvferry_proto::InvalidMessage::Missing("namespace"))?
+                .ok_or(InvalidMessage::Missing("namespace"))?
                 .try_into()?,
             geometry: declaration
                 .geometry
-                .ok_or(kvferry_proto::InvalidMessage::Missing("geometry"))?
+                .ok_or(InvalidMessage::Missing("geometry"))?
                 .try_into()?,
             denied: None,
         }],
@@ -123,12 +141,19 @@ fn fill(directory: &mut Directory, workload: Workload, node: u64) -> Result<(), 
     Ok(())
 }
 
-/// Time this thread had on a core: on a machine that others use, too, the time that passes says
-/// more of them than of us. Zero where the system doesn't say.
-fn cpu_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let nanos = text.split_whitespace().next().and_then(|n| n.parse().ok());
-    Duration::from_nanos(nanos.unwrap_or(0))
+/// The first node says goodbye: only what must be done before others may look up again.
+fn go(directory: &mut Directory, workload: Workload) -> Result<(Duration, u64), BenchError> {
+    let start = Instant::now();
+    let session = SessionId(0);
+    directory.begin(Duration::ZERO, Event::Goodbye { session });
+    let marked = start.elapsed();
+    let blocks = workload.blocks_of(0);
+    let first: Vec<u64> = workload.blocks_of(0).take(1).collect();
+    let found = locate(directory, pack(first.into_iter()))?;
+    if found != 0 {
+        return Err(BenchError::Wrong("a node that went is offered".into()));
+    }
+    Ok((marked, blocks.count() as u64))
 }
 
 /// Look-ups in a second; making the random hashes is not counted.
@@ -138,10 +163,6 @@ fn look_up(
     seed: u64,
     time: Duration,
 ) -> Result<f64, BenchError> {
-    let namespace = workload::spec().name;
-    let namespace = kvferry_proto::NamespaceName::new(&namespace)
-        .map_err(kvferry_proto::InvalidMessage::from)?;
-    let hash_len = HashLen::new(HASH_LEN).map_err(kvferry_proto::InvalidMessage::from)?;
     let (mut random, mut found, mut spent) = (mix(seed + 1), 0, Duration::ZERO);
     while spent < time {
         let mut bytes = BytesMut::with_capacity(BATCH * HASH_LEN);
@@ -149,28 +170,37 @@ fn look_up(
             random = mix(random.wrapping_add(0x9e37_79b9_7f4a_7c15));
             put_hash(random % workload.blocks, &mut bytes);
         }
-        let hashes = PackedHashes::new(hash_len, bytes.freeze())
-            .map_err(kvferry_proto::InvalidMessage::from)?;
-        let query = LocateQuery {
-            namespace: &namespace,
-            hashes: &hashes,
-            mode: LocateMode::Set,
-            max_candidates: 1,
-            host_id: "",
-            prefer: &Labels::default(),
-            exclude: None,
-            draw: 0,
-            locations: false,
-        };
+        let hashes = bytes.freeze();
         let start = cpu_time();
-        let located = directory.locate(&query);
+        let located = locate(directory, hashes);
         spent += cpu_time().saturating_sub(start);
-        let located = located.map_err(|error| BenchError::Wrong(error.to_string()))?;
-        found += located.slots.len();
-        if located.slots.len() != BATCH {
-            let text = format!("{} of {BATCH} blocks found", located.slots.len());
+        let located = located?;
+        found += located;
+        if located != BATCH {
+            let text = format!("{located} of {BATCH} blocks found");
             return Err(BenchError::Wrong(text));
         }
     }
     Ok(found as f64 / spent.as_secs_f64())
+}
+
+/// How many candidates there are of some blocks, at most one each.
+fn locate(directory: &Directory, hashes: Bytes) -> Result<usize, BenchError> {
+    let namespace = NamespaceName::new(workload::NAMESPACE).map_err(InvalidMessage::from)?;
+    let hash_len = HashLen::new(HASH_LEN).map_err(InvalidMessage::from)?;
+    let hashes = PackedHashes::new(hash_len, hashes).map_err(InvalidMessage::from)?;
+    let query = LocateQuery {
+        namespace: &namespace,
+        hashes: &hashes,
+        mode: LocateMode::Set,
+        max_candidates: 1,
+        host_id: "",
+        prefer: &Labels::default(),
+        exclude: None,
+        draw: 0,
+        locations: false,
+    };
+    let located = directory.locate(&query);
+    let located = located.map_err(|error| BenchError::Wrong(error.to_string()))?;
+    Ok(located.slots.len())
 }

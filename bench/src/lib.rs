@@ -10,27 +10,35 @@
 //! | [`publish`] | agents that publish through sessions |
 //! | [`locate`] | readers that ask |
 //! | [`open_loop`] | readers that ask at a fixed rate |
+//! | [`claims`] | nodes that claim blocks and release them |
+//! | [`watch`] | a router that watches |
 //! | [`churn`] | nodes that replace blocks while readers ask |
 //! | [`vanish`] | a node that goes while readers ask |
 //! | [`coordinator`] | all of these, one after the other: `kvferry bench coordinator` |
 //! | [`compare`] | what changed between two runs of a benchmark |
 //! | [`soak`] | an hour of churn in minutes, and the curve of the coordinator's memory |
 //! | [`in_process`] | the directory without a wire |
+//! | [`random_lines`] | its yardstick: what memory gives at most |
+//! | [`cpu_time`] | a thread's time on a core |
 //! | [`instructions`] | pieces of work whose instructions are counted |
 //! | [`replay`] | a request trace through a cluster, real or simulated |
 //! | [`transfer`] | pulls between real agents, beside plain sockets and copies |
 
 pub mod churn;
+pub mod claims;
 pub mod compare;
 pub mod coordinator;
+pub mod cpu_time;
 pub mod in_process;
 pub mod instructions;
+mod light;
 pub mod locate;
 pub mod memory;
 pub mod open_loop;
 mod page;
 mod plot;
 pub mod publish;
+pub mod random_lines;
 pub mod replay;
 pub mod report;
 pub mod server;
@@ -38,6 +46,7 @@ pub mod soak;
 pub mod stats;
 pub mod transfer;
 pub mod vanish;
+pub mod watch;
 pub mod workload;
 
 /// Why a benchmark stopped. None of these is a slow figure.

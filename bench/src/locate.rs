@@ -2,27 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kvferry_proto::pb::{self, coordinator_client::CoordinatorClient};
-use prost::Message;
 use tokio::sync::watch;
-use tonic::{
-    Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    codegen::http::uri::PathAndQuery,
-    transport::{Channel, Endpoint},
-};
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{
-    BenchError,
+    BenchError, light,
     stats::Samples,
     workload::{HASH_LEN, NAMESPACE, mix, pack},
 };
 
-/// Ready-made requests a reader of the light kind goes round in: enough that blocks are not in any
-/// cache when their turn comes again.
-const READY: usize = 512;
 /// HTTP/2 windows of a reader: a few answers' worth, so that none waits for a window update.
 const WINDOW_BYTES: u32 = 4 << 20;
 
@@ -31,7 +20,7 @@ const WINDOW_BYTES: u32 = 4 << 20;
 pub enum Reader {
     /// The generated client: builds, encodes and decodes every message.
     Full,
-    /// Sends ready-made bytes and looks only at the first field of the answer: what a load
+    /// Writes ready-made frames and looks only at the first field of the answer: what a load
     /// generator on another machine would leave of this one to the coordinator.
     Light,
 }
@@ -98,8 +87,10 @@ pub async fn connect(url: &str) -> Result<Channel, BenchError> {
 /// [`BenchError`] when a call fails or an answer is short.
 pub async fn run(url: &str, load: Load) -> Result<Outcome, BenchError> {
     let mut channels = Vec::new();
-    for _ in 0..load.connections {
-        channels.push(connect(url).await?);
+    if load.reader == Reader::Full {
+        for _ in 0..load.connections {
+            channels.push(connect(url).await?);
+        }
     }
     let start = Instant::now();
     let mut tasks = Vec::new();
@@ -107,14 +98,15 @@ pub async fn run(url: &str, load: Load) -> Result<Outcome, BenchError> {
         for lane in 0..load.in_flight {
             let seed = mix(number * 1_000 + lane + 1);
             let channel = channel.clone();
-            tasks.push(tokio::spawn(async move {
-                match load.reader {
-                    Reader::Full => {
-                        full(channel, load, seed, || start.elapsed() >= load.time).await
-                    }
-                    Reader::Light => light(channel, load, seed, start).await,
-                }
-            }));
+            let stop = move || start.elapsed() >= load.time;
+            tasks.push(tokio::spawn(full(channel, load, seed, stop)));
+        }
+    }
+    if load.reader == Reader::Light {
+        for number in 0..load.connections {
+            let url = url.to_owned();
+            let light = async move { light::run(&url, load, mix(number + 1), start).await };
+            tasks.push(tokio::spawn(light));
         }
     }
     let mut all = Outcome::default();
@@ -178,77 +170,4 @@ async fn full(
         outcome.answered += check(load, answer.answered)?;
     }
     Ok(outcome)
-}
-
-async fn light(
-    channel: Channel,
-    load: Load,
-    seed: u64,
-    start: Instant,
-) -> Result<Outcome, BenchError> {
-    let ready: Vec<Bytes> = (1..=READY as u64)
-        .map(|n| {
-            request(load, mix(n.wrapping_mul(seed)))
-                .encode_to_vec()
-                .into()
-        })
-        .collect();
-    let mut client = Grpc::new(channel);
-    let mut outcome = Outcome::default();
-    for bytes in ready.iter().cycle() {
-        if start.elapsed() >= load.time {
-            break;
-        }
-        let asked = Instant::now();
-        client.ready().await?;
-        let path = PathAndQuery::from_static("/kvferry.v1.Coordinator/Locate");
-        let answer = client.unary(Request::new(bytes.clone()), path, Raw).await?;
-        outcome.samples.push(asked.elapsed());
-        outcome.answered += check(load, answer.into_inner())?;
-    }
-    Ok(outcome)
-}
-
-/// Bytes out; of the answer only `answered`, its first field.
-#[derive(Debug, Clone, Copy)]
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = u32;
-    type Encoder = Self;
-    type Decoder = Self;
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.reserve(item.len());
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = u32;
-    type Error = Status;
-    fn decode(&mut self, answer: &mut DecodeBuf<'_>) -> Result<Option<u32>, Status> {
-        const ANSWERED: u8 = 1 << 3;
-        let mut head = BytesMut::with_capacity(8);
-        head.put(answer.take(8));
-        answer.advance(answer.remaining());
-        if head.first() != Some(&ANSWERED) {
-            return Ok(Some(0));
-        }
-        let answered = prost::decode_length_delimiter(&head[1..]);
-        let answered = answered.map_err(|error| Status::internal(error.to_string()))?;
-        Ok(Some(answered as u32))
-    }
 }

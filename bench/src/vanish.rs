@@ -15,6 +15,8 @@ use crate::{
 
 /// Longest wait for the purge.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How often it is asked before what will be asked after.
+const PROBES: usize = 200;
 /// Hashes of the readers' requests.
 const HASHES: u64 = 64;
 
@@ -23,6 +25,8 @@ const HASHES: u64 = 64;
 pub struct Vanished {
     /// From the agent's goodbye to the first answer that doesn't name the node.
     pub invisible: Duration,
+    /// What the same question took before, under the same load: part of the above, once or twice.
+    pub probe: Samples,
     /// From the goodbye until nothing of the node is counted.
     pub purged: Duration,
     /// Times of Locate requests before it went.
@@ -58,8 +62,6 @@ pub async fn run(
 
     let mut operator = client(url).await?;
     let (meanwhile, stop) = reader(url, load);
-    let said = Instant::now();
-    agent.goodbye().await?;
     let probe = pb::LocateRequest {
         namespace: NAMESPACE.into(),
         hashes: Some(pb::PackedHashes {
@@ -68,6 +70,14 @@ pub async fn run(
         }),
         ..pb::LocateRequest::default()
     };
+    let mut probed = Samples::default();
+    for _ in 0..PROBES {
+        let asked = Instant::now();
+        operator.locate(probe.clone()).await?;
+        probed.push(asked.elapsed());
+    }
+    let said = Instant::now();
+    agent.goodbye().await?;
     while operator
         .locate(probe.clone())
         .await?
@@ -86,6 +96,7 @@ pub async fn run(
     let meanwhile = stop_reader(meanwhile, &stop).await?;
     Ok(Vanished {
         invisible,
+        probe: probed,
         purged,
         before,
         meanwhile,

@@ -105,8 +105,7 @@ async fn a_trace_is_replayed_on_paper() {
 #[tokio::test]
 async fn a_coordinator_is_measured() {
     let dir = tempfile::tempdir().unwrap();
-    let words =
-        "bench coordinator --quick --json --nodes 3 --parts publish,locate,open,churn,vanish";
+    let words = "bench coordinator --quick --json --nodes 3 --parts publish,locate,open,claims,watch,churn,vanish";
     let (code, out, error) = run(&words.split(' ').collect::<Vec<_>>(), dir.path()).await;
     assert_eq!(code, 0, "{out}\n{error}");
     let figures = lines(&out);
@@ -117,6 +116,11 @@ async fn a_coordinator_is_measured() {
         "open loop, locate of 64",
         "open loop, locate of 64: p99.9",
         "open loop, locate of 1: p50",
+        "claims of 64",
+        "claims of 64: p99",
+        "watch: what is there at the start",
+        "watch: changes",
+        "watch: p99",
         "churn",
         "churn, locate of 64: p99 meanwhile",
         "vanished node invisible",

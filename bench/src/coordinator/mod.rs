@@ -1,4 +1,4 @@
-//! A coordinator's figures: publish, locate in a closed and an open loop, churn, a vanishing node, memory,
+//! A coordinator's figures: publish, locate in a closed and an open loop, claims, watch, churn, a vanishing node, memory,
 //! and the index without a wire.
 
 pub mod html;
@@ -7,13 +7,13 @@ mod options;
 use std::time::Duration;
 
 use crate::{
-    BenchError, churn, in_process,
+    BenchError, churn, claims, in_process,
     locate::{self, Load, Reader},
     memory, open_loop, publish,
     report::Figure,
     server::Server,
     stats::{Rounds, Samples},
-    vanish,
+    vanish, watch,
     workload::Workload,
 };
 
@@ -34,7 +34,14 @@ pub fn run(options: &Options, mut show: impl FnMut(Figure)) -> Result<(), BenchE
         .enable_all()
         .build()?;
     let wants = |part| options.wants(part);
-    if wants(Part::Publish) || wants(Part::Locate) || wants(Part::Open) {
+    let published = [
+        Part::Publish,
+        Part::Locate,
+        Part::Open,
+        Part::Claims,
+        Part::Watch,
+    ];
+    if published.into_iter().any(wants) {
         clients.block_on(publish_and_locate(options, &mut show))?;
     }
     if wants(Part::Churn) {
@@ -88,8 +95,74 @@ async fn publish_and_locate(options: &Options, show: Show<'_>) -> Result<(), Ben
     if options.wants(Part::Open) {
         at_a_rate(options, &server.url(), show).await?;
     }
-    drop(agents);
+    if options.wants(Part::Claims) {
+        claiming(options, &server.url(), workload, show).await?;
+    }
+    // The last one, for it changes what is where.
+    let time = Duration::from_secs_f64(options.seconds());
+    if options.wants(Part::Watch) {
+        watching(&server.url(), workload, agents, time, show).await?;
+    }
     tokio::task::block_in_place(|| drop(server));
+    Ok(())
+}
+
+async fn claiming(
+    options: &Options,
+    url: &str,
+    workload: Workload,
+    show: Show<'_>,
+) -> Result<(), BenchError> {
+    let time = Duration::from_secs_f64(options.seconds());
+    let (mut speed, mut p50, mut p99) = (Rounds::default(), Rounds::default(), Rounds::default());
+    let mut shares = [0; 3];
+    for _ in 0..options.rounds() {
+        let mut seen = claims::run(url, workload, time).await?;
+        speed.push(seen.hashes_per_second());
+        p50.push(seen.samples.percentile(0.5).as_secs_f64() * 1e3);
+        p99.push(seen.samples.percentile(0.99).as_secs_f64() * 1e3);
+        let round = [seen.granted, seen.refused, seen.stored];
+        shares = std::array::from_fn(|n| shares[n] + round[n]);
+    }
+    let [granted, refused, stored] = shares;
+    let note = format!(
+        "{} nodes; {granted} granted and released, {refused} another's, {stored} stored",
+        options.nodes
+    );
+    show(Figure::new("claims of 64", &speed, "hashes/s").note(note));
+    show(Figure::new("claims of 64: p50", &p50, "ms"));
+    show(Figure::new("claims of 64: p99", &p99, "ms"));
+    Ok(())
+}
+
+async fn watching(
+    url: &str,
+    workload: Workload,
+    agents: Vec<publish::Agent>,
+    time: Duration,
+    show: Show<'_>,
+) -> Result<(), BenchError> {
+    let mut seen = watch::run(url, workload, agents, time).await?;
+    let (copies, took) = seen.start;
+    let speed = Rounds::from_iter([copies as f64 / took.as_secs_f64()]);
+    let figure = Figure::new("watch: what is there at the start", &speed, "copies/s");
+    show(figure.note(format!("{copies} copies, one watcher")));
+    let (changes, took) = seen.changes;
+    let speed = Rounds::from_iter([changes as f64 / took.as_secs_f64()]);
+    let figure = Figure::new("watch: changes", &speed, "changes/s");
+    show(figure.note(format!(
+        "{} nodes replace 512 at a time",
+        workload.nodes - 1
+    )));
+    let note = "one block replaced, from said to seen";
+    for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
+        let figure = Figure::new(
+            format!("watch: {name}"),
+            &millis(seen.seen_after.percentile(share)),
+            "ms",
+        );
+        show(figure.note(note));
+    }
     Ok(())
 }
 
@@ -99,11 +172,12 @@ async fn locates(
     reader: Reader,
     show: Show<'_>,
 ) -> Result<(), BenchError> {
-    for (hashes, in_flight, target) in [
-        (1_000, options.in_flight, 10e6),
-        (64, options.in_flight, 3e6),
-        (1, 1, 50e3),
-    ] {
+    for &hashes in &options.hashes {
+        let (in_flight, target) = match hashes {
+            1 => (1, 50e3),
+            2..=64 => (options.in_flight, 3e6),
+            _ => (options.in_flight, 10e6),
+        };
         let load = Load {
             first: 0,
             blocks: options.blocks(),
@@ -242,6 +316,12 @@ async fn vanishing(options: &Options, show: Show<'_>) -> Result<(), BenchError> 
         );
         let figure = Figure::new("vanished node invisible", &one(seen.invisible), "ms");
         show(figure.target(1.0).note(note));
+        let figure = Figure::new(
+            "the same question before: p50",
+            &one(seen.probe.percentile(0.5)),
+            "ms",
+        );
+        show(figure.note("a round trip under this load: part of the above"));
         show(Figure::new("vanished node purged", &one(seen.purged), "ms"));
         let before = one(seen.before.percentile(0.99));
         show(Figure::new(
@@ -279,6 +359,20 @@ fn without_wire(options: &Options, show: Show<'_>) -> Result<(), BenchError> {
     );
     let figure = Figure::new("in process: random look-up", &figures.lookups, "hashes/s");
     show(figure.target(20e6).note(note));
+    let lines = &figures.random_lines;
+    let figure = Figure::new(
+        "yardstick: random cache lines, huge pages",
+        lines,
+        "lines/s",
+    );
+    show(figure.note("a look-up takes 2.5 of them, and its own work"));
+    let (marked, blocks) = figures.marked_gone;
+    let figure = Figure::new("in process: a node marked gone", &millis(marked), "ms");
+    show(
+        figure
+            .target(1.0)
+            .note(format!("it held {blocks} blocks; invisible from then on")),
+    );
     let inserts = Rounds::from_iter([figures.inserts]);
     show(Figure::new("in process: publish", &inserts, "blocks/s"));
     let memory = Rounds::from_iter([figures.bytes_per_block]);

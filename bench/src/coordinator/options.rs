@@ -36,6 +36,9 @@ pub struct Options {
     /// Requests under way on each connection, for requests of 64 and 1,000 hashes.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub in_flight: u64,
+    /// Hashes of a request, in the closed loop.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1_000, 64, 1], value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub hashes: Vec<u64>,
     /// How much work readers do themselves.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Reader::Full, Reader::Light])]
     pub reader: Vec<Reader>,
@@ -43,7 +46,7 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = rate)]
     pub rate: Option<f64>,
     /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Publish, Part::Locate, Part::Open, Part::Churn, Part::Vanish])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Part::Publish, Part::Locate, Part::Open, Part::Claims, Part::Watch, Part::Churn, Part::Vanish])]
     pub parts: Vec<Part>,
     /// Small and short: does everything work?
     #[arg(long)]
@@ -90,6 +93,10 @@ pub enum Part {
     Locate,
     /// Locate of 64 and 1 at a fixed rate, timed from when each was due (open loop).
     Open,
+    /// Nodes claim blocks and give the claims back (closed loop).
+    Claims,
+    /// A router watches: from the start, while blocks are replaced, and one block at a time (closed loop).
+    Watch,
     /// Nodes replace blocks as fast as they can while readers ask.
     Churn,
     /// A node with half of the blocks goes.

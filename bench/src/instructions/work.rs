@@ -47,6 +47,8 @@ const SUMMED: usize = 1 << 20;
 pub enum Work {
     /// The directory answers a question of 1,000 blocks.
     Locate,
+    /// As `locate`, of blocks with two copies each, which are put in order.
+    Copies,
     /// The directory takes in a delta that replaces 1,000 blocks.
     Apply,
     /// A delta of 1,000 blocks is encoded, decoded and parsed.
@@ -67,6 +69,7 @@ impl Work {
     /// All of them.
     pub const ALL: [Self; 8] = [
         Self::Locate,
+        Self::Copies,
         Self::Apply,
         Self::Delta,
         Self::Answer,
@@ -81,6 +84,7 @@ impl Work {
     pub fn name(self) -> &'static str {
         match self {
             Self::Locate => "locate",
+            Self::Copies => "copies",
             Self::Apply => "apply",
             Self::Delta => "delta",
             Self::Answer => "answer",
@@ -116,6 +120,7 @@ impl Work {
     pub fn run(self, times: u32) -> Result<(), InstructionsError> {
         match self {
             Self::Locate => locate(times),
+            Self::Copies => copies(times),
             Self::Apply => apply(times),
             Self::Delta => delta(times),
             Self::Answer => answer(times),
@@ -166,8 +171,9 @@ fn wrong(what: &'static str) -> InstructionsError {
     InstructionsError::Wrong(what)
 }
 
-/// Nodes whose slots are all full; block `node * SLOTS + slot` is in each slot.
-fn directory() -> Result<Directory, InstructionsError> {
+/// Nodes whose slots are all full; block `node * SLOTS + slot` is in each slot, of the first node of each
+/// `copies` that hold the same.
+fn directory(copies: u64) -> Result<Directory, InstructionsError> {
     let mut directory = Directory::new(DirectoryConfig {
         epoch: 1,
         hide_after: Duration::MAX,
@@ -197,7 +203,8 @@ fn directory() -> Result<Directory, InstructionsError> {
         directory.handle(Duration::ZERO, Event::Inventory { session, part });
         for seq in 1..=u64::from(SLOTS / BLOCKS) {
             let slot = (seq as u32 - 1) * BLOCKS;
-            let delta = change(seq, slot, node * u64::from(SLOTS) + u64::from(slot));
+            let first = node / copies * copies;
+            let delta = change(seq, slot, first * u64::from(SLOTS) + u64::from(slot));
             let delta = parse::delta(delta).map_err(|_| wrong("a delta"))?;
             directory.handle(Duration::ZERO, Event::Delta { session, delta });
         }
@@ -217,7 +224,7 @@ fn question(first: u64) -> pb::LocateRequest {
 }
 
 fn locate(times: u32) -> Result<(), InstructionsError> {
-    let directory = directory()?;
+    let directory = directory(1)?;
     for time in 0..times {
         let first = u64::from(time) * 7_001 % (NODES * u64::from(SLOTS) - u64::from(BLOCKS));
         let question = question(first);
@@ -229,8 +236,20 @@ fn locate(times: u32) -> Result<(), InstructionsError> {
     Ok(())
 }
 
+fn copies(times: u32) -> Result<(), InstructionsError> {
+    let directory = directory(2)?;
+    for time in 0..times {
+        let question = question(u64::from(time) * 1_777 % u64::from(SLOTS - BLOCKS));
+        let answer = measured(|| answer_locate(&directory, question));
+        if answer.map_err(|_| wrong("a locate"))?.slots.len() != 2 * BLOCKS as usize {
+            return Err(wrong("a locate"));
+        }
+    }
+    Ok(())
+}
+
 fn apply(times: u32) -> Result<(), InstructionsError> {
-    let mut directory = directory()?;
+    let mut directory = directory(1)?;
     let full = SLOTS / BLOCKS;
     for time in 0..times {
         let seq = u64::from(full + time) + 1;
@@ -263,7 +282,7 @@ fn delta(times: u32) -> Result<(), InstructionsError> {
 }
 
 fn answer(times: u32) -> Result<(), InstructionsError> {
-    let answer = answer_locate(&directory()?, question(100)).map_err(|_| wrong("a locate"))?;
+    let answer = answer_locate(&directory(1)?, question(100)).map_err(|_| wrong("a locate"))?;
     let block_bytes = spec().layout.map_or(0, |layout| layout.plane_bytes);
     for _ in 0..times {
         let located = measured(|| {

@@ -69,10 +69,12 @@ pub enum Kind {
     Asked,
     /// Calls refused for a reason that churn brings with it.
     Refused,
+    /// Sessions ended because this process was not let speak for seconds: by others on the machine.
+    Starved,
 }
 
 /// Names as they are printed, in the order of [`Kind`].
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "published",
     "evicted",
     "region_replaced",
@@ -103,6 +105,7 @@ const NAMES: [&str; 30] = [
     "namespace",
     "asked",
     "refused",
+    "starved",
 ];
 
 /// How often each was done, by name.

@@ -2,10 +2,14 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use kvferry_proto::pb::{
-    self, agent_message::Message as Said, claims_client::ClaimsClient,
-    coordinator_client::CoordinatorClient, coordinator_message::Message as Told,
-    locations_client::LocationsClient, replicated::Verdict,
+use kvferry_proto::{
+    Reason,
+    pb::{
+        self, agent_message::Message as Said, claims_client::ClaimsClient,
+        coordinator_client::CoordinatorClient, coordinator_message::Message as Told,
+        locations_client::LocationsClient, replicated::Verdict,
+    },
+    reason_of,
 };
 use tokio::{
     sync::mpsc,
@@ -32,6 +36,8 @@ const PUBLISH: u64 = 256;
 const CLAIM_TTL_MS: u32 = 500;
 /// The coordinator looks for silent nodes every 100 ms; and it may be busy.
 const SLACK: Duration = Duration::from_millis(400);
+/// A session that failed is ended by the coordinator, if it is, within this time.
+const END_WITHIN: Duration = Duration::from_secs(2);
 /// A session's longest life; a short soak's are shorter.
 const LONGEST_LIFE: Duration = Duration::from_secs(10);
 
@@ -68,7 +74,15 @@ pub(super) async fn run(world: Arc<World>, number: u32) -> Result<(), BenchError
     let mut ends = ENDS.iter().cycle().skip(number as usize);
     let mut session = node.join().await?;
     loop {
-        node.live(&mut session).await?;
+        if let Err(error) = node.live(&mut session).await {
+            if !says_silent(&error) && !session.was_silent().await {
+                return Err(error);
+            }
+            // The machine has more to do than it can: this process was not let speak for so long.
+            node.world.counts.add(Kind::Starved, 1);
+            session = node.join().await?;
+            continue;
+        }
         if node.world.over() {
             return node.goodbye(session).await;
         }
@@ -78,6 +92,11 @@ pub(super) async fn run(world: Arc<World>, number: u32) -> Result<(), BenchError
             None => node.join().await?,
         };
     }
+}
+
+/// Was the session ended because nothing was heard?
+fn says_silent(error: &BenchError) -> bool {
+    matches!(error, BenchError::Call(status) if reason_of(status) == Some(Reason::Deadline))
 }
 
 /// One session, and calls on its connection.
@@ -97,6 +116,21 @@ impl Session {
         };
         let sent = self.to.send(message).await;
         sent.map_err(|_| BenchError::Wrong("the session is closed".into()))
+    }
+
+    /// Did the coordinator end it because it heard nothing?
+    async fn was_silent(&mut self) -> bool {
+        let end = async {
+            loop {
+                match self.from.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return reason_of(&status),
+                }
+            }
+        };
+        let end = tokio::time::timeout(END_WITHIN, end).await;
+        matches!(end, Ok(Some(Reason::Deadline)))
     }
 
     async fn hear(&mut self) -> Result<Told, BenchError> {

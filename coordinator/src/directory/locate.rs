@@ -150,14 +150,20 @@ impl Hasher for HandleHasher {
     }
 }
 
+/// Regions remembered apart: a few dozen nodes' worth, in four cache lines.
+const NAMED: usize = 32;
+/// No region's handle: there are fewer.
+const NO_REGION: u32 = u32::MAX;
+
 struct Search<'a, A> {
     directory: &'a Directory,
     query: &'a LocateQuery<'a>,
     asker: u64,
     /// None for a region that is not offered.
     seen: HashMap<u32, Option<Seen>, BuildHasherDefault<HandleHasher>>,
-    /// The region looked at last, which is mostly the next one, too.
-    last: Option<(u32, Seen)>,
+    /// Regions named already, and their rows: each where its handle's last bits say. Nearly every candidate
+    /// is of one of these.
+    named: [(u32, u32); NAMED],
     rows: u32,
     table_bytes: usize,
     answer: &'a mut A,
@@ -175,7 +181,7 @@ impl<'a, A: Answer> Search<'a, A> {
             query,
             asker,
             seen: HashMap::default(),
-            last: None,
+            named: [(NO_REGION, 0); NAMED],
             rows: 0,
             table_bytes: 0,
             answer,
@@ -191,13 +197,24 @@ impl<'a, A: Answer> Search<'a, A> {
             table_bytes: 0,
         });
         let mut several = Vec::new();
-        let mut hashes = self.query.hashes.iter();
+        let hashes = self.query.hashes;
+        let mut number = 0;
         let prefix = self.query.mode == LocateMode::Prefix;
         let flow = namespace
             .index
             .look_up(self.query.hashes.as_bytes(), |copies| {
-                let hash = hashes.next().unwrap_or(&[]);
-                let count = match copies.only() {
+                let only = copies.only();
+                number += 1;
+                if let Some(held) = only
+                    && let Some(row) = self.named(held.owner.region)
+                    && max_candidates > 0
+                {
+                    self.candidate(row, held);
+                    self.answer.block(1);
+                    return ControlFlow::Continue(());
+                }
+                let hash = hashes.get(number - 1).unwrap_or(&[]);
+                let count = match only {
                     Some(held) => self.one(held, max_candidates),
                     None => self.best(hash, copies, &mut several, max_candidates),
                 };
@@ -264,41 +281,45 @@ impl<'a, A: Answer> Search<'a, A> {
         Ok(Some(candidates.len() as u32))
     }
 
+    /// The row of a region that is named already; None also where it is not known at once.
+    fn named(&self, region: u32) -> Option<u32> {
+        let (named, row) = self.named[region as usize % NAMED];
+        (named == region).then_some(row)
+    }
+
     fn see(&mut self, region: u32) -> Option<Seen> {
-        if let Some((last, seen)) = self.last
-            && last == region
-        {
-            return Some(seen);
-        }
         let (directory, query) = (self.directory, self.query);
-        let seen = match self.seen.entry(region) {
+        match self.seen.entry(region) {
             Entry::Occupied(known) => *known.get(),
-            Entry::Vacant(place) => {
-                let seen = look(directory, query, region);
-                *place.insert(seen)
-            }
-        };
-        self.last = seen.map(|seen| (region, seen));
-        seen
+            Entry::Vacant(place) => *place.insert(look(directory, query, region)),
+        }
     }
 
     fn push(&mut self, held: Held) -> Result<(), LocateError> {
-        let row = self.row(held.owner.region)?;
+        let row = match self.named(held.owner.region) {
+            Some(row) => row,
+            None => self.row(held.owner.region)?,
+        };
+        self.candidate(row, held);
+        Ok(())
+    }
+
+    fn candidate(&mut self, row: u32, held: Held) {
         let (slot, generation) = (held.owner.slot, held.generation);
         self.answer.candidate(row, slot, generation, held.checksum);
-        Ok(())
     }
 
     /// The region's row in the table of owners, added where it is not there yet.
     fn row(&mut self, handle: u32) -> Result<u32, LocateError> {
-        if let Some(row) = self.see(handle).and_then(|seen| seen.row) {
+        let known = self.see(handle).and_then(|seen| seen.row);
+        let row = known.unwrap_or(self.rows);
+        self.named[handle as usize % NAMED] = (handle, row);
+        if known.is_some() {
             return Ok(row);
         }
-        let row = self.rows;
         self.rows += 1;
         if let Some(Some(seen)) = self.seen.get_mut(&handle) {
             seen.row = Some(row);
-            self.last = Some((handle, *seen));
         }
         let region = self.directory.catalog.region(handle);
         let node = region.and_then(|region| self.directory.nodes.get(region.node));

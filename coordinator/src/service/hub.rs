@@ -288,6 +288,8 @@ impl Hub {
     pub(crate) async fn sweep(&self) {
         loop {
             self.swept.notified().await;
+            // Whoever asks at once where else the blocks are comes first.
+            tokio::time::sleep(SWEEP_REST).await;
             let mut slices = 0;
             while self.sweep_slice() {
                 slices += 1;

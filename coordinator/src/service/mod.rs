@@ -19,6 +19,7 @@ mod status;
 mod tickets;
 mod timed;
 mod told;
+mod unary;
 mod watch;
 pub mod watched;
 mod wire;

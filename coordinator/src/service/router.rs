@@ -19,7 +19,7 @@ use tonic::{
 
 use tracing::Instrument;
 
-use super::{CoordinatorService, Hub, compression::negotiated, locate, wire};
+use super::{CoordinatorService, Hub, compression::negotiated, locate, unary, wire};
 use crate::metrics::Called;
 
 /// `kvferry.v1.Coordinator` as a server takes it.
@@ -79,6 +79,15 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
                 Ok(answer)
             });
         }
+        if unary::is_plain(request.headers()) {
+            let answering = async move {
+                let answer = plain_locate(&hub, request.into_body()).await;
+                let answer = answer.unwrap_or_else(Status::into_http);
+                hub.metrics().answered(called, since, answer.headers());
+                Ok(answer)
+            };
+            return Box::pin(answering.instrument(span));
+        }
         let answering = async move {
             let grpc = Grpc::new(wire::LocateCodec)
                 .apply_max_message_size_config(Some(MAX_MESSAGE_BYTES), Some(MAX_MESSAGE_BYTES));
@@ -89,6 +98,11 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
         };
         Box::pin(answering.instrument(span))
     }
+}
+
+async fn plain_locate(hub: &Hub, body: Body) -> Result<http::Response<Body>, Status> {
+    let columns = locate::columns(hub, wire::request(unary::message(body).await?)?)?;
+    unary::answer(columns.max_len(), |out| columns.put(out))
 }
 
 struct Locate(Arc<Hub>);

@@ -2,7 +2,7 @@
 //! searched. No message is built, and an owner's row is the bytes it was encoded to when the region
 //! was declared.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use kvferry_proto::pb;
 use prost::{
     Message,
@@ -66,7 +66,8 @@ impl Columns {
         self.found
     }
 
-    fn put(&self, out: &mut impl BufMut) {
+    /// Writes the message.
+    pub(super) fn put(&self, out: &mut impl BufMut) {
         if self.answered != 0 {
             encode_key(ANSWERED, WireType::Varint, out);
             encode_varint(self.answered.into(), out);
@@ -92,7 +93,7 @@ impl Columns {
     }
 
     /// At most what all of it takes.
-    fn max_len(&self) -> usize {
+    pub(super) fn max_len(&self) -> usize {
         let columns = [
             &self.counts,
             &self.owner_index,
@@ -165,6 +166,12 @@ impl Answer for Columns {
     }
 }
 
+/// Reads a question. The hashes stay where they came in: `bytes` fields are slices of the buffer.
+#[allow(clippy::result_large_err)] // tonic's signature
+pub(super) fn request(message: impl Buf) -> Result<pb::LocateRequest, Status> {
+    pb::LocateRequest::decode(message).map_err(|error| Status::internal(error.to_string()))
+}
+
 /// `LocateRequest` in, columns out.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LocateCodec;
@@ -203,12 +210,8 @@ impl Decoder for LocateCodec {
     type Item = pb::LocateRequest;
     type Error = Status;
 
-    /// The hashes stay where they came in: `bytes` fields are slices of the buffer.
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<pb::LocateRequest>, Status> {
-        let request = pb::LocateRequest::decode(message);
-        request
-            .map(Some)
-            .map_err(|error| Status::internal(error.to_string()))
+        request(message).map(Some)
     }
 }
 

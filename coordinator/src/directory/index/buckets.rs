@@ -1,5 +1,7 @@
 //! Hash bits -> positions, a cache line a bucket.
 
+use kvferry_memory::{Array, prefetch};
+
 /// Positions of one bucket: with a tag of a byte each and two bytes of a count, a cache line is full.
 pub(super) const LANES: usize = 12;
 /// Where in `meta` the count of overflows is.
@@ -35,7 +37,7 @@ const EMPTY: Bucket = Bucket {
 /// says which position is the right one.
 #[derive(Debug, Default)]
 pub(super) struct Buckets {
-    buckets: Vec<Bucket>,
+    buckets: Array<Bucket>,
     len: usize,
 }
 
@@ -76,7 +78,7 @@ impl Buckets {
     /// A table of at least `buckets` buckets. Its memory is touched here and not later.
     pub(super) fn new(buckets: usize) -> Self {
         Self {
-            buckets: vec![EMPTY; buckets.max(1)],
+            buckets: Array::new(EMPTY, Array::<Bucket>::room(buckets.max(1))),
             len: 0,
         }
     }
@@ -119,10 +121,11 @@ impl Buckets {
         (lanes != 0).then(|| bucket.positions[lane(lanes)])
     }
 
-    /// Loads the key's bucket, so that it is near when it is wanted. The value is of no use.
-    pub(super) fn touch(&self, hash: u64) -> u8 {
-        let bucket = self.buckets.get(self.home(hash));
-        bucket.map_or(0, |bucket| bucket.meta[0])
+    /// Has the key's bucket come near, for when it is wanted.
+    pub(super) fn prefetch(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.home(hash)) {
+            prefetch(bucket);
+        }
     }
 
     /// The position that `right` says is the key's.

@@ -1,11 +1,14 @@
 //! One part of an index. Hash, first owner and its generation lie in one entry; only a block of
 //! several copies has more, in a side table.
 
+use kvferry_memory::{Array, prefetch};
+
 use super::{Owner, buckets::Buckets, pages::Pages, table::Table};
 
-/// Entries of one shard: what a position has bits for beside the shard's number. The last page of
-/// them is not used: see `Place::NONE`.
+/// Entries of one shard: what a position has bits for beside the shard's number.
 pub(super) const MAX_ENTRIES: u32 = 1 << 26;
+/// Positions that are used: the two last ones are not, see `Place::NONE` and `Place::PENDING`.
+const USED_ENTRIES: u32 = MAX_ENTRIES - 2;
 /// In place of a region: the copies are in the side table, from `slot` on.
 const SEVERAL: u32 = u32::MAX;
 /// The end of a chain in the side table.
@@ -29,6 +32,19 @@ struct Entry<const N: usize> {
     region: u32,
     slot: u32,
 }
+
+impl<const N: usize> Entry<N> {
+    const EMPTY: Self = Self {
+        hash: [0; N],
+        generation: 0,
+        region: 0,
+        slot: 0,
+    };
+}
+
+/// A page of entries that is ready to be used.
+#[derive(Debug, Default)]
+pub(super) struct Room<const N: usize>(Option<Array<Entry<N>>>);
 
 /// A copy of a block that has several.
 #[derive(Debug, Clone, Copy)]
@@ -109,9 +125,19 @@ impl<const N: usize> Shard<N> {
         self.table.grow_into(larger, hash_at)
     }
 
-    /// See [`Buckets::touch`].
-    pub(super) fn touch(&self, hash: u64) -> u8 {
-        self.table.touch(hash)
+    /// Will so many more entries need a large page? Then it is made before anybody waits.
+    pub(super) fn wants_room(&self, more: usize) -> bool {
+        self.entries.wants_large(more)
+    }
+
+    /// A large page of entries. Its memory is touched here and not later.
+    pub(super) fn room() -> Room<N> {
+        Room(Some(Pages::large_page(Entry::EMPTY)))
+    }
+
+    /// See [`Buckets::prefetch`].
+    pub(super) fn prefetch(&self, hash: u64) {
+        self.table.prefetch(hash);
     }
 
     /// See [`Buckets::guess`].
@@ -119,10 +145,13 @@ impl<const N: usize> Shard<N> {
         self.table.guess(hash)
     }
 
-    /// Loads an entry, so that it is near when it is wanted: its first and its last line.
-    pub(super) fn touch_entry(&self, at: u32) -> u8 {
-        let entry = self.entries.get(at);
-        entry.map_or(0, |entry| entry.hash[0] ^ entry.slot as u8)
+    /// Has an entry come near, for when it is wanted: its first and its last line, which are one for every
+    /// other entry.
+    pub(super) fn prefetch_entry(&self, at: u32) {
+        if let Some(entry) = self.entries.get(at) {
+            prefetch(entry);
+            prefetch(&entry.slot);
+        }
     }
 
     /// The copies at a guessed position; None where it was guessed wrongly.
@@ -186,7 +215,13 @@ impl<const N: usize> Shard<N> {
 
     /// Adds a copy and says where, and how many there are now; None where there is no position left.
     /// The caller has made room in the table.
-    pub(super) fn insert(&mut self, hash: u64, key: &[u8; N], held: Held) -> Option<(u32, u64)> {
+    pub(super) fn insert(
+        &mut self,
+        hash: u64,
+        key: &[u8; N],
+        held: Held,
+        room: &mut Room<N>,
+    ) -> Option<(u32, u64)> {
         if let Some(at) = self.position(hash, key) {
             return Some((at, self.push_copy(at, held)?));
         }
@@ -196,7 +231,7 @@ impl<const N: usize> Shard<N> {
             region: held.owner.region,
             slot: held.owner.slot,
         };
-        let at = self.entries.insert(entry, MAX_ENTRIES - 1)?;
+        let at = self.entries.insert(entry, USED_ENTRIES, &mut room.0)?;
         self.set_checksum(at, held.checksum);
         self.table.insert(hash, at);
         Some((at, 1))
@@ -209,11 +244,11 @@ impl<const N: usize> Shard<N> {
         if entry.region != SEVERAL {
             let first = self.copies(at, entry).first;
             let first = first.map(|held| Further { held, next: END });
-            head = first.and_then(|first| self.further.insert(first, END))?;
+            head = first.and_then(|first| self.further.insert(first, END, &mut None))?;
             copies = 1;
         }
         let further = Further { held, next: head };
-        let added = self.further.insert(further, END);
+        let added = self.further.insert(further, END, &mut None);
         copies += u64::from(added.is_some());
         if let Some(entry) = self.entries.get_mut(at) {
             entry.region = SEVERAL;

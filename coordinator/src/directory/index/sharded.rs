@@ -3,7 +3,7 @@
 //! A look-up holds the locks of all shards it needs, taken in order of their numbers; whoever
 //! writes holds one at a time. So nobody waits in a circle.
 
-use std::{hint::black_box, ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc};
 
 use parking_lot::{RwLock, RwLockReadGuard};
 
@@ -11,7 +11,7 @@ use super::{
     Held, Owner, Place,
     buckets::Buckets,
     secret::Secret,
-    shard::{Copies, MAX_ENTRIES, Shard},
+    shard::{Copies, MAX_ENTRIES, Room, Shard},
     table::SMALL,
 };
 use crate::directory::totals::{Tally, Totals};
@@ -23,9 +23,9 @@ const SHARDS: usize = 1 << SHARD_BITS;
 const _: () = assert!(MAX_ENTRIES == 1 << (u32::BITS - SHARD_BITS));
 /// Hashes looked up under one set of locks: some tens of microseconds that a writer may wait.
 const CHUNK: usize = 1_024;
-/// Look-ups on their way at a time. A core has some 16 to 48 cache misses under way; more than
-/// that gains nothing, and the near cache must hold what was loaded.
-const GROUP: usize = 32;
+/// Look-ups on their way at a time: 64 were two and a half times as fast as 32 by plain loads, and 1.5
+/// times as fast as 24 (docs/benchmarks.md); from 48 on it makes little difference.
+const GROUP: usize = 64;
 /// Writes under one lock: some ten microseconds that a look-up may wait.
 const WRITES: usize = 64;
 
@@ -89,7 +89,7 @@ fn shard_of(bits: u64) -> usize {
 }
 
 impl Place {
-    /// What no place is: positions of the last page of a shard are not used.
+    /// What no place is: the last positions of a shard are not used.
     pub(in super::super) const NONE: u32 = u32::MAX;
     /// Nor is this.
     pub(in super::super) const PENDING: u32 = u32::MAX - 1;
@@ -184,9 +184,16 @@ impl<const N: usize> Sharded<N> {
         tally: &mut Tally,
     ) {
         let shard = &self.shards[number];
-        // A large table is made and its memory touched while nobody waits.
-        let wants = shard.read().wants(some.len());
+        // What is large is made and its memory touched while nobody waits.
+        let (wants, wants_room) = {
+            let shard = shard.read();
+            (shard.wants(some.len()), shard.wants_room(some.len()))
+        };
         let mut larger = wants.filter(|n| *n > SMALL).map(Buckets::new);
+        let mut room = match wants_room {
+            true => Shard::room(),
+            false => Room::default(),
+        };
         // Dropped in the end, when the lock is free again.
         let mut retired = Vec::new();
         let mut shard = shard.write();
@@ -198,10 +205,10 @@ impl<const N: usize> Sharded<N> {
             };
             retired.extend(shard.grow_into(larger, self.hash_of()));
         }
-        black_box(some.iter().fold(0, |n, s| n ^ shard.touch(s.bits)));
+        some.iter().for_each(|s| shard.prefetch(s.bits));
         for sealing in some {
             let key = self.key_at(hashes, sealing.hash as usize);
-            let added = shard.insert(sealing.bits, &key, sealing.held);
+            let added = shard.insert(sealing.bits, &key, sealing.held, &mut room);
             placed(sealing, added.map(|(at, _)| Place::new(number, at)));
             added
                 .into_iter()
@@ -242,8 +249,7 @@ impl<const N: usize> Sharded<N> {
     fn remove_some(&self, number: usize, some: &[(Place, Owner)], tally: &mut Tally) {
         let mut retired = Vec::new();
         let mut shard = self.shards[number].write();
-        let touched = some.iter().fold(0, |n, s| n ^ shard.touch_entry(s.0.at()));
-        black_box(touched);
+        some.iter().for_each(|s| shard.prefetch_entry(s.0.at()));
         for (place, owner) in some {
             let left = shard.remove(place.at(), *owner, self.hash_of());
             left.into_iter().for_each(|left| tally.removed(left));
@@ -308,7 +314,8 @@ impl<const N: usize> Sharded<N> {
         locked
     }
 
-    /// Each step is a loop of loads that don't wait for each other: the misses overlap.
+    /// In passes: all buckets are asked for, then each is read and says which entry to ask for, then the
+    /// entries are read. So the group's misses overlap, and none holds up what comes after it.
     fn look_up_group<B>(
         &self,
         locked: &[Option<RwLockReadGuard<'_, Shard<N>>>; SHARDS],
@@ -318,21 +325,18 @@ impl<const N: usize> Sharded<N> {
         visit: &mut impl FnMut(Copies<'_>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let shard = |bits: u64| locked[shard_of(bits)].as_ref();
-        let near = bits
-            .iter()
-            .filter_map(|bits| Some(shard(*bits)?.touch(*bits)));
-        black_box(near.fold(0, |all, one| all ^ one));
-        let mut guesses = [None; GROUP];
-        for (guess, bits) in guesses.iter_mut().zip(bits) {
-            *guess = shard(*bits).and_then(|shard| shard.guess(*bits));
-        }
-        let mut touched = 0;
-        for (guess, bits) in guesses.iter().zip(bits) {
-            if let (Some(at), Some(shard)) = (guess, shard(*bits)) {
-                touched ^= shard.touch_entry(*at);
+        for bits in bits {
+            if let Some(shard) = shard(*bits) {
+                shard.prefetch(*bits);
             }
         }
-        black_box(touched);
+        let mut guesses = [None; GROUP];
+        for (guess, bits) in guesses.iter_mut().zip(bits) {
+            if let Some(shard) = shard(*bits) {
+                *guess = shard.guess(*bits);
+                guess.iter().for_each(|at| shard.prefetch_entry(*at));
+            }
+        }
         for (number, (guess, bits)) in guesses.iter().zip(bits).enumerate() {
             let key = self.key_at(hashes, first + number);
             let copies = shard(*bits).map_or(Copies::NONE, |shard| {

@@ -100,9 +100,9 @@ impl Table {
         self.new.guess(hash)
     }
 
-    /// See [`Buckets::touch`].
-    pub(super) fn touch(&self, hash: u64) -> u8 {
-        self.new.touch(hash)
+    /// See [`Buckets::prefetch`].
+    pub(super) fn prefetch(&self, hash: u64) {
+        self.new.prefetch(hash);
     }
 
     pub(super) fn find(&self, hash: u64, mut right: impl FnMut(u32) -> bool) -> Option<u32> {
