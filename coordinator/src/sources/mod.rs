@@ -26,7 +26,12 @@ mod answer;
 mod bounds;
 #[cfg(any(test, feature = "fuzzing"))]
 // In a test, or in a fuzzer that is one.
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_imports
+)]
 #[cfg_attr(not(test), allow(dead_code, unused_imports))]
 mod tests;
 mod worker;
