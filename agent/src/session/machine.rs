@@ -203,6 +203,8 @@ impl SessionMachine {
         match event {
             Event::Tick { next_delta } => self.tick(now, next_delta),
             Event::Stop => self.stop(),
+            // After the end there is nothing to give up, and no way back.
+            Event::Fenced if self.state == State::Ended => {}
             Event::Fenced => self.fenced(now),
             Event::Disconnected => self.disconnected(now),
             Event::Connected if self.state == State::Connecting => {

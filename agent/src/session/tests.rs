@@ -144,6 +144,21 @@ fn a_coordinator_that_expects_what_never_was_gets_an_inventory() {
 }
 
 #[test]
+fn what_has_ended_stays_ended() {
+    let mut fenced = live();
+    fenced.handle(ms(1), Event::Fenced);
+    assert_eq!(commands(&mut fenced), [Command::GiveUp]);
+    let mut stopped = SessionMachine::new(SessionConfig::default());
+    stopped.handle(ms(0), Event::Stop);
+    for mut ended in [fenced, stopped] {
+        ended.handle(ms(2), Event::Fenced);
+        ended.handle(ms(60_000), tick(9));
+        assert_eq!(commands(&mut ended), []);
+        assert_eq!(ended.poll_timeout(), None);
+    }
+}
+
+#[test]
 fn a_gap_leads_to_one_inventory() {
     let mut machine = live();
     machine.handle(ms(1), tick(3));

@@ -36,7 +36,6 @@ pub fn messages(bytes: &[u8], spans: &[RemoteSpan]) {
             }
             for keys in &region.keys {
                 let key = region.key(keys.device, span.part);
-                let key = key.into_iter().next();
                 let end = span.end().zip(key).and_then(|(end, key)| {
                     assert!(end <= key.len, "a READ beyond the region");
                     key.address.checked_add(end)
