@@ -106,6 +106,8 @@ class Engine:
         except queue.Empty:
             answer = None
         if answer is None:
+            # It stays ended, whoever asks next.
+            self._answers.put(None)
             raise EngineError(f"engine {self.name} did not answer; its log ends with\n{self.log()[-3000:]}")
         return answer
 

@@ -30,7 +30,7 @@ class Handoff:
 
 def wanted(params: Mapping[str, Any] | None) -> bool:
     """Whether this request is prefilled here for another engine."""
-    return bool(params) and bool(params.get(DECODE_REMOTELY))
+    return params is not None and bool(params.get(DECODE_REMOTELY))
 
 
 def announced(params: Mapping[str, Any] | None) -> Handoff | None:

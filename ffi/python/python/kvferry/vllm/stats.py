@@ -33,6 +33,8 @@ COUNTERS = {
 class KvferryStats(KVConnectorStats):
     """`data[name]` is a number for each of COUNTERS, and `data["failures"]` blocks by kind of outcome."""
 
+    data: dict[str, Any]
+
     def reset(self) -> None:
         self.data = {}
 

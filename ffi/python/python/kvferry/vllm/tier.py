@@ -84,13 +84,14 @@ class KvferryTier(SecondaryTierManager):
         base = {key: given.pop(key) for key in ("backpressure_detector",) if key in given}
         super().__init__(offloading_spec=offloading_spec, primary_kv_view=primary_kv_view, tier_type=tier_type, **base)
         self._settings = Settings.parse(given, ignored=frozenset({"locality"}))
-        chunks = primary_kv_view.shape[0] if primary_kv_view.shape else 0
+        assert primary_kv_view.shape is not None and primary_kv_view.strides is not None, "vLLM's view is chunks x bytes"
+        chunks, self._stride = primary_kv_view.shape[0], primary_kv_view.strides[0]
         if not KvferryPolicy.claim(chunks, self):
             raise ValueError(
                 'kvferry: KvferryTier needs "eviction_policy": "KvferryPolicy" and "cache_policy_module_path": "kvferry.vllm" in '
                 "kv_connector_extra_config: without it nobody would be told when a published chunk is overwritten"
             )
-        self._view = primary_kv_view
+        self._view, self._chunks = primary_kv_view, chunks
         self._namespace = tier_namespace(offloading_spec, primary_kv_view, self._settings)
         self._link: Link[Slots] = Link(lambda: connect(self._settings.socket), self._begin, self._settings.reconnect_s)
         slots = self._link.open()
@@ -271,8 +272,7 @@ class KvferryTier(SecondaryTierManager):
             self._finish(job, [])
 
     def _begin(self, client: kvferry.Client) -> Slots:
-        stride = self.block_size_bytes if hasattr(self, "block_size_bytes") else self._block_size_bytes
-        geometry = kvferry.Geometry.contiguous(self._view.shape[0], self._namespace.layout.block_bytes, stride=stride)
+        geometry = kvferry.Geometry.contiguous(self._chunks, self._namespace.layout.block_bytes, stride=self._stride)
         return Slots(client, client.register_buffer(self._namespace, self._view, geometry))
 
     def _ask(self, keys: Sequence[bytes]) -> kvferry.Call[list[kvferry.Place]] | None:
