@@ -63,8 +63,12 @@ impl Peer for PeerApi {
         request: Request<ChallengeRdmaRequest>,
     ) -> Result<Response<ChallengeRdmaResponse>, Status> {
         let request = request.into_inner();
-        self.with_rdma(move |owner| owner.challenge(&request).map_err(not_let_in))
-            .await
+        self.with_rdma(move |owner| {
+            owner
+                .challenge(&request)
+                .map_err(|error| not_let_in(&error))
+        })
+        .await
     }
 
     async fn connect_rdma(
@@ -72,7 +76,7 @@ impl Peer for PeerApi {
         request: Request<ConnectRdmaRequest>,
     ) -> Result<Response<ConnectRdmaResponse>, Status> {
         let request = request.into_inner();
-        self.with_rdma(move |owner| owner.connect(&request).map_err(not_let_in))
+        self.with_rdma(move |owner| owner.connect(&request).map_err(|error| not_let_in(&error)))
             .await
     }
 
@@ -112,7 +116,7 @@ impl Peer for PeerApi {
     }
 }
 
-fn not_let_in(error: LetInError) -> Status {
+fn not_let_in(error: &LetInError) -> Status {
     let text = error.to_string();
     match error {
         LetInError::TooManySessions | LetInError::TooManyRooms | LetInError::Domain(_) => {

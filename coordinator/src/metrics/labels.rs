@@ -92,7 +92,7 @@ impl Outcome {
 label! {
     /// What became of a request for a ticket.
     pub(crate) enum Issued("outcome") {
-        Issued = "issued",
+        Given = "issued",
         /// The caller has no right to it, or asks for what cannot be.
         Denied = "denied",
         /// Nothing to sign with.

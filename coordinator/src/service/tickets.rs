@@ -52,7 +52,7 @@ impl TicketsService {
     fn issue(
         &self,
         access: &Access,
-        request: pb::IssueTicketRequest,
+        request: &pb::IssueTicketRequest,
     ) -> Result<pb::IssueTicketResponse, Status> {
         let issuer = self.issuer.as_ref().ok_or_else(|| {
             self.hub.metrics().ticket(Issued::NoKey);
@@ -83,7 +83,7 @@ impl TicketsService {
                 too_long.to_string(),
             )
         })?;
-        self.hub.metrics().ticket(Issued::Issued);
+        self.hub.metrics().ticket(Issued::Given);
         tracing::debug!(reader = %ticket.reader, owner = %ticket.owner, scopes = ?ticket.scopes, "ticket issued");
         Ok(pb::IssueTicketResponse {
             ticket: Bytes::from(bytes),
@@ -124,7 +124,7 @@ impl TicketsService {
 }
 
 impl Asked {
-    fn parse(request: pb::IssueTicketRequest) -> Result<Self, InvalidMessage> {
+    fn parse(request: &pb::IssueTicketRequest) -> Result<Self, InvalidMessage> {
         let count = request.namespaces.len();
         if count > MAX_SCOPES {
             return Err(InvalidMessage::OutOfBounds {
@@ -160,7 +160,7 @@ impl tickets_server::Tickets for TicketsService {
         request: Request<pb::IssueTicketRequest>,
     ) -> Result<Response<pb::IssueTicketResponse>, Status> {
         let access = self.hub.access(request.extensions());
-        self.issue(&access, request.into_inner()).map(Response::new)
+        self.issue(&access, request.get_ref()).map(Response::new)
     }
 }
 
@@ -210,7 +210,7 @@ mod tests {
 
     fn scopes(access: &Access, namespaces: &[&str]) -> Result<Vec<String>, Code> {
         let (service, ring) = service();
-        let answer = service.issue(access, request(namespaces));
+        let answer = service.issue(access, &request(namespaces));
         let answer = answer.map_err(|status| status.code())?;
         assert_eq!(answer.ttl_ms, 60_000);
         let owner = NodeId::new("owner").unwrap();
@@ -254,7 +254,7 @@ mod tests {
         let refused = |change: fn(&mut pb::IssueTicketRequest)| {
             let mut request = request(&[]);
             change(&mut request);
-            service.issue(&all, request).unwrap_err().code()
+            service.issue(&all, &request).unwrap_err().code()
         };
         assert_eq!(refused(|r| r.reader.clear()), Code::InvalidArgument);
         assert_eq!(refused(|r| r.owner = "a b".into()), Code::InvalidArgument);
@@ -268,7 +268,7 @@ mod tests {
         let long = |r: &mut pb::IssueTicketRequest| r.namespaces = vec!["n".repeat(256); 60];
         assert_eq!(refused(long), Code::ResourceExhausted);
         let none = TicketsService::new(Arc::new(hub()), None, Duration::from_secs(60));
-        let code = none.issue(&all, request(&[])).unwrap_err().code();
+        let code = none.issue(&all, &request(&[])).unwrap_err().code();
         assert_eq!(code, Code::FailedPrecondition);
     }
 
@@ -276,7 +276,7 @@ mod tests {
     fn the_key_in_it_is_the_readers() {
         let (service, ring) = service();
         let answer = service
-            .issue(&Access::unrestricted(), request(&[]))
+            .issue(&Access::unrestricted(), &request(&[]))
             .unwrap();
         let owner = NodeId::new("owner").unwrap();
         let incarnation = Incarnation::new(42).unwrap();

@@ -268,7 +268,7 @@ impl Shared {
             }
             // The connection is over, as the next look at it shows.
             Err(error) => {
-                tracing::debug!(node = %self.peer.node, %error, "a ticket is not renewed")
+                tracing::debug!(node = %self.peer.node, %error, "a ticket is not renewed");
             }
         }
     }
