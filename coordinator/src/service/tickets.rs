@@ -254,7 +254,7 @@ mod tests {
         let refused = |change: fn(&mut pb::IssueTicketRequest)| {
             let mut request = request(&[]);
             change(&mut request);
-            service.issue(&all, request).unwrap_err().code()
+            service.issue(&all, &request).unwrap_err().code()
         };
         assert_eq!(refused(|r| r.reader.clear()), Code::InvalidArgument);
         assert_eq!(refused(|r| r.owner = "a b".into()), Code::InvalidArgument);
@@ -268,7 +268,7 @@ mod tests {
         let long = |r: &mut pb::IssueTicketRequest| r.namespaces = vec!["n".repeat(256); 60];
         assert_eq!(refused(long), Code::ResourceExhausted);
         let none = TicketsService::new(Arc::new(hub()), None, Duration::from_secs(60));
-        let code = none.issue(&all, request(&[])).unwrap_err().code();
+        let code = none.issue(&all, &request(&[])).unwrap_err().code();
         assert_eq!(code, Code::FailedPrecondition);
     }
 
@@ -276,7 +276,7 @@ mod tests {
     fn the_key_in_it_is_the_readers() {
         let (service, ring) = service();
         let answer = service
-            .issue(&Access::unrestricted(), request(&[]))
+            .issue(&Access::unrestricted(), &request(&[]))
             .unwrap();
         let owner = NodeId::new("owner").unwrap();
         let incarnation = Incarnation::new(42).unwrap();
