@@ -178,7 +178,7 @@ async fn a_changed_policy_counts_at_once_and_a_broken_one_does_not() {
             .contains("kvferry_coordinator_policy_bad 0")
     );
     world.policy("[[identity]]\nname = \"reader\"\n");
-    eventually("a bad policy is told of", async || {
+    eventually("a bad policy is told of", || async {
         page(metrics)
             .await
             .contains("kvferry_coordinator_policy_bad 1")
@@ -210,7 +210,7 @@ async fn a_changed_policy_counts_at_once_and_a_broken_one_does_not() {
     );
 
     world.policy("");
-    eventually("who is in the policy no more is a stranger", async || {
+    eventually("who is in the policy no more is a stranger", || async {
         let mut coordinator = reads.coordinator.clone();
         let listed = coordinator
             .list_namespaces(pb::ListNamespacesRequest {})
@@ -238,7 +238,7 @@ async fn an_agent_starts_anew_when_its_rights_change() {
     let memory = engine.region(crate::engine::namespace("n"), 4).await;
     engine.publish(&memory, 0, 0..3).await;
     let reads = world.as_token(&token).await;
-    let found = async || {
+    let found = || async {
         let locate = pb::LocateRequest {
             namespace: "n".to_owned(),
             hashes: Some(crate::cluster::pack(&crate::engine::hashes(0..3))),
@@ -247,9 +247,9 @@ async fn an_agent_starts_anew_when_its_rights_change() {
         let answer = reads.coordinator.clone().locate(locate).await.unwrap();
         answer.into_inner().owner_index.len()
     };
-    eventually("its blocks are found", async || found().await == 3).await;
+    eventually("its blocks are found", || async { found().await == 3 }).await;
     world.policy(&rights("\"read\""));
-    eventually("what it may not publish any more is gone", async || {
+    eventually("what it may not publish any more is gone", || async {
         found().await == 0
     })
     .await;
@@ -257,7 +257,7 @@ async fn an_agent_starts_anew_when_its_rights_change() {
         .logged("agent may not publish blocks in namespace n")
         .await;
     world.policy(&rights("\"read\", \"write\""));
-    eventually("it is there again", async || found().await == 3).await;
+    eventually("it is there again", || async { found().await == 3 }).await;
 }
 
 #[tokio::test]
@@ -292,8 +292,8 @@ async fn secrets_are_in_no_log_and_no_metric() {
     let engine = world.agent("a", &url, &flags.map(str::to_owned)).await;
     let memory = engine.region(crate::engine::namespace("n"), 4).await;
     engine.publish(&memory, 0, 0..3).await;
-    let status = async || engine.api.clone().stats(pb::StatsRequest::default()).await;
-    eventually("it has a session", async || {
+    let status = || async { engine.api.clone().stats(pb::StatsRequest::default()).await };
+    eventually("it has a session", || async {
         let stats = status().await.unwrap().into_inner();
         stats.coordinators.iter().any(|one| one.connected)
     })

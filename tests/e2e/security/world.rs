@@ -163,7 +163,7 @@ impl World {
     /// Waits until the coordinator has logged that.
     pub(super) async fn logged(&self, text: &str) {
         let path = self.path().join("coordinator.log");
-        let there = async || fs::read_to_string(&path).unwrap_or_default().contains(text);
+        let there = || async { fs::read_to_string(&path).unwrap_or_default().contains(text) };
         eventually(&format!("the coordinator logs {text:?}"), there).await;
     }
 
