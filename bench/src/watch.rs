@@ -109,8 +109,8 @@ async fn replace_some(
     first: u64,
 ) -> Result<u64, BenchError> {
     let batch = REPLACED.min(slots);
-    if batch > 0 {
-        let slot = (round % (slots / batch) * batch) as u32;
+    if let Some(places) = slots.checked_div(batch) {
+        let slot = (round % places * batch) as u32;
         let first = first + round * batch;
         agent.replace(slot..slot + batch as u32, first).await?;
     }

@@ -81,7 +81,7 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
         }
         if unary::is_plain(request.headers()) {
             let answering = async move {
-                let answer = plain_locate(&hub, request.into_body()).await;
+                let answer = plain_locate(&hub, request).await;
                 let answer = answer.unwrap_or_else(Status::into_http);
                 hub.metrics().answered(called, since, answer.headers());
                 Ok(answer)
@@ -100,8 +100,14 @@ impl Service<http::Request<Body>> for CoordinatorRouter {
     }
 }
 
-async fn plain_locate(hub: &Hub, body: Body) -> Result<http::Response<Body>, Status> {
-    let columns = locate::columns(hub, wire::request(unary::message(body).await?)?)?;
+async fn plain_locate(
+    hub: &Hub,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, Status> {
+    let (head, body) = request.into_parts();
+    let access = hub.access(&head.extensions);
+    let request = wire::request(unary::message(body).await?)?;
+    let columns = locate::columns(hub, &access, request)?;
     unary::answer(columns.max_len(), |out| columns.put(out))
 }
 

@@ -28,6 +28,7 @@ pub(crate) fn start() -> Result<(), Failure> {
     if queue.as_ref().is_some_and(|(process, _)| *process == me) {
         return Ok(());
     }
+    #[allow(clippy::disallowed_methods)] // bounded by what is registered: see QUEUE
     let (sender, receiver) = channel::<Announcement>();
     thread::Builder::new()
         .name("kvferry-call".to_owned())

@@ -29,6 +29,7 @@ pub(crate) fn handle() -> Result<Handle, Failure> {
         .map_err(|error| Failure::system("cannot start threads", error))?;
     let handle = made.handle().clone();
     // The parent's, in a child: its threads are not here, and dropping it would wait for them.
+    #[allow(clippy::disallowed_methods)] // no memory of a transfer: threads of another process
     std::mem::forget(runtime.replace((me, made)));
     Ok(handle)
 }
