@@ -36,7 +36,7 @@ fn run(bytes: &[u8]) {
                 epoch: choices.number(),
                 // 32 bits on the wire.
                 heartbeat: Duration::from_millis(choices.number() & u64::from(u32::MAX)),
-                expect_delta: (choices.u8() % 4 > 0).then(|| choices.number()),
+                expect_delta: (!choices.u8().is_multiple_of(4)).then(|| choices.number()),
             },
             7 => Event::Acknowledged(choices.number()),
             8 => Event::ResyncRequested,
