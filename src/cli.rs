@@ -62,7 +62,7 @@ pub(crate) enum Command {
     Coordinator(CoordinatorArgs),
     /// Run the agent beside an inference process.
     #[command(after_help = SETTINGS_HELP)]
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Show the main job on this machine: publish, pull over TCP and shared memory, kill an owner.
     #[command(after_help = "\
 Examples:

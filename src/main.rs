@@ -65,7 +65,7 @@ async fn run(cli: Cli) -> Result<Done, Failure> {
 async fn obey(command: Command) -> Result<Done, Failure> {
     match command {
         Command::Coordinator(args) => commands::coordinator::run(args).await,
-        Command::Agent(args) => commands::agent::run(args).await,
+        Command::Agent(args) => commands::agent::run(*args).await,
         Command::Demo(args) => Ok(demo::run(args).await?),
         Command::Bench(args) => Ok(commands::bench::run(args).await?),
         Command::Put(args) => Ok(commands::put::run(args).await?),

@@ -72,18 +72,6 @@ pub(crate) enum KeysError {
     Output(#[from] OutputError),
 }
 
-impl KeysError {
-    /// Nothing was tried: what was asked for cannot be.
-    pub(crate) fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Name { .. }
-                | Self::Exists { .. }
-                | Self::Ticket(ticket::TicketKeyError::Exists { .. })
-        )
-    }
-}
-
 /// Makes what is asked for.
 pub(crate) fn run(args: &KeysArgs) -> Result<Done, KeysError> {
     let store = || Store::open(&args.dir, args.force);

@@ -397,7 +397,7 @@ pub async fn generations_newer(world: impl World) {
         };
         let data = request(span(Part::Data, WORD_BLOCK), &block);
         let validating = request(span(Part::Generations, 8), &word);
-        if seen % 2 == 0 {
+        if seen.is_multiple_of(2) {
             read_with_words(&link, data, validating).await;
         } else {
             settled(link.read(data)).await.unwrap();

@@ -53,7 +53,6 @@ impl Process {
         user: Option<u32>,
         args: &[String],
         environment: &[(String, String)],
-        log: Stdio,
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
         if let Some(user) = user {
