@@ -42,7 +42,7 @@ async fn an_owner_cut_off_in_mid_pull_ends_the_pull_and_is_used_again() {
     );
     wired.hosts.mend(OWNER);
     wired.hosts.unshape(READER);
-    wired.is_whole_again().await;
+    wired.heals().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,7 +60,7 @@ async fn where_one_way_is_lost_nothing_hangs() {
         );
         wired.hosts.deliver(from, to);
     }
-    wired.is_whole_again().await;
+    wired.heals().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -77,7 +77,7 @@ async fn a_narrow_wire_slows_a_pull_and_breaks_nothing() {
     // 100 Mb/s take 1.3 s for 16 MiB: it was the wire that was slow, and for longer than the stall bound.
     assert!(began.elapsed() > Duration::from_millis(900));
     wired.hosts.unshape(READER);
-    wired.is_whole_again().await;
+    wired.heals().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,7 +95,7 @@ async fn a_lossy_wire_and_a_long_one_break_nothing() {
         wired.hosts.unshape(READER);
         wired.hosts.unshape(OWNER);
     }
-    wired.is_whole_again().await;
+    wired.heals().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,7 +115,7 @@ async fn a_coordinator_out_of_sight_for_long_is_an_outage_and_no_miss() {
         sleep(Duration::from_millis(500)).await;
     }
     wired.hosts.mend(COORDINATOR);
-    wired.is_whole_again().await;
+    wired.heals().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -131,7 +131,7 @@ async fn a_coordinator_that_is_stopped_for_long_comes_back_to_the_truth() {
     );
     sleep(Duration::from_secs(3)).await;
     wired.coordinator().signal("CONT");
-    wired.is_whole_again().await;
+    wired.heals().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -169,5 +169,5 @@ async fn an_owner_stopped_in_mid_pull_costs_its_stall_bound_and_the_next_pull_le
     );
     wired.owner().signal("CONT");
     wired.hosts.unshape(READER);
-    wired.is_whole_again().await;
+    wired.heals().await;
 }

@@ -114,7 +114,7 @@ impl Wired {
 
     /// What must hold once the faults are over: everything can be pulled, the directory equals what agents hold, and
     /// nothing is left over of what was broken off.
-    pub(super) async fn is_whole_again(self) {
+    pub(super) async fn heals(self) {
         self.pulls_everything().await;
         eventually("the directory equals what agents hold", || async {
             let mut equal = true;
