@@ -1,5 +1,7 @@
 //! Every target over its seeds and its corpus: what was found once is never found again.
 
+#![allow(clippy::unwrap_used)] // a test
+
 use std::{fs, path::Path};
 
 use kvferry_fuzz::TARGETS;
