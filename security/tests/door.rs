@@ -290,7 +290,7 @@ fn files_of_no_use_are_named() {
     assert!(
         error(mixed.clone()).contains("no private key"),
         "{}",
-        error(mixed.clone())
+        error(mixed)
     );
     mixed.key = Some(dir.join("gone.key"));
     assert!(error(mixed.clone()).contains("gone.key"));
