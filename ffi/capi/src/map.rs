@@ -2,7 +2,6 @@
 
 use std::{ffi::c_int, os::fd::IntoRawFd};
 
-use kvferry_client::Failure;
 use kvferry_proto::RegionId;
 
 use crate::{

@@ -47,5 +47,10 @@ def build_sdist(sdist_directory: str, config_settings: Any = None) -> str:
     raise NotImplementedError("there is no source distribution: install from the repository (pip install .)")
 
 
+def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: Any = None) -> str:
+    SCRIPTS.mkdir(parents=True, exist_ok=True)  # pyproject.toml names it
+    name: str = maturin.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+    return name
+
+
 get_requires_for_build_wheel = maturin.get_requires_for_build_wheel
-prepare_metadata_for_build_wheel = maturin.prepare_metadata_for_build_wheel

@@ -12,9 +12,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::runtime::Runtime;
-
 use kvferry_client::{Cause, Failure};
+use tokio::runtime::Runtime;
 
 use super::state::Shared;
 

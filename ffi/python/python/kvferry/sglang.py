@@ -9,8 +9,9 @@ lies. It is copied once, by this process, into the pool of the agent, which owns
 
 **Load.** The host pool is registered as a region, and blocks are pulled straight into its pages. They are forgotten by the
 agent before SGLang hears of them: from then on the page is SGLang's to overwrite. That needs host memory that the
-agent can map: `"allocator": "shm"`. Private memory that no device has pinned is shared in place. Otherwise, and for pools of
-several allocations, pages are pulled into the agent's pool and copied from there; the log says so.
+agent can map: `"allocator": "shm"`. Other shared memory is found where this process may open it again (as root), and private
+memory that no device has pinned is shared in place. Otherwise, and for pools of several allocations, pages are pulled into
+the agent's pool and copied from there; the log says so.
 
 What is configured wrongly ends the start. Afterwards a failure is a page that is not there (SGLang knows no third answer): it
 is computed, and the log says why, once a minute. An agent that was restarted is connected to again.
@@ -30,6 +31,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
@@ -342,13 +344,10 @@ class _HostPool:
         with result.pin as pin:
             for outcome, slot in zip(result.outcomes, slots):
                 if outcome.ok:
-                    # A read-only view has no address for ctypes: torch gives it.
-                    view = torch.frombuffer(pin.view(outcome.index), dtype=torch.uint8)
-                    address = view.data_ptr()
+                    address = _address(pin.view(outcome.index))
                     for target, nbytes in self._pieces(slot):
                         ctypes.memmove(target, address, nbytes)
                         address += nbytes
-                    del view
             # Where the pin's time was over meanwhile, what was copied may be anything.
             return [outcome.ok for outcome in result.outcomes] if pin.valid() else [False] * len(keys)
 
@@ -375,6 +374,11 @@ class _HostPool:
     def close(self) -> None:
         if self._region is not None:
             self._end(self._region)
+
+
+def _address(view: memoryview) -> int:
+    """Of a read-only view, which ctypes does not tell; good as long as the view."""
+    return numpy.frombuffer(view, dtype=numpy.uint8).ctypes.data
 
 
 class _MayFail:
@@ -578,10 +582,9 @@ class KvferryStorage(HiCacheStorage):
             with result.pin as pin:
                 for outcome in result.outcomes:
                     if outcome.ok:
-                        target = target_locations[outcome.index]
-                        view = torch.frombuffer(pin.view(outcome.index), dtype=torch.uint8)
-                        target.view(torch.uint8).reshape(-1).copy_(view)
-                        del view
+                        target, view = target_locations[outcome.index], pin.view(outcome.index)
+                        assert target.is_contiguous() and target.nbytes == len(view)
+                        ctypes.memmove(target.data_ptr(), _address(view), len(view))
                 valid = pin.valid()
             for outcome in result.outcomes:
                 if outcome.ok and valid:

@@ -124,8 +124,13 @@ def main(role: str, socket: str, model: str) -> None:
         assert operation.storage_hit_count == PAGES * PAGE, operation.storage_hit_count
         operation.host_indices = host.alloc(operation.storage_hit_count)
         controller.prefetch_buffer.put(operation)
-        within(20, lambda: controller.ack_prefetch_queue.qsize() >= 1)
-        within(20, lambda: operation.completed_tokens == PAGES * PAGE)
+        completed = 0
+        while True:
+            ack = controller.ack_prefetch_queue.get(timeout=20)
+            if ack.completed_req:
+                break
+            completed = max(completed, ack.completed_tokens or 0)
+        assert completed == PAGES * PAGE, completed
         for at in range(PAGES):
             first = int(operation.host_indices[at * PAGE])
             got = [view[first : first + PAGE] for view in host_views(host)]

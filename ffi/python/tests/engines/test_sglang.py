@@ -270,6 +270,7 @@ def test_an_agent_that_comes_back_is_used_again(
         assert storage.batch_get_v1(keys, loaded) == [True] * 2
         assert torch.equal(page(pool, loaded, 1), page(pool, stored, 1))
         storage.close()
+    first.stop()
 
 
 def test_hybrid_pools_are_found_and_loaded_by_their_own_policies(cluster: Cluster, model: str) -> None:
