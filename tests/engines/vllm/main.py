@@ -118,7 +118,9 @@ def report(rows: list[dict[str, str]]) -> str:
         "",
         "The scenarios are in `tests/engines/vllm/scenarios.py`, each with a line that says what it does. `control` puts zeros under the",
         "prompt's hashes and sees other tokens: what is loaded is really used. Where an owner is killed, its agent is frozen once its",
-        "blocks are known, and killed when the reader's pull is under way. A commit with a plus had changes that were not committed.",
+        "blocks are known, and killed when the reader's pull is under way. vLLM 0.28 allocates each layer by itself, which cannot be shared",
+        "in place: with `auto` its blocks go through the pool. The commit is that of the tree when the scenario ended; a plus: and changes",
+        "that were not committed.",
         "",
     ]
     return "\n".join(lines)
