@@ -13,6 +13,9 @@ use crate::{
     world::{View, WINDOW, World},
 };
 
+/// Node, incarnation, region, slot, generation.
+type Place<'a> = (&'a str, u64, u32, u32, u64);
+
 fn failed(detail: String) -> Broken {
     Some((Promise::WatchersAgree, detail))
 }
@@ -85,7 +88,7 @@ fn compare(world: &World, at: usize, view: &View, directory: &Directory) -> Brok
         ));
     }
     let mut blocks: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut offered: BTreeMap<&[u8], BTreeSet<(&str, u64, u32, u32, u64)>> = BTreeMap::new();
+    let mut offered: BTreeMap<&[u8], BTreeSet<Place<'_>>> = BTreeMap::new();
     for ((region, slot), (hash, generation)) in &view.copies {
         let of = view.regions.get(region);
         let Some((node, id)) = of.and_then(|(node, id)| Some((view.nodes.get(node)?, id))) else {

@@ -206,11 +206,11 @@ impl World {
         if process.spoken && process.sessions[session].machine.is_live() {
             let all = process.sets.iter().map(|(kind, set)| (*kind, *set));
             let all = Say::All(all.collect());
-            self.say_sets(process, session, all);
+            self.say_sets(process, session, &all);
         }
     }
 
-    fn say_sets(&mut self, process: &mut Process, coordinator: usize, say: Say) {
+    fn say_sets(&mut self, process: &mut Process, coordinator: usize, say: &Say) {
         let who = Announcer {
             node: process.name.clone(),
             incarnation: process.incarnation,
@@ -336,7 +336,7 @@ impl World {
         }
         for (kind, _) in unknown {
             if let Some(set) = process.sets.get(kind).copied() {
-                self.say_sets(process, session, Say::One(*kind, set));
+                self.say_sets(process, session, &Say::One(*kind, set));
             }
         }
     }
