@@ -43,10 +43,6 @@ pub enum Bug {
     LocationRemoveLost,
     /// A block that an order is under way for is ordered once more.
     CopiesOrderedTwice,
-    /// A block whose order failed is taken for being under way for ever.
-    FailedCopiesForgotten,
-    /// A node that is drained counts among those that keep its blocks.
-    DrainCountsItself,
     /// The end of a session is not noticed by the machine of sources.
     SourcesOutliveNodes,
     /// A removed worker of a source comes back with its next announcement.

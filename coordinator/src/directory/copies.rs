@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use kvferry_proto::{BlockHash, NamespaceName, NamespaceSpec, NodeId, PackedHashes};
 
 use super::{Directory, SessionId, index::Copies, node::NodeState, slots::Slot};
-use crate::sabotage::{self, Bug};
 
 /// The regions to look through, and how far that is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -160,8 +159,7 @@ impl Directory {
             if !holders.contains(&region.node) {
                 holders.push(region.node);
                 staying += usize::from(!node.draining);
-                let drained = node.draining && sabotage::is(Bug::DrainCountsItself);
-                live += usize::from(node.state() == NodeState::Live || drained);
+                live += usize::from(node.state() == NodeState::Live);
             }
         }
         (staying, live)

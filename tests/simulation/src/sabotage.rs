@@ -320,18 +320,6 @@ fn crates() -> Vec<Sabotage> {
             &[P::CopiesCome],
         ),
         bug(
-            "failed-copies-forgotten",
-            Coordinator(C::FailedCopiesForgotten),
-            50,
-            &[P::CopiesCome],
-        ),
-        bug(
-            "drain-counts-itself",
-            Coordinator(C::DrainCountsItself),
-            50,
-            &[P::CopiesCome],
-        ),
-        bug(
             "sources-outlive-nodes",
             Coordinator(C::SourcesOutliveNodes),
             20,

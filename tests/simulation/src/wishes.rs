@@ -39,8 +39,11 @@ impl Wishes {
         let few = nodes <= MANY_NODES;
         let copies = few && random.permille(300);
         if copies {
+            // Room in every pool, and engines that publish seldom enough that copies are lacking.
             conditions.pool_slots = random.within(16, 40) as u32;
-            conditions.hashes = random.within(6, 1 + u64::from(conditions.pool_slots) / 2);
+            let slots = u64::from(conditions.pool_slots);
+            conditions.hashes = random.within(slots / 3, slots * 2 / 3);
+            conditions.pace = random.pick(&[SECOND / 2, 2 * SECOND, 4 * SECOND]);
         }
         let ttl = random
             .pick(&[None, Some(2), Some(5)])

@@ -38,7 +38,7 @@ fn failed(detail: String) -> Broken {
 }
 
 /// The one that speaks for each node: of two that live, the later.
-fn speakers(world: &World) -> BTreeMap<usize, &Process> {
+pub(super) fn speakers(world: &World) -> BTreeMap<usize, &Process> {
     let mut speakers: BTreeMap<usize, &Process> = BTreeMap::new();
     for process in world.processes.iter().flatten() {
         let known = speakers.entry(process.node).or_insert(process);

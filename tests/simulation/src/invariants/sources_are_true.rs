@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kvferry_coordinator::sources::{Said, StaleCause, WorkerState};
 
-use super::Broken;
+use super::{Broken, converges::speakers};
 use crate::{promise::Promise, world::World};
 
 fn failed(detail: String) -> Broken {
@@ -56,14 +56,15 @@ pub(crate) fn after_tick(world: &World, coordinator: usize) -> Broken {
     })
 }
 
-/// Long after the last fault every coordinator has what living agents publish.
+/// Long after the last fault every coordinator has what living agents publish; of two that live under one name, the later.
+/// (The earlier one, if it was never welcomed, goes on asking to be let in.)
 pub(crate) fn at_end(world: &World) -> Broken {
     for (at, book) in world.sets.books.iter().enumerate() {
         if let Some(broken) = after_tick(world, at) {
             return Some(broken);
         }
         let mut published = BTreeMap::new();
-        for process in world.processes.iter().flatten() {
+        for process in speakers(world).values() {
             for (kind, set) in &process.sets {
                 let key = (process.name.clone(), world.sets.id(*kind));
                 published.insert(key, (process.incarnation, set.publication, set.said));
