@@ -171,7 +171,7 @@ mod tests {
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             let random = (state >> 33) as usize;
-            if round < 2_000 && random % 3 != 0 || held.is_empty() {
+            if round < 2_000 && !random.is_multiple_of(3) || held.is_empty() {
                 let order = random % ORDERS;
                 let piece = chunks.take(order).unwrap_or_else(|| {
                     chunks.add(next_chunk);
