@@ -259,7 +259,7 @@ mod tests {
             let wants = pages.wants_large(1);
             assert_eq!(
                 wants,
-                n as usize >= SMALL_END && (n as usize - SMALL_END) % large == 0
+                n as usize >= SMALL_END && (n as usize - SMALL_END).is_multiple_of(large)
             );
             let mut ready = wants.then(|| Pages::large_page(value(0)));
             assert_eq!(pages.insert(value(n), all, &mut ready), Some(n));
