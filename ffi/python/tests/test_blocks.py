@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -134,6 +135,14 @@ def test_a_pool_is_written_in_place(cluster: Cluster) -> None:
     with cluster.a.pin(namespace, KEYS[:3]) as pin:
         assert [bytes(pin.view(at)) for at in range(2)] == [block(0), block(1)]
         assert pin.blocks[2] is None
+
+
+def test_memory_of_ctypes_is_taken(cluster: Cluster) -> None:
+    namespace = a_namespace()
+    cluster.a.register_pool(namespace, BLOCK)
+    assert cluster.a.put(namespace, KEYS[:1], (ctypes.c_ubyte * BLOCK).from_buffer_copy(block(0))).stored == 1
+    with cluster.a.pin(namespace, KEYS[:1]) as pin:
+        assert pin.view(0) == block(0)
 
 
 @pytest.mark.parametrize("kind", ["file", "unlinked", "memfd", "mmap", "memory"])

@@ -22,7 +22,8 @@ class SharedMemory(_native.SharedMemory):
 def span_of(buffer: Any) -> _native.Span:
     """Where an object's memory lies; keeps it there."""
     try:
-        return _native.Span.of_buffer(buffer)
+        # A view has its strides written down also where the object (ctypes) leaves them out.
+        return _native.Span.of_buffer(memoryview(buffer))
     except TypeError:
         if not hasattr(buffer, "__dlpack__"):
             raise InvalidArgumentError(

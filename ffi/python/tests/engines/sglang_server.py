@@ -28,10 +28,10 @@ PARALLEL = {
 }
 
 
-def copied(sources: Any, targets: Any, source_indices: Any, target_indices: Any, page_size: int) -> None:
+def copied(src_layers: Any, dst_layers: Any, src_indices: Any, dst_indices: Any, page_size: int) -> None:
     """What a GPU's kernel does between device and host."""
-    for source, target in zip(sources, targets):
-        target[target_indices] = source[source_indices]
+    for source, target in zip(src_layers, dst_layers):
+        target[dst_indices] = source[src_indices]
 
 
 def within(seconds: float, done: Any) -> None:

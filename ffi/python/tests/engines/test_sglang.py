@@ -168,7 +168,9 @@ def test_pages_are_copied_where_the_pool_cannot_be_shared(
     cluster: Cluster, model: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, theirs = a_pool("layer_first"), a_pool("layer_first", "default")
-    monkeypatch.setattr(theirs, "pin_memory", True)  # as if a device had its pages
+    # Private memory whose pages a device has, as it were.
+    monkeypatch.setattr(theirs, "kv_buffer", theirs.kv_buffer.clone())
+    monkeypatch.setattr(theirs, "pin_memory", True)
     fill(ours, 1)
     one = a_storage(ours, a_config("layer_first", cluster.agent_a, model))
     two = a_storage(theirs, a_config("layer_first", cluster.agent_b, model))
