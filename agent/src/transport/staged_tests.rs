@@ -114,7 +114,7 @@ impl Rig {
         };
         let local = Destination {
             memory: self.memory.clone(),
-            ranges: vec![0..1_000_000, 1_000_000..BYTES],
+            ranges: vec![0..1_000_000, 1_000_000..BYTES].into(),
         };
         let remote = vec![span];
         read(&link, PlannedRead { remote, local })

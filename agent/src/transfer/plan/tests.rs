@@ -64,7 +64,7 @@ fn neighbouring_blocks_are_one_span() {
             len: 48
         }]
     );
-    assert_eq!(requests[0].local.ranges, vec![0..48]);
+    assert_eq!(requests[0].local.ranges.as_slice(), [0..48]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ proptest! {
                 at += len + gap;
                 left -= len;
             }
-            Destination { memory: Arc::clone(&memory).into(), ranges }
+            Destination { memory: Arc::clone(&memory).into(), ranges: ranges.into() }
         }).collect();
         let blocks: Vec<_> = picked.iter().zip(&places).map(|(&slot, destination)| BlockRead {
             region: RegionId(1), geometry: &geometry, slot: Slot(slot), destination,

@@ -85,11 +85,11 @@ impl TcpLink {
     }
 
     /// Asks for it over the connection with least to do, or settles it.
-    fn submit(&self, operation: Arc<Operation>, remote: &[RemoteSpan]) {
+    fn submit(&self, operation: &Arc<Operation>, remote: &[RemoteSpan]) {
         let mut why: Option<Arc<str>> = None;
         // A connection may close while it is chosen; each is tried once.
         for connection in self.0.by_load() {
-            match connection.submit(Arc::clone(&operation), remote) {
+            match connection.submit(Arc::clone(operation), remote) {
                 Ok(()) => return self.0.open_another(connection.outstanding()),
                 Err(reason) => why = Some(reason),
             }
@@ -131,7 +131,7 @@ impl Link for TcpLink {
             Err(error) => return PendingRead::settled(Err(error)),
         };
         let (operation, pending) = Operation::new(request.local, bytes);
-        self.submit(operation, &coalesce_remote(&request.remote));
+        self.submit(&operation, &coalesce_remote(&request.remote));
         pending
     }
 
@@ -148,7 +148,7 @@ impl Link for TcpLink {
         let mut remote = coalesce_remote(&data.remote);
         remote.extend(coalesce_remote(&words.remote));
         let (operation, pending) = Operation::in_order(data.local, words.local, bytes);
-        self.submit(operation, &remote);
+        self.submit(&operation, &remote);
         pending
     }
 
