@@ -109,11 +109,13 @@ async fn replace_some(
     first: u64,
 ) -> Result<u64, BenchError> {
     let batch = REPLACED.min(slots);
-    if batch > 0 {
-        let slot = (round % (slots / batch) * batch) as u32;
-        let first = first + round * batch;
-        agent.replace(slot..slot + batch as u32, first).await?;
-    }
+    let Some(places) = slots.checked_div(batch) else {
+        return Ok(0);
+    };
+    let slot = (round % places * batch) as u32;
+    agent
+        .replace(slot..slot + batch as u32, first + round * batch)
+        .await?;
     Ok(batch)
 }
 
