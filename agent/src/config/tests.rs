@@ -164,18 +164,18 @@ fn sockets_that_nobody_could_connect_to_are_refused() {
 }
 
 #[test]
+fn a_coordinator_over_tls_takes_a_ca() {
+    let https = |c: &mut AgentConfig| c.coordinators = vec!["https://c:7400".into()];
+    assert!(matches!(refused(https), ConfigError::Coordinator(_)));
+}
+
+#[test]
 fn coordinators_are_http_addresses() {
     assert_eq!(
         refused(|c| c.coordinators.clear()),
         ConfigError::CoordinatorCount { count: 0 }
     );
-    for bad in [
-        "127.0.0.1:7400",
-        "https://c:7400",
-        "http://c",
-        "http://c:7400/x",
-        "nonsense",
-    ] {
+    for bad in ["127.0.0.1:7400", "http://c", "http://c:7400/x", "nonsense"] {
         assert!(
             matches!(
                 refused(|c| c.coordinators = vec![bad.into()]),
