@@ -2,7 +2,7 @@
 //! panic and whose promises they check themselves.
 //!
 //! `cargo test` runs each over its seeds and its corpus (`tests/fuzz/corpus`), as the regression test of what was found;
-//! `tests/fuzz/run` fuzzes with libFuzzer, on the stable toolchain. A target is one file of [`targets`].
+//! `tests/fuzz/run` fuzzes with libFuzzer, on the stable toolchain. A target is one file of `src/targets/`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a promise that is broken ends the run
 
