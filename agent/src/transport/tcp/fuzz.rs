@@ -58,7 +58,9 @@ pub fn frames(bytes: &[u8]) {
     }
     let mut spans = Vec::new();
     if let Ok(Some((asked, taken))) = decode_request(bytes, MAX_SPANS, &mut spans) {
-        assert!(holds_request(bytes));
+        // A renewal has no bytes to be kept together with the next answer.
+        let spans_asked = matches!(asked, frame::Asked::Spans { .. });
+        assert_eq!(holds_request(bytes), spans_asked);
         let mut again = Vec::new();
         match asked {
             frame::Asked::Spans { id } => encode_request(id, &spans, &mut again),

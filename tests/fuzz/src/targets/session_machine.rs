@@ -41,7 +41,11 @@ fn run(bytes: &[u8]) {
             7 => Event::Acknowledged(choices.number()),
             8 => Event::ResyncRequested,
             9 => Event::HeartbeatAnswered,
-            10 => Event::InventorySent(choices.number() % next_delta),
+            // Of what there is by then: at least what was acknowledged.
+            10 => {
+                let least = machine.acknowledged();
+                Event::InventorySent(least + choices.number() % (next_delta - least))
+            }
             11 => Event::DeltaForgotten,
             12 => Event::Closing,
             _ if choices.u8() < 8 => Event::Stop,
