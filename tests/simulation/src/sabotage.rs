@@ -238,7 +238,7 @@ fn crates() -> Vec<Sabotage> {
         bug(
             "resync-not-asked",
             Coordinator(C::AckBeforeInventory),
-            50,
+            150,
             &[],
         ),
         bug(
