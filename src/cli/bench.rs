@@ -179,13 +179,18 @@ fn transport(word: &str) -> Result<Transport, &'static str> {
     }
 }
 
-fn planes(word: &str) -> Result<(u32, ByteSize), String> {
+/// What `--planes` is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a number of pieces and their size, such as 80x8KiB")]
+struct NotPlanes;
+
+fn planes(word: &str) -> Result<(u32, ByteSize), NotPlanes> {
     let parts = word.split_once('x').and_then(|(count, bytes)| {
         let count: u32 = count.trim().parse().ok()?;
         let bytes: ByteSize = bytes.trim().parse().ok()?;
         (count > 0 && bytes.0 > 0).then_some((count, bytes))
     });
-    parts.ok_or_else(|| "a number of pieces and their size, such as 80x8KiB".to_owned())
+    parts.ok_or(NotPlanes)
 }
 
 #[cfg(test)]

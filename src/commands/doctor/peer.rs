@@ -9,7 +9,7 @@ use kvferry_agent::transport::{
     tcp::{TcpConfig, TcpTransport},
 };
 use kvferry_proto::{
-    Incarnation, NodeAddresses, NodeId,
+    Incarnation, InvalidMessage, NodeAddresses, NodeId,
     pb::{IdentifyRequest, peer_client::PeerClient},
 };
 use kvferry_security::{ticket::Refusal, tls::Dialer};
@@ -38,7 +38,10 @@ pub(super) async fn look(address: SocketAddr, args: &DoctorArgs) -> (Vec<Finding
         Ok(peer) => peer,
         Err(why) => {
             let fix = "give --peer the address of an agent's listen_peer, and look whether it runs and a firewall lets it through";
-            return (vec![Finding::new(what, State::Wrong, why, fix)], None);
+            return (
+                vec![Finding::new(what, State::Wrong, why.to_string(), fix)],
+                None,
+            );
         }
     };
     let mut findings = vec![Finding::ok(what, format!("is node {}", peer.node))];
@@ -125,34 +128,48 @@ fn transports(
     all
 }
 
+/// Why a peer has not said who it is.
+#[derive(Debug, thiserror::Error)]
+enum IdentifyError {
+    /// Nobody answers there, or not in a way that is understood.
+    #[error("{}", root(.0))]
+    Dial(#[from] tonic::transport::Error),
+    /// It answers that it will not.
+    #[error("{}", .0.message())]
+    Refused(#[from] tonic::Status),
+    /// What it says cannot be.
+    #[error(transparent)]
+    Malformed(#[from] InvalidMessage),
+}
+
+/// What lies beneath all: tonic's own words say that something went wrong, and no more.
+fn root<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last
+}
+
 async fn identify(
     address: SocketAddr,
     dialer: &Dialer,
     name: Option<&str>,
-) -> Result<PeerTarget, String> {
-    let text = |error: &dyn std::error::Error| {
-        let mut last = error;
-        while let Some(cause) = last.source() {
-            last = cause;
-        }
-        last.to_string()
-    };
-    let endpoint =
-        Endpoint::from_shared(format!("{}://{address}", dialer.scheme())).map_err(|e| text(&e))?;
+) -> Result<PeerTarget, IdentifyError> {
+    let endpoint = Endpoint::from_shared(format!("{}://{address}", dialer.scheme()))?;
     let endpoint = endpoint
         .connect_timeout(IDENTIFY_BOUND)
         .timeout(IDENTIFY_BOUND);
-    let connected = dialer.connect_as(&endpoint, name).await;
-    let channel = connected.map_err(|e| text(&e))?;
+    let channel = dialer.connect_as(&endpoint, name).await?;
     let request = IdentifyRequest {
         from_node: FROM.to_owned(),
     };
-    let answer = PeerClient::new(channel).identify(request).await;
-    let answer = answer.map_err(|e| e.message().to_owned())?.into_inner();
+    let answer = PeerClient::new(channel).identify(request).await?;
+    let answer = answer.into_inner();
     let addresses = answer.addresses.unwrap_or_default();
     Ok(PeerTarget {
-        node: NodeId::new(&answer.node).map_err(|e| e.to_string())?,
-        incarnation: Incarnation::new(answer.incarnation).map_err(|e| e.to_string())?,
-        addresses: NodeAddresses::try_from(addresses).map_err(|e| e.to_string())?,
+        node: NodeId::new(&answer.node).map_err(InvalidMessage::from)?,
+        incarnation: Incarnation::new(answer.incarnation).map_err(InvalidMessage::from)?,
+        addresses: NodeAddresses::try_from(addresses)?,
     })
 }

@@ -24,8 +24,8 @@ use tokio::{
 
 use super::{
     frame::{
-        ClientHello, RefusalReason, SERVER_HELLO_BYTES, ServerHello, Welcome, encode_renewal,
-        encode_request,
+        ClientHello, FrameError, RefusalReason, SERVER_HELLO_BYTES, ServerHello, Welcome,
+        encode_renewal, encode_request,
     },
     reader::Reader,
     socket,
@@ -119,12 +119,7 @@ impl Connection {
         shown: Option<(&Arc<Wallet>, Option<&Held>)>,
         link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
-        let unreachable = |detail: String| ConnectError::Unreachable {
-            node: peer.node.clone(),
-            address: address.to_string(),
-            detail,
-        };
-        let failed = |error: io::Error| unreachable(error.to_string());
+        let failed = |error: io::Error| unreachable(peer, address, &error);
         let stream = TcpStream::connect(address).await.map_err(failed)?;
         socket::configure(&stream).map_err(failed)?;
         Self::greet(peer, address, stream, shown, link_received).await
@@ -138,12 +133,8 @@ impl Connection {
         shown: Option<(&Arc<Wallet>, Option<&Held>)>,
         link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
-        let unreachable = |detail: String| ConnectError::Unreachable {
-            node: peer.node.clone(),
-            address: address.to_string(),
-            detail,
-        };
-        let failed = |error: io::Error| unreachable(error.to_string());
+        let failed = |error: io::Error| unreachable(peer, address, &error);
+        let no_hello = |error: HelloError| unreachable(peer, address, &error);
         let hello = ClientHello {
             incarnation: peer.incarnation.get(),
             ticket: shown
@@ -151,14 +142,14 @@ impl Connection {
                 .map_or_else(Vec::new, |held| held.bytes.to_vec()),
         };
         stream.write_all(&hello.encode()).await.map_err(failed)?;
-        let mut hello = read_hello(&mut stream).await.map_err(unreachable)?;
+        let mut hello = read_hello(&mut stream).await.map_err(no_hello)?;
         let mut ticket = 0;
         if let (Welcome::Prove, Some((wallet, Some(held)))) = (hello.welcome, shown) {
             let mut nonce = [0; NONCE_BYTES];
             stream.read_exact(&mut nonce).await.map_err(failed)?;
             let proof = wallet.prove(Purpose::Data, &Nonce(nonce), &held.bytes);
             stream.write_all(&proof).await.map_err(failed)?;
-            hello = read_hello(&mut stream).await.map_err(unreachable)?;
+            hello = read_hello(&mut stream).await.map_err(no_hello)?;
             ticket = held.number;
         }
         check_welcome(peer, address, &hello)?;
@@ -425,15 +416,39 @@ impl Connection {
     }
 }
 
-/// An owner's hello; else what is wrong, in words.
-async fn read_hello(stream: &mut TcpStream) -> Result<ServerHello, String> {
+fn unreachable(
+    peer: &PeerTarget,
+    address: SocketAddr,
+    why: &dyn std::error::Error,
+) -> ConnectError {
+    ConnectError::Unreachable {
+        node: peer.node.clone(),
+        address: address.to_string(),
+        detail: why.to_string(),
+    }
+}
+
+/// Why there is no hello of an owner.
+#[derive(Debug, thiserror::Error)]
+enum HelloError {
+    /// The connection ended, or brought none in time.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It says less than a hello.
+    #[error("its hello is too short")]
+    TooShort,
+    /// Something else listens there.
+    #[error("no kvferry data port: {0}")]
+    Malformed(#[from] FrameError),
+}
+
+/// An owner's hello.
+async fn read_hello(stream: &mut TcpStream) -> Result<ServerHello, HelloError> {
     let mut answer = [0; SERVER_HELLO_BYTES];
-    let read = stream.read_exact(&mut answer).await;
-    read.map_err(|error| error.to_string())?;
-    match ServerHello::decode(&answer) {
-        Ok(Some((hello, _))) => Ok(hello),
-        Ok(None) => Err("its hello is too short".to_owned()),
-        Err(error) => Err(format!("no kvferry data port: {error}")),
+    stream.read_exact(&mut answer).await?;
+    match ServerHello::decode(&answer)? {
+        Some((hello, _)) => Ok(hello),
+        None => Err(HelloError::TooShort),
     }
 }
 

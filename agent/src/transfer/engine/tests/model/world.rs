@@ -101,6 +101,7 @@ impl World {
         })
     }
 
+    #[cfg(feature = "fuzzing")]
     pub(in super::super) fn chosen(bytes: Vec<u8>) -> Self {
         Self::of(Random {
             chosen: bytes.into_iter(),
