@@ -267,9 +267,9 @@ async fn a_session_ends_with_its_ticket_and_goes_on_with_another() {
     let Some((world, parties, reader)) = ticketed().await else {
         return;
     };
-    // The owner looks every 2.5 seconds, and the reader renews as often.
+    // The owner looks every 2.5 seconds, and the reader renews every 5: the second time, with 6 seconds to spare.
     parties.change(|terms| {
-        terms.honoured_ms = 12_000;
+        terms.honoured_ms = 16_000;
         terms.left = 2;
     });
     let link = reader.connect(&world.peer()).await.unwrap();

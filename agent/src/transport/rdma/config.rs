@@ -45,11 +45,14 @@ pub(super) const MAX_DESCRIBED: usize = 1024;
 /// Registrations kept per device: more regions than an agent may have, with their words.
 pub(super) const MAX_REGISTRATIONS: usize = 16_384;
 
-/// A session that was not renewed for this long is torn down.
-pub(super) const LEASE: Duration = Duration::from_secs(10);
-/// How often a reader renews, and an owner looks for sessions that were not: an owner that died without READs
-/// under way is noticed within this and a little.
-pub(super) const KEEPALIVE: Duration = Duration::from_millis(2500);
+/// A session that was not renewed for this long is torn down: three renewals missed.
+pub(super) const LEASE: Duration = Duration::from_secs(15);
+/// How often a reader renews each session. An owner that died without READs under way is noticed within this and a
+/// little, one with READs at once; an idle link costs a call so often.
+pub(super) const RENEW_EVERY: Duration = Duration::from_secs(5);
+/// How often an owner looks for sessions that were not renewed or have no right any more, and a reader for memory
+/// nobody uses.
+pub(super) const SWEEP_EVERY: Duration = Duration::from_millis(2500);
 /// Until a renewal that failed is tried again.
 pub(super) const RENEW_AGAIN: Duration = Duration::from_millis(250);
 /// Until a reader has connected: some calls, and READs that prove the way.

@@ -12,7 +12,7 @@ use tokio::sync::{broadcast, oneshot};
 use tracing::{info, warn};
 
 use super::{
-    config::{KEEPALIVE, RdmaConfig},
+    config::{RdmaConfig, SWEEP_EVERY},
     device::{Device, DeviceError},
     events::{self, DeviceEvent, EVENTS_KEPT},
     link::Shared,
@@ -230,7 +230,7 @@ fn selected(nics: &[String], name: &str) -> Option<Option<u8>> {
 /// Lets go of memory that nobody else has any more.
 async fn upkeep(devices: Weak<Devices>) {
     loop {
-        tokio::time::sleep(KEEPALIVE).await;
+        tokio::time::sleep(SWEEP_EVERY).await;
         match devices.upgrade() {
             Some(devices) => devices.locals.forget_unused(&devices.list),
             None => return,

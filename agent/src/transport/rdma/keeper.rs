@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    config::{KEEPALIVE, RECONNECT_FIRST, RECONNECT_MAX, RENEW_AGAIN},
+    config::{RECONNECT_FIRST, RECONNECT_MAX, RENEW_AGAIN, RENEW_EVERY},
     connect,
     events::DeviceEvent,
     fault::Loss,
@@ -66,7 +66,7 @@ struct Keeper {
 impl Keeper {
     fn pause(&self) -> Duration {
         match self.missed {
-            0 => KEEPALIVE,
+            0 => RENEW_EVERY,
             _ => RENEW_AGAIN,
         }
     }

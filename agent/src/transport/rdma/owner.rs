@@ -24,7 +24,7 @@ use tracing::{debug, info};
 
 use super::{
     challenges::Challenges,
-    config::{KEEPALIVE, LEASE, MAX_ENDPOINTS, MAX_ROOMS, MAX_SESSIONS},
+    config::{LEASE, MAX_ENDPOINTS, MAX_ROOMS, MAX_SESSIONS, SWEEP_EVERY},
     devices::Devices,
     events::DeviceEvent,
     published::{NoProbe, PublishError, Published},
@@ -145,7 +145,7 @@ impl RdmaOwner {
     pub async fn serve(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         let mut regions = self.published.changes();
         let mut events = self.devices.events.subscribe();
-        let mut tick = interval(KEEPALIVE);
+        let mut tick = interval(SWEEP_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shutdown = std::pin::pin!(shutdown);
         self.publish().await;
