@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use kvferry_coordinator::directory::{
-    Bounds, Delta, Directory, DirectoryConfig, Event, Hello, LocateMode, LocateQuery, RegionChange,
-    SealedSlots, SessionId,
+    Answer, Bounds, Delta, Directory, DirectoryConfig, Event, Hello, LocateMode, LocateQuery,
+    OwnerRow, RegionChange, SealedSlots, SessionId,
 };
 use kvferry_proto::{
     HashLen, Incarnation, InvalidMessage, Labels, NamespaceName, NodeAddresses, NodeId,
@@ -149,7 +149,7 @@ fn go(directory: &mut Directory, workload: Workload) -> Result<(Duration, u64), 
     let marked = start.elapsed();
     let blocks = workload.blocks_of(0);
     let first: Vec<u64> = workload.blocks_of(0).take(1).collect();
-    let found = locate(directory, pack(first.into_iter()))?;
+    let found = locate(directory, pack(first.into_iter()), &mut Columns::default())?;
     if found != 0 {
         return Err(BenchError::Wrong("a node that went is offered".into()));
     }
@@ -164,6 +164,7 @@ fn look_up(
     time: Duration,
 ) -> Result<f64, BenchError> {
     let (mut random, mut found, mut spent) = (mix(seed + 1), 0, Duration::ZERO);
+    let mut columns = Columns::default();
     while spent < time {
         let mut bytes = BytesMut::with_capacity(BATCH * HASH_LEN);
         for _ in 0..BATCH {
@@ -172,7 +173,7 @@ fn look_up(
         }
         let hashes = bytes.freeze();
         let start = cpu_time();
-        let located = locate(directory, hashes);
+        let located = locate(directory, hashes, &mut columns);
         spent += cpu_time().saturating_sub(start);
         let located = located?;
         found += located;
@@ -184,8 +185,44 @@ fn look_up(
     Ok(found as f64 / spent.as_secs_f64())
 }
 
+/// An answer whose memory is used again, as a server's is that has answered before.
+#[derive(Debug, Default)]
+struct Columns {
+    counts: Vec<u32>,
+    rows: Vec<u32>,
+    slots: Vec<u32>,
+    generations: Vec<u64>,
+}
+
+impl Columns {
+    fn clear(&mut self) {
+        self.counts.clear();
+        self.rows.clear();
+        self.slots.clear();
+        self.generations.clear();
+    }
+}
+
+impl Answer for Columns {
+    fn owner(&mut self, _: OwnerRow<'_>) {}
+    fn candidate(&mut self, row: u32, slot: u32, generation: u64, _: u64) {
+        self.rows.push(row);
+        self.slots.push(slot);
+        self.generations.push(generation);
+    }
+    fn block(&mut self, candidates: u32) {
+        self.counts.push(candidates);
+    }
+    fn location(&mut self, _: &str) {}
+    fn located(&mut self, _: u32) {}
+}
+
 /// How many candidates there are of some blocks, at most one each.
-fn locate(directory: &Directory, hashes: Bytes) -> Result<usize, BenchError> {
+fn locate(
+    directory: &Directory,
+    hashes: Bytes,
+    columns: &mut Columns,
+) -> Result<usize, BenchError> {
     let namespace = NamespaceName::new(workload::NAMESPACE).map_err(InvalidMessage::from)?;
     let hash_len = HashLen::new(HASH_LEN).map_err(InvalidMessage::from)?;
     let hashes = PackedHashes::new(hash_len, hashes).map_err(InvalidMessage::from)?;
@@ -200,7 +237,8 @@ fn locate(directory: &Directory, hashes: Bytes) -> Result<usize, BenchError> {
         draw: 0,
         locations: false,
     };
-    let located = directory.locate(&query);
-    let located = located.map_err(|error| BenchError::Wrong(error.to_string()))?;
-    Ok(located.slots.len())
+    columns.clear();
+    let located = directory.locate_into(&query, columns);
+    located.map_err(|error| BenchError::Wrong(error.to_string()))?;
+    Ok(columns.slots.len())
 }

@@ -12,7 +12,7 @@ const FILL: (usize, usize) = (LANES * 4, 5);
 /// Twelve keys' tags (0: none), and how many keys passed by this bucket because it was full.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct Bucket {
+pub(super) struct Bucket {
     meta: [u8; 16],
     positions: [u32; LANES],
 }
@@ -59,6 +59,14 @@ impl Bucket {
         (equal(low) >> 7) | ((equal(high) & 0x8080_8080) >> 6)
     }
 
+    /// A first guess: the position of the first key with this tag. None where there is none, which doesn't say
+    /// that the key is not in the table.
+    #[inline]
+    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
+        let lanes = self.lanes(tag(hash));
+        (lanes != 0).then(|| self.positions[lane(lanes)])
+    }
+
     fn overflow(&self) -> u16 {
         u16::from_le_bytes([self.meta[OVERFLOW], self.meta[OVERFLOW + 1]])
     }
@@ -103,7 +111,7 @@ impl Buckets {
     }
 
     /// Bits 8 to 40 choose the bucket; the tag is below, the shard above.
-    fn home(&self, hash: u64) -> usize {
+    fn home_at(&self, hash: u64) -> usize {
         let bits = u64::from((hash >> 8) as u32);
         ((bits * self.buckets.len() as u64) >> 32) as usize
     }
@@ -113,19 +121,15 @@ impl Buckets {
         if next == self.buckets.len() { 0 } else { next }
     }
 
-    /// A first guess: the position of the first key with this tag in the key's own
-    /// bucket. None where there is none, which doesn't say that the key is not in the table.
-    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
-        let bucket = self.buckets.get(self.home(hash))?;
-        let lanes = bucket.lanes(tag(hash));
-        (lanes != 0).then(|| bucket.positions[lane(lanes)])
+    /// The key's own bucket, where most keys are; None in a table of no buckets.
+    #[inline]
+    pub(super) fn home(&self, hash: u64) -> Option<&Bucket> {
+        self.buckets.get(self.home_at(hash))
     }
 
     /// Has the key's bucket come near, for when it is wanted.
     pub(super) fn prefetch(&self, hash: u64) {
-        if let Some(bucket) = self.buckets.get(self.home(hash)) {
-            prefetch(bucket);
-        }
+        self.home(hash).into_iter().for_each(prefetch);
     }
 
     /// The position that `right` says is the key's.
@@ -135,7 +139,7 @@ impl Buckets {
     }
 
     fn search(&self, hash: u64, mut right: impl FnMut(u32) -> bool) -> Option<(usize, usize)> {
-        let mut at = self.home(hash);
+        let mut at = self.home_at(hash);
         // At most all of them: a full round has seen every key.
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[at];
@@ -157,7 +161,7 @@ impl Buckets {
 
     /// Adds a key. The caller keeps `len` at or under `capacity`.
     pub(super) fn insert(&mut self, hash: u64, position: u32) {
-        let mut at = self.home(hash);
+        let mut at = self.home_at(hash);
         for _ in 0..self.buckets.len() {
             let next = self.after(at);
             let bucket = &mut self.buckets[at];
@@ -181,7 +185,7 @@ impl Buckets {
         };
         self.buckets[last].meta[lane] = 0;
         self.len -= 1;
-        let mut at = self.home(hash);
+        let mut at = self.home_at(hash);
         while at != last {
             self.buckets[at].count_overflow(false);
             at = self.after(at);

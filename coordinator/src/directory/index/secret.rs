@@ -15,6 +15,7 @@ impl Secret {
     }
 
     /// `N` is a multiple of 16.
+    #[inline]
     pub(super) fn hash<const N: usize>(&self, key: &[u8; N]) -> u64 {
         let mut state = self.0[7];
         for (pair, secrets) in key.chunks_exact(16).zip(self.0.chunks_exact(2)) {

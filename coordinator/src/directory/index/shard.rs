@@ -3,7 +3,12 @@
 
 use kvferry_memory::{Array, prefetch};
 
-use super::{Owner, buckets::Buckets, pages::Pages, table::Table};
+use super::{
+    Owner,
+    buckets::{Bucket, Buckets},
+    pages::Pages,
+    table::Table,
+};
 
 /// Entries of one shard: what a position has bits for beside the shard's number.
 pub(super) const MAX_ENTRIES: u32 = 1 << 26;
@@ -23,8 +28,9 @@ pub(in super::super) struct Held {
     pub(in super::super) checksum: u64,
 }
 
+/// A block: its hash, and its copy where it has one.
 #[derive(Debug, Clone, Copy)]
-struct Entry<const N: usize> {
+pub(super) struct Entry<const N: usize> {
     /// Zero-padded: all hashes of a namespace have one length, so padding confuses none.
     hash: [u8; N],
     /// Of several copies: how many there are.
@@ -40,6 +46,19 @@ impl<const N: usize> Entry<N> {
         region: 0,
         slot: 0,
     };
+
+    /// Is it this block's?
+    #[inline]
+    pub(super) fn is_of(&self, key: &[u8; N]) -> bool {
+        self.hash == *key
+    }
+
+    /// Has it come near, for when it is wanted: its first and its last line, which are one for every other entry.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        prefetch(self);
+        prefetch(&self.slot);
+    }
 }
 
 /// A page of entries that is ready to be used.
@@ -140,24 +159,21 @@ impl<const N: usize> Shard<N> {
         self.table.prefetch(hash);
     }
 
-    /// See [`Buckets::guess`].
-    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
-        self.table.guess(hash)
+    /// See [`Buckets::home`].
+    #[inline]
+    pub(super) fn home(&self, hash: u64) -> Option<&Bucket> {
+        self.table.home(hash)
     }
 
-    /// Has an entry come near, for when it is wanted: its first and its last line, which are one for every
-    /// other entry.
+    /// What is at a position, whatever it is.
+    #[inline]
+    pub(super) fn peek(&self, at: u32) -> Option<&Entry<N>> {
+        self.entries.get(at)
+    }
+
+    /// Has an entry come near, for when it is wanted.
     pub(super) fn prefetch_entry(&self, at: u32) {
-        if let Some(entry) = self.entries.get(at) {
-            prefetch(entry);
-            prefetch(&entry.slot);
-        }
-    }
-
-    /// The copies at a guessed position; None where it was guessed wrongly.
-    pub(super) fn copies_if(&self, at: u32, key: &[u8; N]) -> Option<Copies<'_>> {
-        let entry = self.entries.get(at)?;
-        (entry.hash == *key).then(|| self.copies(at, entry))
+        self.peek(at).into_iter().for_each(Entry::prefetch);
     }
 
     /// The copies of a block.
@@ -178,7 +194,9 @@ impl<const N: usize> Shard<N> {
         self.table.find(hash, right)
     }
 
-    fn copies(&self, at: u32, entry: &Entry<N>) -> Copies<'_> {
+    /// The copies of the block of an entry at its position.
+    #[inline]
+    pub(super) fn copies(&self, at: u32, entry: &Entry<N>) -> Copies<'_> {
         if entry.region == SEVERAL {
             return Copies {
                 first: None,

@@ -5,6 +5,7 @@
 
 use std::{ops::ControlFlow, sync::Arc};
 
+use kvferry_memory::prefetch;
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::{
@@ -314,8 +315,9 @@ impl<const N: usize> Sharded<N> {
         locked
     }
 
-    /// In passes: all buckets are asked for, then each is read and says which entry to ask for, then the
-    /// entries are read. So the group's misses overlap, and none holds up what comes after it.
+    /// In passes, so that the group's misses overlap: where the buckets are, all buckets are asked for, each is
+    /// read and says which entry to look at, all entries are asked for, the entries are read. Asking is a loop of
+    /// nothing else: a processor has as many page walks under way as it sees such instructions at a time.
     fn look_up_group<B>(
         &self,
         locked: &[Option<RwLockReadGuard<'_, Shard<N>>>; SHARDS],
@@ -325,23 +327,22 @@ impl<const N: usize> Sharded<N> {
         visit: &mut impl FnMut(Copies<'_>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
         let shard = |bits: u64| locked[shard_of(bits)].as_ref();
-        for bits in bits {
-            if let Some(shard) = shard(*bits) {
-                shard.prefetch(*bits);
-            }
+        let mut homes = [None; GROUP];
+        for (home, bits) in homes.iter_mut().zip(bits) {
+            *home = shard(*bits).and_then(|shard| shard.home(*bits));
         }
+        homes.iter().flatten().for_each(|home| prefetch(*home));
         let mut guesses = [None; GROUP];
-        for (guess, bits) in guesses.iter_mut().zip(bits) {
-            if let Some(shard) = shard(*bits) {
-                *guess = shard.guess(*bits);
-                guess.iter().for_each(|at| shard.prefetch_entry(*at));
-            }
+        for ((guess, home), bits) in guesses.iter_mut().zip(homes).zip(bits) {
+            let at = home.and_then(|home| home.guess(*bits));
+            *guess = at.and_then(|at| Some((at, shard(*bits)?.peek(at)?)));
         }
+        (guesses.iter().flatten()).for_each(|(_, entry)| entry.prefetch());
         for (number, (guess, bits)) in guesses.iter().zip(bits).enumerate() {
             let key = self.key_at(hashes, first + number);
-            let copies = shard(*bits).map_or(Copies::NONE, |shard| {
-                let guessed = guess.and_then(|at| shard.copies_if(at, &key));
-                guessed.unwrap_or_else(|| shard.find(*bits, &key))
+            let copies = shard(*bits).map_or(Copies::NONE, |shard| match guess {
+                Some((at, entry)) if entry.is_of(&key) => shard.copies(*at, entry),
+                _ => shard.find(*bits, &key),
             });
             visit(copies)?;
         }

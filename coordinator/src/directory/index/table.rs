@@ -1,6 +1,6 @@
 //! A table that grows step by step: no insert ever pays for all that came before.
 
-use super::buckets::{Buckets, LANES};
+use super::buckets::{Bucket, Buckets, LANES};
 
 /// Buckets of the old table that a write moves. The new table has room for nine times as many
 /// inserts as it takes until the old one is empty.
@@ -95,9 +95,10 @@ impl Table {
         old.take().map(|(from, _)| from)
     }
 
-    /// See [`Buckets::guess`].
-    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
-        self.new.guess(hash)
+    /// See [`Buckets::home`].
+    #[inline]
+    pub(super) fn home(&self, hash: u64) -> Option<&Bucket> {
+        self.new.home(hash)
     }
 
     /// See [`Buckets::prefetch`].
