@@ -140,7 +140,8 @@ pub fn data_reads(
 }
 
 /// The reads of these slots' generation words into `scratch`, and for each slot the offset in it
-/// where its word will be. Words are read in order of region and slot, so that neighbours merge.
+/// where its word will be. Words are read in order of region and slot, so that neighbours merge; words between them that
+/// cost less than a span of their own would are read too, where `scratch` has the room.
 ///
 /// # Errors
 /// [`PlanError::NoRoom`] or [`PlanError::Scratch`].
@@ -154,25 +155,56 @@ pub fn generation_reads(
     }
     let mut order: Vec<usize> = (0..slots.len()).collect();
     order.sort_by_key(|&place| slots[place]);
+    let mut runs = runs(slots, &order, link.span_bytes);
+    if runs.iter().map(|run| run.len).sum::<u64>() > scratch.len() {
+        runs = self::runs(slots, &order, 0);
+    }
     let mut offsets = vec![0; slots.len()];
     let mut cutter = Cutter::new(link, WORD_BYTES)?;
     let memory = Memory::from(Arc::clone(scratch));
-    for (word, place) in order.into_iter().enumerate() {
-        let (region, slot) = slots[place];
-        offsets[place] = word as u64 * WORD_BYTES;
-        cutter.add(
-            RemoteSpan {
-                region,
-                part: Part::Generations,
-                offset: u64::from(slot.0) * WORD_BYTES,
-                len: WORD_BYTES,
-            },
-            &memory,
-            offsets[place],
-        );
+    let (mut order, mut start) = (order.into_iter().peekable(), 0);
+    for run in runs {
+        while let Some(place) = order.next_if(|&place| holds(&run, slots[place])) {
+            offsets[place] = start + word_at(slots[place].1) - run.offset;
+        }
+        let len = run.len;
+        cutter.add(run, &memory, start);
+        start += len;
     }
     let reads = cutter.requests.into_iter();
     Ok((reads.filter_map(PlannedRead::into_host).collect(), offsets))
+}
+
+fn word_at(slot: Slot) -> u64 {
+    u64::from(slot.0) * WORD_BYTES
+}
+
+/// Is a slot's word in this span?
+fn holds(run: &RemoteSpan, (region, slot): (RegionId, Slot)) -> bool {
+    let at = word_at(slot);
+    region == run.region && at >= run.offset && at - run.offset < run.len
+}
+
+/// The words of slots, in this order, with gaps of at most `gap` bytes.
+fn runs(slots: &[(RegionId, Slot)], order: &[usize], gap: u64) -> Vec<RemoteSpan> {
+    let mut runs: Vec<RemoteSpan> = Vec::new();
+    for &place in order {
+        let (region, slot) = slots[place];
+        let (start, end) = (word_at(slot), word_at(slot) + WORD_BYTES);
+        match runs.last_mut() {
+            // Asked for twice is read once.
+            Some(last) if last.region == region && start <= last.offset + last.len + gap => {
+                last.len = last.len.max(end - last.offset);
+            }
+            _ => runs.push(RemoteSpan {
+                region,
+                part: Part::Generations,
+                offset: start,
+                len: WORD_BYTES,
+            }),
+        }
+    }
+    runs
 }
 
 /// The read, where there is one only and it is into host memory; else `reads` stay as they are.

@@ -120,6 +120,9 @@ pub struct Capabilities {
     /// The path does not vouch for its bytes: what comes over it is taken only where it has the checksum that it was
     /// sealed with. What has none must come another way.
     pub needs_checksum: bool,
+    /// What a further span costs, told in bytes that take as long: where no more than that lies between two words, it is
+    /// read too. 0: a span costs no more than its own bytes.
+    pub span_bytes: u64,
 }
 
 /// Local memory to read into: ranges of one mapping, in order.

@@ -48,6 +48,7 @@ impl Link for Registering {
             window_bytes: BYTES,
             distance: 1,
             needs_checksum: false,
+            span_bytes: 0,
         }
     }
     fn read(&self, request: ReadRequest) -> PendingRead {

@@ -305,6 +305,7 @@ fn pull(times: u32) -> Result<(), InstructionsError> {
         window_bytes: 32 << 20,
         distance: 1,
         needs_checksum: false,
+        span_bytes: 0,
     };
     let once = || {
         let now = Duration::ZERO;

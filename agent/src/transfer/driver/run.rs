@@ -78,6 +78,9 @@ impl<L> Default for Book<L> {
     }
 }
 
+/// How many words there is room for to one that is asked for: words between them may be read too.
+const SCRATCH_SHARE: u64 = 8;
+
 /// The reads of an operation, and its words, where it has some.
 struct Begun {
     reads: Vec<PendingRead>,
@@ -509,7 +512,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
     }
 
     fn take_scratch(&mut self, words: usize) -> Result<Arc<HostMemory>, PlanError> {
-        let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES;
+        let bytes = self.config.generation_words.max(1) as u64 * WORD_BYTES * SCRATCH_SHARE;
         match self.scratch.pop() {
             Some(scratch) => Ok(scratch),
             None => scratch::take(bytes).map_err(|_| PlanError::Scratch { words }),

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use kvferry_memory::{HostMemory, MemoryError};
 use parking_lot::Mutex;
 
-/// Most that is kept: two for each of as many pulls as an engine has at a time, of 8 KiB each.
+/// Most that is kept: two for each of as many pulls as an engine has at a time, of 64 KiB each at most: what is
+/// not used takes no memory.
 const MAX_KEPT: usize = 64;
 
 static KEPT: Mutex<Vec<Arc<HostMemory>>> = Mutex::new(Vec::new());

@@ -12,6 +12,7 @@ fn link(max_spans: usize, max_bytes: u64) -> Capabilities {
         window_bytes: 1 << 20,
         distance: 0,
         needs_checksum: false,
+        span_bytes: 0,
     }
 }
 
@@ -108,6 +109,28 @@ fn what_does_not_fit_is_refused() {
     );
 }
 
+#[test]
+fn words_between_are_read_too_where_that_costs_less_than_a_span() {
+    let slots: Vec<_> = [9, 0, 3, 8, 3].map(|s| (RegionId(1), Slot(s))).into();
+    let spans = |span_bytes, room| {
+        let scratch = Arc::new(HostMemory::anonymous(room).unwrap());
+        let link = Capabilities {
+            span_bytes,
+            ..link(64, 4096)
+        };
+        let (requests, offsets) = generation_reads(&slots, &scratch, &link).unwrap();
+        let spans = requests.into_iter().flat_map(|request| request.remote);
+        let spans: Vec<_> = spans.map(|span| (span.offset, span.len)).collect();
+        (spans, offsets)
+    };
+    let apart = vec![(0, 8), (24, 8), (64, 16)];
+    assert_eq!(spans(0, 4096), (apart.clone(), vec![24, 0, 8, 16, 8]));
+    let some = vec![(0, 32), (64, 16)];
+    assert_eq!(spans(16, 4096), (some, vec![40, 0, 24, 32, 24]));
+    assert_eq!(spans(32, 4096), (vec![(0, 80)], vec![72, 0, 24, 64, 24]));
+    assert_eq!(spans(32, 72).0, apart, "no room for the words between");
+}
+
 proptest! {
     #[test]
     fn every_byte_goes_where_it_belongs(
@@ -166,10 +189,12 @@ proptest! {
         slots in prop::collection::vec((0u32..3, 0u32..20), 0..40),
         max_spans in 1usize..6,
         max_bytes in 8u64..100,
+        span_bytes in 0u64..40,
     ) {
         let scratch = memory();
         let slots: Vec<_> = slots.into_iter().map(|(r, s)| (RegionId(r), Slot(s))).collect();
         let bounds = link(max_spans, max_bytes);
+        let bounds = Capabilities { span_bytes, ..bounds };
         let (requests, offsets) = generation_reads(&slots, &scratch, &bounds).unwrap();
         let mut at = std::collections::HashMap::new();
         for request in &requests {

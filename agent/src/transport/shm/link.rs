@@ -51,6 +51,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     window_bytes: 64 << 20,
     distance: 0,
     needs_checksum: false,
+    span_bytes: 0,
 };
 
 /// A link over mapped memory.

@@ -33,6 +33,7 @@ const CAPABILITIES: Capabilities = Capabilities {
     window_bytes: 32 << 20,
     distance: 1,
     needs_checksum: false,
+    span_bytes: 0,
 };
 
 /// A reader's way into a [`SimNetwork`]: peers are found by name.

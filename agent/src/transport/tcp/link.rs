@@ -131,6 +131,7 @@ fn capabilities(hello: &ServerHello) -> Option<Capabilities> {
         window_bytes: WINDOW_BYTES,
         distance: DISTANCE,
         needs_checksum: false,
+        span_bytes: 0,
     })
 }
 

@@ -25,6 +25,7 @@ pub(super) const LINK: Capabilities = Capabilities {
     window_bytes: 32 << 20,
     distance: 1,
     needs_checksum: false,
+    span_bytes: 0,
 };
 
 impl World<'_> {

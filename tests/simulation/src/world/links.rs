@@ -17,6 +17,7 @@ impl World {
             window_bytes: 4 * max_bytes,
             distance: 1,
             needs_checksum: false,
+            span_bytes: 0,
         }
     }
 

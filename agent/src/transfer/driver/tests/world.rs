@@ -90,6 +90,7 @@ impl Owner {
                 window_bytes: 1 << 20,
                 distance: 1,
                 needs_checksum: false,
+                span_bytes: 0,
             }),
             in_order: AtomicBool::new(false),
             word_reads: AtomicU32::new(0),

@@ -33,6 +33,7 @@ pub(super) fn link() -> Capabilities {
         window_bytes: 16 << 20,
         distance: 1,
         needs_checksum: false,
+        span_bytes: 0,
     }
 }
 

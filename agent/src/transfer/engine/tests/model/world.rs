@@ -154,6 +154,7 @@ impl World {
                 window_bytes: random.below(80),
                 distance: 1,
                 needs_checksum: random.percent(30),
+                span_bytes: 0,
             },
             engine: PullEngine::new(config.clone(), request, Time::ZERO),
             config,
