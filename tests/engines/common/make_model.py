@@ -1,4 +1,4 @@
-"""Writes the weights of the tiny Llama beside its configuration: random, the same everywhere.
+"""Writes the weights of a tiny model beside its configuration: random, the same everywhere.
 
 make_model.py FROM_CONFIG_DIR TO_DIR
 """
@@ -10,7 +10,7 @@ import shutil
 import sys
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 # Wider than a trained model's, so that the tokens depend on the whole prompt: a wrong block shows.
 WEIGHT_SPREAD = 0.08
@@ -21,13 +21,14 @@ def main(source: str, target: str) -> None:
     if (folder / "model.safetensors").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copy(pathlib.Path(source) / "config.json", folder / "config.json")
-    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).float()
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)).float()
     generator = torch.Generator().manual_seed(7)
     for parameter in model.parameters():
         if parameter.dim() == 2:
             parameter.data.normal_(0, WEIGHT_SPREAD, generator=generator)
     model.save_pretrained(folder, safe_serialization=True)
+    # As it was: what transformers writes lacks what it does not know.
+    shutil.copy(pathlib.Path(source) / "config.json", folder / "config.json")
 
 
 if __name__ == "__main__":

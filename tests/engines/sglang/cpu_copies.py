@@ -1,0 +1,43 @@
+"""SGLang's HiCache on a machine without a GPU: the copies between the engine's memory and the host pool are kernels of a GPU, and
+the host pool is pinned for one. Only these are others here, plain copies; pools, controller, tree and storage are SGLang's.
+
+A plugin of SGLang's own (`sglang.srt.plugins`): it is found where this folder is in PYTHONPATH, in every process of the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+POOL = "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost"
+
+
+def install() -> None:
+    """What SGLang calls in each of its processes, before the engine starts."""
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(f"{POOL}.__init__", _unpinned, HookType.AROUND)
+    HookRegistry.register(f"{POOL}.load_to_device_per_layer", _load, HookType.REPLACE)
+    HookRegistry.register(f"{POOL}.backup_from_device_all_layer", _back_up, HookType.REPLACE)
+
+
+def _unpinned(init: Callable[..., None], *args: Any, **settings: Any) -> None:
+    init(*args, **{**settings, "pin_memory": False})
+
+
+def _load(pool: Any, device_pool: Any, host: Any, device: Any, layer_id: int, io_backend: str, *, is_draft: bool = False) -> None:
+    for engine, page, slot in _layer(pool, layer_id, host):
+        engine[device] = page[slot]
+
+
+def _back_up(pool: Any, device_pool: Any, host: Any, device: Any, io_backend: str) -> None:
+    for layer_id in range(pool.layer_num):
+        for engine, page, slot in _layer(pool, layer_id, host):
+            page[slot] = engine[device]
+
+
+def _layer(pool: Any, layer_id: int, host: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Of K, then of V: the engine's tensor, the host pool's view of that layer, and where the host indices are in it."""
+    slot = (host // pool.page_size, host % pool.page_size) if pool.layout == "page_first_direct" else host
+    yield pool.device_k_buffers[layer_id], pool.k_data_refs[layer_id], slot
+    yield pool.device_v_buffers[layer_id], pool.v_data_refs[layer_id], slot
