@@ -158,10 +158,10 @@ def owner_killed(run: Run, layout: str) -> str:
             wait_for("the reader's pull is under way", lambda: client.stats().pulls_in_flight > 0)
             kill(a)
             words = run.check(0, second.end(), 0)
-            # The pages are the server's again, and it goes on storing.
+            # The pages are the server's again, and it stores what it has computed.
             landed = [it for it in client.stats().regions if not it.pool]
             assert all(it.sealed == it.reserved == it.quarantined == 0 for it in landed), landed
-            stored(b, 2 * cached_tokens() // PAGE)
+            stored(b, cached_tokens() // PAGE)
             # The storing server goes on without its agent.
             run.check(2, first.generate(prompt(2), ANSWER), 0)
     return f"{words}; both servers go on"

@@ -77,20 +77,25 @@ class Server:
             *("--host", "127.0.0.1", "--port", str(self._port), "--device", "cpu", "--attention-backend", "torch_native"),
             *("--dtype", "float32", "--skip-tokenizer-init", "--page-size", str(PAGE), "--tp-size", str(tp)),
             *("--max-total-tokens", str(tokens), "--max-running-requests", "8", "--enable-cache-report"),
-            *("--skip-server-warmup", "--random-seed", "0", *options),
+            # An idle one leaves its processor to the others.
+            *("--skip-server-warmup", "--random-seed", "0", "--sleep-on-idle", *options),
         ]
-        # HiCache compiles a little C++ at its first start, and looks for ninja.
-        path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             cwd=log.parent,
-            env={**os.environ, "PATH": path},
+            env=self._environment(tp),
             start_new_session=True,  # its processes are ended with it
         )
         self._ready = False
+
+    @staticmethod
+    def _environment(tp: int) -> dict[str, str]:
+        """Of two cores each rank has one."""
+        binding = {} if tp == 1 else {"SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank) for rank in range(tp))}
+        return {**os.environ, "OMP_NUM_THREADS": "1", **binding}
 
     def ready(self) -> None:
         """Waits until it answers. Several start at once."""
