@@ -410,7 +410,8 @@ def tensor_parallel_owner_killed(run: Run, memory: str) -> str:
 
 def sliding_window(run: Run, load_timeout_s: float = 30.0) -> str:
     """A model of two KV cache groups, sliding and full layers: A publishes, B gets both groups' blocks. Then A is killed while
-    the next prompt's blocks are on their way."""
+    the next prompt's blocks are on their way, and C gets the first prompt's from B, which has no more of sliding layers than
+    the window reached."""
     hybrid = run.other("hybrid", model="gemma")
     hybrid.reference(range(3))
     with cluster() as nodes:
@@ -435,7 +436,10 @@ def sliding_window(run: Run, load_timeout_s: float = 30.0) -> str:
             kill(a)
             hybrid.check(1, second.end(), 0)
             hybrid.check(2, second.generate(prompt(2), ANSWER), 0)
-    return f"{words}; {came} blocks of two groups pulled; with the owner killed all was computed"
+            c = nodes.agent("c", transport="tcp")
+            with hybrid.engine("third", connector(c)) as third:
+                hybrid.check(0, third.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+    return f"{words}; {came} blocks of two groups pulled; with the owner killed all was computed; the first reader's were pulled on"
 
 
 def sliding_window_control(run: Run) -> str:
