@@ -213,8 +213,10 @@ def agent_restarted(run: Run) -> str:
                     break
                 wait_for("the time for the next attempt", _after(5.5))
             first.forget()
+            with again.connect() as client:
+                before = sealed(client)
             run.check(0, first.generate(prompt(0), ANSWER), 0)
-            stored(again, cached_tokens() // PAGE)
+            stored(again, before + cached_tokens() // PAGE)
             announced(again)
             words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens())
     return words
@@ -238,6 +240,8 @@ def small_caches(run: Run) -> str:
             for turn in range(3):
                 for seed in range(6):
                     run.check(seed, first.generate(prompt(seed), ANSWER))
+                    if turn == 0:
+                        stored(a, min(2, seed + 1) * cached_tokens() // PAGE)
                     answer = second.generate(prompt((seed + turn) % 6), ANSWER)
                     run.check((seed + turn) % 6, answer)
                     came += answer["storage"]
