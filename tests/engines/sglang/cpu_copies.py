@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 POOL = "sglang.srt.mem_cache.pool_host.mha.MHATokenToKVPoolHost"
+GROUP = "sglang.srt.distributed.parallel_state.GroupCoordinator"
 ATTENTION = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
 
 
@@ -21,12 +22,18 @@ def install() -> None:
     HookRegistry.register(f"{POOL}.__init__", _unpinned, HookType.AROUND)
     HookRegistry.register(f"{POOL}.load_to_device_per_layer", _load, HookType.REPLACE)
     HookRegistry.register(f"{POOL}.backup_from_device_all_layer", _back_up, HookType.REPLACE)
+    HookRegistry.register(f"{GROUP}.__init__", _without_nccl, HookType.AROUND)
     HookRegistry.register(f"{ATTENTION}._run_sdpa_forward_extend", _read_where_written, HookType.AROUND)
     HookRegistry.register(f"{ATTENTION}._run_sdpa_forward_decode", _read_where_written, HookType.AROUND)
 
 
 def _unpinned(init: Callable[..., None], *args: Any, **settings: Any) -> None:
     init(*args, **{**settings, "pin_memory": False})
+
+
+def _without_nccl(init: Callable[..., None], *args: Any, **settings: Any) -> None:
+    # Ranks on processors talk by gloo.
+    init(*args, **{**settings, "use_pynccl": False})
 
 
 def _load(pool: Any, device_pool: Any, host: Any, device: Any, layer_id: int, io_backend: str, *, is_draft: bool = False) -> None:
