@@ -108,8 +108,8 @@ def report(rows: list[Row]) -> str:
         "The scenarios are in `tests/engines/{vllm,sglang}/scenarios.py`, each with a line that says what it does. `control` puts",
         "zeros under the prompt's hashes and sees other tokens: what is loaded is really used. Where an owner is killed, its agent",
         "is frozen once its blocks are known, and killed when the reader's pull is under way. vLLM 0.28 allocates each layer by",
-        "itself, which cannot be shared in place: with `auto` its blocks go through the pool. The commit is that of the tree when the",
-        "scenario ended; a plus: and changes that were not committed.",
+        "itself, which cannot be shared in place: with `auto` its blocks go through the pool. Each row is the last run of its",
+        "scenario; the commit is that of the tree when it ended, a plus: and changes that were not committed.",
         "",
     ]
     return "\n".join(lines)

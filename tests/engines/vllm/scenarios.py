@@ -490,7 +490,6 @@ SCENARIOS: dict[str, Scenario] = {
     "tp2-pool": lambda run: tensor_parallel(run, "pool"),
     "tp2-in-place": lambda run: tensor_parallel(run, "in_place"),
     "tp2-owner-killed-pool": lambda run: tensor_parallel_owner_killed(run, "pool"),
-    "tp2-owner-killed-in-place": lambda run: tensor_parallel_owner_killed(run, "in_place"),
     "sliding-window": sliding_window,
     "sliding-window-control": sliding_window_control,
 }
