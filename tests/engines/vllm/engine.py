@@ -1,6 +1,6 @@
 """One real vLLM engine as a process: takes commands as JSON lines on stdin, answers on stdout behind a mark.
 
-    engine.py OPTIONS_JSON     {"model", "transfer": kv_transfer_config or null, "block_size", "blocks", ...}
+    engine.py OPTIONS_JSON     {"model", "transfer": kv_transfer_config or null, "block_size", "blocks", "tp"}
 
 Commands: {"do": "generate", "prompt": [...], "max_tokens": n, "params": kv_transfer_params or null},
 {"do": "hashes", "prompt": [...]}, {"do": "reset"}, {"do": "metrics"}, {"do": "quit"}.
@@ -32,6 +32,9 @@ def answer(**words: Any) -> None:
 
 def main() -> None:
     options = json.loads(sys.argv[1])
+    if options["tp"] > 1:
+        # A processor for each rank.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(options["tp"]))
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -47,7 +50,8 @@ def main() -> None:
         num_gpu_blocks_override=options["blocks"],
         enable_prefix_caching=True,
         disable_log_stats=False,
-        distributed_executor_backend="uni",
+        tensor_parallel_size=options["tp"],
+        distributed_executor_backend="uni" if options["tp"] == 1 else "mp",
     )
     import vllm
 

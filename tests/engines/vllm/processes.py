@@ -1,4 +1,4 @@
-"""Engines as child processes, and the agents beside them. Only what was started here is ended, each by its own id."""
+"""Engines as child processes. Only what was started here is ended, each by its own id."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ import json
 import os
 import pathlib
 import queue
-import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
-
-import kvferry
 
 HERE = pathlib.Path(__file__).resolve().parent
 MARK = "@@kvferry "
@@ -110,41 +104,3 @@ class Engine:
             self._answers.put(None)
             raise EngineError(f"engine {self.name} did not answer; its log ends with\n{self.log()[-3000:]}")
         return answer
-
-
-@dataclass
-class Cluster:
-    """A coordinator, and agents by name."""
-
-    coordinator: kvferry.Coordinator
-    stack: contextlib.ExitStack
-
-    def agent(self, name: str, **settings: object) -> kvferry.Agent:
-        return self.stack.enter_context(
-            kvferry.Agent(node=name, coordinators=[self.coordinator.url], pool_bytes="128MiB", **settings)
-        )
-
-
-@contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    with contextlib.ExitStack() as stack:
-        yield Cluster(stack.enter_context(kvferry.Coordinator()), stack)
-
-
-def freeze(agent: kvferry.Agent) -> None:
-    """It answers nothing from now on, but is not gone."""
-    os.kill(agent.pid, signal.SIGSTOP)
-
-
-def kill(agent: kvferry.Agent) -> None:
-    """As a power cut does."""
-    os.kill(agent.pid, signal.SIGKILL)
-
-
-def wait_for(what: str, seen: Any, timeout_s: float = 60.0) -> None:
-    """Until `seen()` is true."""
-    deadline = time.monotonic() + timeout_s
-    while not seen():
-        if time.monotonic() >= deadline:
-            raise AssertionError(f"after {timeout_s:g} s still not: {what}")
-        time.sleep(0.005)

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import kvferry
-from processes import Engine, cluster, freeze, kill, wait_for
+import make_model
+from agents import cluster, freeze, kill, sealed, wait_for
+from processes import Engine
+
+MODELS = pathlib.Path(__file__).resolve().parent.parent / "common" / "models"
 
 BLOCK = 32
 # 64 MiB of KV cache: more than 32 MiB, so that its pages can be shared in place.
@@ -61,10 +65,12 @@ def tiering(agent: kvferry.Agent, cpu_bytes: int = 64 << 20, **settings: object)
 class Run:
     """What all scenarios of one vLLM release share."""
 
-    model: str
+    models: pathlib.Path
     logs: pathlib.Path
     path: str | None
     """Put before everything else in PYTHONPATH: another release than the installed one."""
+    model: str = "llama"
+    tp: int = 1
     expected: dict[int, list[int]] = field(default_factory=dict)
     version: str = ""
     engines: int = 0
@@ -72,12 +78,20 @@ class Run:
     @contextlib.contextmanager
     def engine(self, name: str, transfer: dict[str, Any] | None, blocks: int = BLOCKS) -> Iterator[Engine]:
         self.engines += 1
-        options = {"model": self.model, "transfer": transfer, "block_size": BLOCK, "blocks": blocks}
+        folder = self.models / self.model
+        make_model.main(str(MODELS / self.model), str(folder))
+        options = {"model": str(folder), "transfer": transfer, "block_size": BLOCK, "blocks": blocks, "tp": self.tp}
         engine = Engine(name, options, self.logs / f"{self.engines:02}-{name}.log", self.path)
         try:
             yield engine
         finally:
             engine.close()
+
+    def other(self, name: str, *, model: str = "llama", tp: int = 1) -> Run:
+        """The same release with another model or another number of ranks: its tokens are others."""
+        logs = self.logs / name
+        logs.mkdir(exist_ok=True)
+        return Run(self.models, logs, self.path, model, tp)
 
     def reference(self, seeds: range) -> None:
         """The tokens that every scenario must arrive at."""
@@ -155,7 +169,7 @@ def loaded_bytes_are_used(run: Run) -> str:
     return f"{answer['cached']} tokens of zeros loaded, and the tokens differ"
 
 
-def owner_killed(run: Run, memory: str) -> str:
+def owner_killed(run: Run, memory: str, ranks: int = 1) -> str:
     """The owner is killed while its blocks are on their way: they are computed, and the tokens are the same."""
     with cluster() as nodes:
         a, b = nodes.agent("a", transport="tcp"), nodes.agent("b", transport="tcp")
@@ -174,7 +188,7 @@ def owner_killed(run: Run, memory: str) -> str:
             words = run.check(0, second.end(), 0)
             metrics = second.ask("metrics")["metrics"]
             failed = metrics.get("vllm:kvferry_load_failed_blocks", 0)
-            assert failed == cached_tokens(PROMPT) / BLOCK, metrics
+            assert failed == ranks * cached_tokens(PROMPT) / BLOCK, metrics
             # The publisher's engine goes on without its agent.
             run.check(2, first.generate(prompt(2), ANSWER), 0)
     return f"{words}; {failed:g} blocks failed and were computed"
@@ -300,7 +314,7 @@ def tier(run: Run) -> str:
             run.check(0, first.generate(prompt(0), ANSWER), 0)
             run.check(1, first.generate(prompt(1), ANSWER), 0)
             with a.connect() as client:
-                wait_for("chunks are published", lambda: _sealed(client) >= cached_tokens(PROMPT) // BLOCK)
+                wait_for("chunks are published", lambda: sealed(client) >= cached_tokens(PROMPT) // BLOCK)
             words = run.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
             run.check(2, second.generate(prompt(2), ANSWER), 0)
     return words
@@ -326,9 +340,9 @@ def tier_evicts(run: Run) -> str:
                 first.ask("reset")
                 second.ask("reset")
             with a.connect() as client:
-                sealed = _sealed(client)
-            assert 0 < sealed <= 44, sealed
-    return f"12 prompts, {cached} tokens cached, all tokens right; {sealed} chunks published at the end"
+                published = sealed(client)
+            assert 0 < published <= 44, published
+    return f"12 prompts, {cached} tokens cached, all tokens right; {published} chunks published at the end"
 
 
 def tier_owner_killed(run: Run) -> str:
@@ -342,7 +356,7 @@ def tier_owner_killed(run: Run) -> str:
             run.check(0, first.generate(prompt(0), ANSWER), 0)
             run.check(1, first.generate(prompt(1), ANSWER), 0)
             with a.connect() as client:
-                wait_for("chunks are published", lambda: _sealed(client) >= cached_tokens(PROMPT) // BLOCK)
+                wait_for("chunks are published", lambda: sealed(client) >= cached_tokens(PROMPT) // BLOCK)
             with b.connect() as client:
                 freeze(a)
                 second.begin("generate", prompt=prompt(0), max_tokens=ANSWER, params=None)
@@ -354,8 +368,102 @@ def tier_owner_killed(run: Run) -> str:
     return words
 
 
-def _sealed(client: kvferry.Client) -> int:
-    return sum(region.sealed for region in client.stats().regions)
+def tensor_parallel(run: Run, memory: str) -> str:
+    """Two ranks: each has a namespace and planes of its own, and a block is there when both have their part of it."""
+    ranks = run.other(f"tp2-{memory}", tp=2)
+    ranks.reference(range(3))
+    wanted = cached_tokens(PROMPT)
+    with cluster() as nodes:
+        a, b = nodes.agent("a"), nodes.agent("b")
+        with (
+            ranks.engine("publisher", connector(a, memory=memory)) as first,
+            ranks.engine("reader", connector(b, memory=memory)) as second,
+            a.connect() as at_a,
+            b.connect() as at_b,
+        ):
+            ranks.check(0, first.generate(prompt(0), ANSWER), 0)
+            names = sorted(region.namespace for region in at_a.stats().regions)
+            assert [name.rsplit("/", 1)[1] for name in names] == ["tp0of2-pp0of1-g0", "tp1of2-pp0of1-g0"], names
+            words = ranks.check(0, second.generate(prompt(0), ANSWER), wanted)
+            came = at_b.stats().blocks_pulled
+            assert came == 2 * wanted // BLOCK, f"{came} blocks pulled"
+            # What one rank alone lacks, all compute: the second half of its blocks, then all of another prompt's.
+            half = PROMPT // 2 // BLOCK * BLOCK
+            ranks.check(1, first.generate(prompt(1), ANSWER), 0)
+            ranks.check(2, first.generate(prompt(2), ANSWER), 0)
+            for seed, kept in ((1, half), (2, 0)):
+                hashes = [bytes.fromhex(text) for text in first.ask("hashes", prompt=prompt(seed))["hashes"]]
+                at_a.evict(names[1], hashes[kept // BLOCK :])
+                ranks.check(seed, second.generate(prompt(seed), ANSWER), kept)
+        # One rank of its own shares with none of two.
+        with run.engine("one-rank", connector(b, memory=memory)) as third:
+            run.check(0, third.generate(prompt(0), ANSWER), 0)
+    return f"{words}; {came} blocks pulled by two ranks; {half} where one rank lacked the rest"
+
+
+def tensor_parallel_owner_killed(run: Run, memory: str) -> str:
+    """The owner of both ranks' blocks is killed while they are on their way."""
+    ranks = run.other(f"tp2-killed-{memory}", tp=2)
+    ranks.reference(range(3))
+    return owner_killed(ranks, memory, ranks=2)
+
+
+def sliding_window(run: Run, load_timeout_s: float = 30.0) -> str:
+    """A model of two KV cache groups, sliding and full layers: A publishes, B gets both groups' blocks. Then A is killed while
+    the next prompt's blocks are on their way, and C gets the first prompt's from B, which has no more of sliding layers than
+    the window reached."""
+    hybrid = run.other("hybrid", model="gemma")
+    hybrid.reference(range(3))
+    with cluster() as nodes:
+        a, b = nodes.agent("a", transport="tcp"), nodes.agent("b", transport="tcp")
+        with (
+            hybrid.engine("publisher", connector(a)) as first,
+            hybrid.engine("reader", connector(b, load_timeout_s=load_timeout_s)) as second,
+            a.connect() as at_a,
+            b.connect() as at_b,
+        ):
+            hybrid.check(0, first.generate(prompt(0), ANSWER), 0)
+            hybrid.check(1, first.generate(prompt(1), ANSWER), 0)
+            groups = sorted(region.namespace.rsplit("-", 1)[1] for region in at_a.stats().regions)
+            assert groups == ["g0", "g1"], groups
+            words = hybrid.check(0, second.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+            came = at_b.stats().blocks_pulled
+            # Of the sliding layers only what the window still reaches.
+            assert cached_tokens(PROMPT) // BLOCK < came < 2 * cached_tokens(PROMPT) // BLOCK, came
+            freeze(a)
+            second.begin("generate", prompt=prompt(1), max_tokens=ANSWER, params=None)
+            wait_for("the reader's pull is under way", lambda: at_b.stats().pulls_in_flight > 0)
+            kill(a)
+            hybrid.check(1, second.end(), 0)
+            hybrid.check(2, second.generate(prompt(2), ANSWER), 0)
+            c = nodes.agent("c", transport="tcp")
+            with hybrid.engine("third", connector(c)) as third:
+                hybrid.check(0, third.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+    return f"{words}; {came} blocks of two groups pulled; with the owner killed all was computed; the first reader's were pulled on"
+
+
+def sliding_window_control(run: Run) -> str:
+    """Zeros under the hashes of one of the two groups: the tokens are others, whichever it is."""
+    hybrid = run.other("hybrid-control", model="gemma")
+    hybrid.reference(range(1))
+    for group in ("g0", "g1"):
+        with cluster() as nodes:
+            a, b = nodes.agent("a"), nodes.agent("b")
+            with (
+                hybrid.engine("publisher", connector(a)) as first,
+                hybrid.engine("reader", connector(b)) as second,
+                a.connect() as at_a,
+            ):
+                hybrid.check(0, first.generate(prompt(0), ANSWER), 0)
+                hashes = [bytes.fromhex(text) for text in first.ask("hashes", prompt=prompt(0))["hashes"]]
+                (region,) = (it for it in at_a.stats().regions if it.namespace.endswith(f"-{group}"))
+                block = at_a.region(region.region).planes[0].len
+                at_a.evict(region.namespace)
+                at_a.put(region.namespace, hashes, bytes(block) * len(hashes), wait_announced=10.0)
+                answer = second.generate(prompt(0), ANSWER)
+                assert answer["cached"] == cached_tokens(PROMPT), answer
+                assert answer["tokens"] != hybrid.expected[0], f"zeros were loaded into {group}, and the tokens are the same"
+    return f"{answer['cached']} tokens of zeros loaded into either group, and the tokens differ"
 
 
 Scenario = Callable[[Run], str]
@@ -379,6 +487,11 @@ SCENARIOS: dict[str, Scenario] = {
     "share-within-step": lambda run: prefix_sharing(run, "pool", load="sync"),
     "mixed-media": mixed_media,
     "agent-restarted": agent_restarted,
+    "tp2-pool": lambda run: tensor_parallel(run, "pool"),
+    "tp2-in-place": lambda run: tensor_parallel(run, "in_place"),
+    "tp2-owner-killed-pool": lambda run: tensor_parallel_owner_killed(run, "pool"),
+    "sliding-window": sliding_window,
+    "sliding-window-control": sliding_window_control,
 }
 # 0.28 allocates each layer by itself, which cannot be shared in place: there "auto" is the pool.
 EVERY_RELEASE = ("share-pool", "share-auto", "owner-killed-pool", "tier")

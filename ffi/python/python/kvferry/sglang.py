@@ -46,6 +46,8 @@ from . import (
     AgentLostError,
     Checksum,
     Client,
+    CoordinatorUnreachableError,
+    DeadlineError,
     Geometry,
     KvferryError,
     Layout,
@@ -235,8 +237,7 @@ class _HostPool:
         slots = self._slots(host_indices, len(keys))
         with self._storage._may_fail(f"storing pages of {self._label}"):
             client, ours = self._ready()
-            present = client.lookup(self.namespace, keys, timeout=self._storage.settings.lookup_timeout_s)
-            done = [place is Place.LOCAL for place in present]
+            done = self._kept(client, keys)
             missing = [at for at, there in enumerate(done) if not there]
             try:
                 self._store(ours, [keys[at] for at in missing], [slots[at] for at in missing])
@@ -252,6 +253,15 @@ class _HostPool:
                 done[at] = True
             return done
         return [False] * len(keys)
+
+    def _kept(self, client: Client, keys: Sequence[bytes]) -> list[bool]:
+        """Which pages the agent has already. Where nobody answers: none, so that an outage of the coordinator keeps nothing from
+        being stored; what the agent has twice it keeps once."""
+        try:
+            places = client.lookup(self.namespace, keys, timeout=self._storage.settings.lookup_timeout_s)
+        except (CoordinatorUnreachableError, DeadlineError):
+            return [False] * len(keys)
+        return [place is Place.LOCAL for place in places]
 
     def _store(self, ours: Region, keys: list[bytes], slots: list[int]) -> None:
         if not keys:

@@ -250,6 +250,26 @@ def test_an_outage_is_said_and_costs_pages_only(
     one.close()
 
 
+def test_without_a_coordinator_pages_are_stored_and_found_when_one_is_back(over_tcp: Cluster, model: str) -> None:
+    ours, theirs = a_pool("page_first"), a_pool("page_first")
+    fill(ours, 1)
+    quick = {"lookup_timeout_s": 0.5}
+    one = a_storage(ours, a_config("page_first", over_tcp.agent_a, model, kvferry=quick))
+    two = a_storage(theirs, a_config("page_first", over_tcp.agent_b, model, kvferry=quick))
+    keys, stored, loaded = keys_of(7, 2), ours.alloc(2 * PAGE), theirs.alloc(2 * PAGE)
+    listen = over_tcp.coordinator.announced["listen"]
+    over_tcp.coordinator.stop()
+    assert one.batch_set_v1(keys, stored) == [True] * 2
+    assert one.batch_set_v1(keys, stored) == [True] * 2, "once more the same"
+    assert two.batch_exists(keys) == 0
+    with kvferry.Coordinator(listen=listen):
+        announced(two, keys)
+        assert two.batch_get_v1(keys, loaded) == [True] * 2
+        assert torch.equal(page(theirs, loaded, 1), page(ours, stored, 1))
+        one.close()
+        two.close()
+
+
 def test_an_agent_that_comes_back_is_used_again(
     over_tcp: Cluster, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ class Rig:
         self.errors: list[BaseException] = []
         self.lookups = Lookups(self._ask, self.errors.append)
 
-    def _ask(self, namespace: str, hashes: Any) -> Any:
+    def _ask(self, namespace: str, hashes: Any, prefix: bool) -> Any:
         if not self.up:
             return None
         call = StubCall()
@@ -58,6 +58,27 @@ def test_a_block_is_there_when_all_ranks_have_it() -> None:
     assert rig.poll(0.1, ranks=2) is None
     rig.calls[1][1].give([THERE])
     assert rig.poll(0.2, ranks=2) == 32
+
+
+def test_of_sliding_layers_a_hit_needs_what_the_window_reaches() -> None:
+    rig = Rig()
+    full = Question(("full",), tuple(bytes([n]) * 32 for n in range(6)), 32)
+    sliding = Question(("sliding",), full.hashes, 32, window=2)
+
+    def poll(name: str, full_run: int, places: str) -> int | None:
+        assert rig.lookups.poll(0.0, name, 0, [full, sliding], 32, 1.0) is None
+        (_, of_full), (_, of_sliding) = rig.calls[-2:]
+        of_full.give([THERE] * full_run)
+        of_sliding.give([THERE if place == "x" else NO for place in places])
+        return rig.lookups.poll(0.1, name, 0, [full, sliding], 32, 1.0)
+
+    assert poll("only the end of it", 6, "....xx") == 192
+    assert poll("the window has a hole", 6, ".xx.x.") == 96
+    assert poll("not as far as the full layers", 6, "xxx...") == 96
+    assert poll("further than the full layers", 4, "....xx") == 0
+    assert poll("shorter than the window", 6, "x.....") == 32
+    assert poll("nothing of it", 6, "......") == 0
+    assert poll("of the full layers all from the first on", 2, "xxxxxx") == 64
 
 
 def test_an_outage_is_counted_and_told_and_does_not_hold_the_request() -> None:

@@ -31,9 +31,11 @@ class StubClient:
     def __init__(self) -> None:
         self.background = self
         self.calls: list[tuple[str, list[bytes], StubCall]] = []
+        self.prefixes: list[bool] = []
 
     def lookup(self, namespace: str, hashes: Any, *, prefix: bool, timeout: float) -> StubCall:
-        assert prefix and timeout > 0
+        assert timeout > 0
+        self.prefixes.append(prefix)
         self.calls.append((namespace, list(hashes), StubCall()))
         return self.calls[-1][2]
 
@@ -47,7 +49,15 @@ class StubLink:
 
 
 class Rig:
-    def __init__(self, produces: bool = True, consumes: bool = True, groups: int = 1, tp: int = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        produces: bool = True,
+        consumes: bool = True,
+        groups: int = 1,
+        tp: int = 1,
+        window: int | None = None,
+        **settings: Any,
+    ) -> None:
         init_none_hash(sha256)
         self.now = 0.0
         self.client = StubClient()
@@ -58,7 +68,10 @@ class Rig:
             tenant="t",
             hash_len=32,
             hash_tokens=BLOCK,
-            groups=tuple(Group(index, BLOCK * (index + 1), index + 1) for index in range(groups)),
+            # The last of several has the window.
+            groups=tuple(
+                Group(index, BLOCK * (index + 1), index + 1, window if index == groups - 1 else None) for index in range(groups)
+            ),
             tp=tp,
             pp=1,
         )
@@ -252,6 +265,18 @@ def test_groups_of_several_block_sizes_agree_on_the_shortest_and_null_blocks_are
     (load,) = rig.half.step(output({})).loads
     assert [group.blocks for group in load.groups] == [(1, 2, 3, 4), (9,)]
     assert load.groups[1].hashes == (bytes(req.block_hashes[3]),) and load.groups[1].parent == bytes(req.block_hashes[1])
+
+
+def test_of_a_sliding_group_what_the_window_reaches_is_asked_for_and_loaded() -> None:
+    rig, req = Rig(groups=2, window=1), request("r", 6 * BLOCK + 1)
+    rig.half.matched_tokens(req, 0)
+    assert rig.client.prefixes == [True, False], "the first blocks of a window may be gone where its last ones are not"
+    rig.client.calls[0][2].give([THERE] * 6)
+    rig.client.calls[1][2].give([NO, NO, THERE])
+    assert rig.half.matched_tokens(req, 0) == (6 * BLOCK, True)
+    rig.half.allocated(req, blocks([1, 2, 3, 4, 5, 6], [0, 0, 9]), 6 * BLOCK)
+    (load,) = rig.half.step(output({})).loads
+    assert [group.blocks for group in load.groups] == [(1, 2, 3, 4, 5, 6), (9,)]
 
 
 def test_a_hand_off_is_waited_for_and_one_of_another_model_is_not() -> None:

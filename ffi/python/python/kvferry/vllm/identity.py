@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class Group:
     """Tokens of a block."""
     hashes_per_block: int
     """Of `Request.block_hashes`; the last of them is the block's."""
+    window: int | None = None
+    """Blocks back from a hit's end that its sliding layers still read; None: they read all."""
 
 
 @dataclass(frozen=True)
@@ -153,14 +156,26 @@ def _group(kv_cache_config: KVCacheConfig, index: int, hash_tokens: int) -> Grou
     tokens = kv_cache_config.kv_cache_groups[index].kv_cache_spec.block_size
     if tokens % hash_tokens:
         raise IdentityError(f"kvferry: blocks of group {index} have {tokens} tokens, no multiple of a hash's {hash_tokens}")
-    return Group(index, tokens, tokens // hash_tokens)
+    return Group(index, tokens, tokens // hash_tokens, _window(kv_cache_config, index, tokens))
 
 
-def _spec_words(kv_cache_config: KVCacheConfig, index: int) -> list[Any]:
+def _layer_spec(kv_cache_config: KVCacheConfig, index: int) -> Any:
     """What a layer of the group is. The scheduler's configuration has one layer's spec where a worker's has all."""
     spec = kv_cache_config.kv_cache_groups[index].kv_cache_spec
     layers = getattr(spec, "kv_cache_specs", None)
-    one = next(iter(layers.values())) if layers else spec
+    return next(iter(layers.values())) if layers else spec
+
+
+def _window(kv_cache_config: KVCacheConfig, index: int, tokens: int) -> int | None:
+    spec = _layer_spec(kv_cache_config, index)
+    # A full group may name a window too: its layers slide, but vLLM keeps all of their blocks.
+    if "SlidingWindow" not in type(spec).__name__:
+        return None
+    return math.ceil((spec.sliding_window - 1 + getattr(spec, "extra_retained_tokens", 0)) / tokens)
+
+
+def _spec_words(kv_cache_config: KVCacheConfig, index: int) -> list[Any]:
+    one = _layer_spec(kv_cache_config, index)
     names = ("num_kv_heads", "head_size", "head_size_v", "sliding_window", "attention_chunk_size")
     return [type(one).__name__, str(getattr(one, "dtype", "")).removeprefix("torch.")] + [getattr(one, n, None) for n in names]
 

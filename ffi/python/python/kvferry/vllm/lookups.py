@@ -14,17 +14,28 @@ HANDOFF_PAUSE_S = 0.005
 # Calls under way at once; more requests than that are told to come again.
 MAX_CALLS = 512
 
-Ask = Callable[[str, Sequence[bytes]], "kvferry.Call[list[kvferry.Place]] | None"]
+# Namespace, hashes, and whether only the run from the first one on is of interest.
+Ask = Callable[[str, Sequence[bytes], bool], "kvferry.Call[list[kvferry.Place]] | None"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """Of one group: how long a run of these hashes is there on all ranks?"""
+    """Of one group: up to which of these hashes is there on all ranks what a hit needs?"""
 
     namespaces: tuple[str, ...]
     hashes: tuple[bytes, ...]
     tokens: int
     """Tokens of a block."""
+    window: int | None = None
+    """So many blocks back from its end a hit needs; None: all. What an engine has of sliding layers is often no more."""
+
+    def held(self, answers: Sequence[Sequence[bool]]) -> list[int]:
+        """By number of blocks: how many in a row are there on all ranks before that point. `answers`: of each rank."""
+        runs, run = [0], 0
+        for block in range(min((len(answer) for answer in answers), default=0)):
+            run = run + 1 if all(answer[block] for answer in answers) else 0
+            runs.append(run)
+        return runs
 
 
 @dataclass
@@ -106,7 +117,7 @@ class Lookups:
         """False: there is no agent to ask."""
         for number, question in enumerate(questions):
             for namespace in question.namespaces:
-                call = self._ask(namespace, question.hashes)
+                call = self._ask(namespace, question.hashes, question.window is None)
                 if call is None:
                     self._drop(asked)
                     return False
@@ -115,25 +126,28 @@ class Lookups:
         return True
 
     def _read(self, asked: _Asked, questions: Sequence[Question], align: int) -> int:
-        runs = []
+        answers: list[list[list[bool]]] = [[] for _ in questions]
         for number, call in asked.calls:
-            runs.append(self._run(call) * questions[number].tokens)
+            answers[number].append(self._places(call))
         self._under_way -= len(asked.calls)
         asked.calls.clear()
-        return min(runs, default=0) // align * align
+        held = [question.held(answers[number]) for number, question in enumerate(questions)]
+        tokens = min(((len(runs) - 1) * question.tokens for runs, question in zip(held, questions)), default=0) // align * align
+        while tokens > 0 and not all(_enough(runs, question, tokens) for runs, question in zip(held, questions)):
+            tokens -= align
+        return tokens
 
-    def _run(self, call: kvferry.Call[list[kvferry.Place]]) -> int:
+    def _places(self, call: kvferry.Call[list[kvferry.Place]]) -> list[bool]:
         try:
             places = call.result(0.0)
         except kvferry.NamespaceUnknownError:
-            return 0  # nobody has published anything yet
+            return []  # nobody has published anything yet
         except kvferry.KvferryError as error:
             # An outage is not a miss; but this request does not wait for its end.
             self.counts.errors += 1
             self._failed(error)
-            return 0
-        held = (kvferry.Place.LOCAL, kvferry.Place.REMOTE)
-        return next((i for i, place in enumerate(places) if place not in held), len(places))
+            return []
+        return [place in (kvferry.Place.LOCAL, kvferry.Place.REMOTE) for place in places]
 
     def _answer(self, asked: _Asked, now: float, tokens: int) -> int:
         asked.tokens, asked.answered = tokens, now
@@ -145,3 +159,9 @@ class Lookups:
             call.cancel()
         self._under_way -= len(asked.calls)
         asked.calls.clear()
+
+
+def _enough(runs: list[int], question: Question, tokens: int) -> bool:
+    """Whether a hit of so many tokens could be loaded, of this group."""
+    blocks = tokens // question.tokens
+    return runs[blocks] >= (blocks if question.window is None else min(blocks, question.window))

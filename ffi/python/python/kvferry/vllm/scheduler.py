@@ -212,7 +212,7 @@ class SchedulerHalf:
 
     def _question(self, group: Group, request: Request, first: int, end: int) -> Question:
         hashes = self._hashes(group, request, first // group.tokens, end // group.tokens)
-        return Question(tuple(self._identity.all_ranks(group.index)), hashes[:MAX_HASHES], group.tokens)
+        return Question(tuple(self._identity.all_ranks(group.index)), hashes[:MAX_HASHES], group.tokens, group.window)
 
     def _range(self, tracked: _Tracked, group: Group, first: int, end: int) -> GroupBlocks | None:
         """Blocks first..end of the request that have memory; None where there are none."""
@@ -225,12 +225,12 @@ class SchedulerHalf:
         before = self._hashes(group, tracked.request, first + skipped - 1, first + skipped) if first + skipped else ()
         return GroupBlocks(group.index, tuple(b for b, _ in pairs), tuple(h for _, h in pairs), before[0] if before else None)
 
-    def _ask(self, namespace: str, hashes: Sequence[bytes]) -> kvferry.Call[list[kvferry.Place]] | None:
+    def _ask(self, namespace: str, hashes: Sequence[bytes], prefix: bool) -> kvferry.Call[list[kvferry.Place]] | None:
         session = self._link.session
         if session is None:
             return None
         try:
-            return session.background.lookup(namespace, hashes, prefix=True, timeout=self._settings.lookup_timeout_s)
+            return session.background.lookup(namespace, hashes, prefix=prefix, timeout=self._settings.lookup_timeout_s)
         except kvferry.KvferryError as error:
             self._link.failed(error, session)
             return None
