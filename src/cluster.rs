@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use kvferry_settings::VARIABLE_PREFIX;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
@@ -21,10 +22,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{
-    announce::{AgentReady, CoordinatorReady},
-    settings::VARIABLE_PREFIX,
-};
+use crate::announce::{AgentReady, CoordinatorReady};
 
 /// The running program, also where its file was replaced meanwhile.
 pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";

@@ -2,6 +2,8 @@
 
 use std::{io, process::ExitCode};
 
+use kvferry_settings::SettingsError;
+
 use crate::{
     commands::{
         bench::BenchError,
@@ -15,7 +17,6 @@ use crate::{
     demo::DemoError,
     logging::LoggingError,
     output::OutputError,
-    settings::SettingsError,
 };
 
 /// It failed.

@@ -19,7 +19,8 @@ mod output;
 mod progress;
 mod runtime;
 mod safetensors;
-mod settings;
+#[cfg(test)]
+mod settings_tests;
 mod shutdown;
 mod size;
 #[cfg(test)]

@@ -311,7 +311,7 @@ impl Agent {
         let stop = CancellationToken::new();
         // Readers are told that we go before our memory does.
         let stop_data = CancellationToken::new();
-        let statuses = self.api.sessions.clone();
+        let (api, statuses) = (self.api.clone(), self.api.sessions.clone());
         let mut sessions = JoinSet::new();
         for session in self.sessions {
             sessions.spawn(session.run(stop.clone()));
@@ -347,7 +347,11 @@ impl Agent {
             }),
         };
         info!("stopping");
+        // Words odd first: engines hear of our end by what comes after it.
+        api.end_engines();
         stop.cancel();
+        // And what was registered meanwhile.
+        api.end_engines();
         let drained = timeout(DRAIN_BOUND, async {
             while sessions.join_next().await.is_some() {}
             stop_data.cancel();

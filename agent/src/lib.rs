@@ -22,9 +22,11 @@ pub mod tickets;
 pub mod transfer;
 pub mod transport;
 mod unix_socket;
+mod workers;
 
 pub use config::AgentConfig;
 pub use daemon::{Agent, AgentAddresses, ServeError, StartError};
 pub use guarded::Guarded;
 pub use service::PeerApi;
 pub use unix_socket::SocketError;
+pub use workers::{MAX_WORKERS, worker_threads};

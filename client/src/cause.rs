@@ -59,6 +59,12 @@ pub enum Cause {
     PermissionDenied,
     /// The coordinator does not know who asks: give the agent a certificate or a token.
     Unauthenticated,
+    /// No such source, or its workers have ended.
+    SourceUnknown,
+    /// The source has no worker that is ready: try again later.
+    SourceNotReady,
+    /// Other tensors are published under that name here: withdraw them first, or name these otherwise.
+    SourceExists,
     /// A defect in the library: report it with the message.
     Internal,
     /// No agent listens there: start it, or correct the path.
@@ -107,13 +113,13 @@ impl From<Reason> for Cause {
             Reason::BlockMissing => Self::BlockMissing,
             Reason::MemoryInUse => Self::MemoryInUse,
             Reason::PoolExists => Self::PoolExists,
-            // Said by coordinators to routers, never by an agent; and this library asks for no sources.
-            Reason::WatchRestarted
-            | Reason::WatchTooOld
-            | Reason::WatchTooSlow
-            | Reason::SourceUnknown
-            | Reason::SourceNotReady
-            | Reason::SourceExists => Self::UnknownReason,
+            // Said by coordinators to routers, never by an agent.
+            Reason::WatchRestarted | Reason::WatchTooOld | Reason::WatchTooSlow => {
+                Self::UnknownReason
+            }
+            Reason::SourceUnknown => Self::SourceUnknown,
+            Reason::SourceNotReady => Self::SourceNotReady,
+            Reason::SourceExists => Self::SourceExists,
             Reason::GpuUnavailable => Self::GpuUnavailable,
             Reason::GpuHandle => Self::GpuHandle,
             Reason::PermissionDenied => Self::PermissionDenied,
@@ -124,7 +130,7 @@ impl From<Reason> for Cause {
 
 impl Cause {
     /// All of them.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 39] = [
         Self::InvalidArgument,
         Self::NamespaceUnknown,
         Self::NamespaceMismatch,
@@ -152,6 +158,9 @@ impl Cause {
         Self::GpuHandle,
         Self::PermissionDenied,
         Self::Unauthenticated,
+        Self::SourceUnknown,
+        Self::SourceNotReady,
+        Self::SourceExists,
         Self::Internal,
         Self::AgentUnreachable,
         Self::AgentLost,
@@ -194,6 +203,9 @@ impl Cause {
             Self::GpuHandle => "gpu_handle",
             Self::PermissionDenied => "permission_denied",
             Self::Unauthenticated => "unauthenticated",
+            Self::SourceUnknown => "source_unknown",
+            Self::SourceNotReady => "source_not_ready",
+            Self::SourceExists => "source_exists",
             Self::Internal => "internal",
             Self::AgentUnreachable => "agent_unreachable",
             Self::AgentLost => "agent_lost",

@@ -17,11 +17,14 @@ use hyper_util::rt::TokioIo;
 use kvferry_agent::{
     Guarded,
     config::DESCRIPTOR_SUFFIX,
-    transport::shm::{DescriptorClient, RegionDescriptors},
+    transport::shm::{DescriptorClient, DescriptorError, RegionDescriptors},
 };
 use kvferry_proto::{
     Incarnation, MAX_MESSAGE_BYTES, RegionId,
-    pb::{self, agent_client::AgentClient, local_claims_client::LocalClaimsClient},
+    pb::{
+        self, agent_client::AgentClient, local_claims_client::LocalClaimsClient,
+        tensors_client::TensorsClient,
+    },
 };
 use tokio::{
     net::UnixStream,
@@ -34,7 +37,10 @@ use tonic::{
 };
 use tower::service_fn;
 
-use crate::{Cause, Failure};
+use crate::{
+    Cause, Failure,
+    last_word::{LastWord, Process},
+};
 
 /// Between two attempts to reach an agent that is only starting.
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -114,6 +120,14 @@ impl Connection {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// Sets of tensors, over the same connection.
+    #[must_use]
+    pub fn tensors(&self) -> TensorsClient<Channel> {
+        TensorsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
     /// Where its work runs.
     #[must_use]
     pub fn runtime(&self) -> &Handle {
@@ -181,9 +195,20 @@ impl Connection {
     /// [`Failure`].
     pub async fn descriptors(&self) -> Result<DescriptorClient, Failure> {
         let incarnation = self.incarnation()?;
-        DescriptorClient::connect(&self.descriptors, Some(incarnation))
-            .await
-            .map_err(|error| Failure::descriptors(&self.agent, &error))
+        match DescriptorClient::connect(&self.descriptors, Some(incarnation)).await {
+            Ok(client) => Ok(client),
+            Err(error) => Err(self.told_late(&error).await),
+        }
+    }
+
+    /// The descriptor socket may end before the connection: that it is lost is for the connection to say
+    /// (`last_word.rs`).
+    async fn told_late(&self, error: &DescriptorError) -> Failure {
+        let failure = Failure::descriptors(&self.agent, error);
+        if failure.cause == Cause::AgentLost {
+            let _ = self.api().stats(pb::StatsRequest {}).await;
+        }
+        failure
     }
 
     /// A region's memory, to be mapped.
@@ -196,10 +221,11 @@ impl Connection {
         writable: bool,
     ) -> Result<RegionDescriptors, Failure> {
         let client = self.descriptors().await?;
-        client
-            .open_region(region, self.incarnation()?, writable)
-            .await
-            .map_err(|error| Failure::descriptors(&self.agent, &error))
+        let incarnation = self.incarnation()?;
+        match client.open_region(region, incarnation, writable).await {
+            Ok(opened) => Ok(opened),
+            Err(error) => Err(self.told_late(&error).await),
+        }
     }
 
     /// Hands a descriptor in: registers a region of its memory, as the request says otherwise.
@@ -213,10 +239,10 @@ impl Connection {
     ) -> Result<pb::RegionInfo, Failure> {
         // The token lasts as long as the client that left it.
         let client = self.descriptors().await?;
-        let token = client
-            .deposit(descriptor.as_fd())
-            .await
-            .map_err(|error| Failure::descriptors(&self.agent, &error))?;
+        let token = match client.deposit(descriptor.as_fd()).await {
+            Ok(token) => token,
+            Err(error) => return Err(self.told_late(&error).await),
+        };
         let source = pb::DepositSource { token };
         request.source = Some(pb::register_region_request::Source::Deposit(source));
         self.answer(self.api().register_region(request)).await
@@ -284,7 +310,8 @@ async fn connect_channel(
         }
     };
     // Handed out once: a second connection would be another engine's to the agent.
-    let mut once = Some(Guarded::new(stream, Lost(lost)));
+    let process = Process::behind(&stream);
+    let mut once = Some(LastWord::new(Guarded::new(stream, Lost(lost)), process));
     Endpoint::from_static("http://agent.invalid")
         .connect_with_connector(service_fn(move |_| {
             let stream = once.take().map(TokioIo::new);

@@ -5,10 +5,13 @@
 
 mod cause;
 mod connection;
+mod embedded;
 mod failure;
+mod last_word;
 mod pull;
 
 pub use cause::Cause;
 pub use connection::Connection;
+pub use embedded::{Embedded, agent_settings};
 pub use failure::Failure;
 pub use pull::{PullSink, Unanswered, pull};

@@ -1,6 +1,7 @@
 //! `kvferry agent`.
 
 use kvferry_agent::{Agent, AgentConfig};
+use kvferry_settings::Sources;
 use tracing::info;
 
 use crate::{
@@ -9,14 +10,12 @@ use crate::{
     descriptors,
     failure::{Done, Failure},
     metrics_note::note_metrics,
-    output,
-    settings::{self, Sources},
-    shutdown,
+    output, shutdown,
 };
 
 /// Settings, start, say where, serve until told to stop.
 pub(crate) async fn run(args: AgentArgs) -> Result<Done, Failure> {
-    let config: AgentConfig = settings::load(&Sources {
+    let config: AgentConfig = kvferry_settings::load(&Sources {
         file: args.config.as_deref(),
         variable: &|name| std::env::var(name).ok(),
         flags: &args.settings,

@@ -1,6 +1,7 @@
 //! `kvferry coordinator`.
 
 use kvferry_coordinator::{Coordinator, CoordinatorConfig};
+use kvferry_settings::Sources;
 use tracing::info;
 
 use crate::{
@@ -9,14 +10,12 @@ use crate::{
     descriptors,
     failure::{Done, Failure},
     metrics_note::note_metrics,
-    output,
-    settings::{self, Sources},
-    shutdown,
+    output, shutdown,
 };
 
 /// Settings, bind, say where, serve until told to stop.
 pub(crate) async fn run(args: CoordinatorArgs) -> Result<Done, Failure> {
-    let config: CoordinatorConfig = settings::load(&Sources {
+    let config: CoordinatorConfig = kvferry_settings::load(&Sources {
         file: args.config.as_deref(),
         variable: &|name| std::env::var(name).ok(),
         flags: &args.settings,
@@ -41,8 +40,10 @@ pub(crate) async fn run(args: CoordinatorArgs) -> Result<Done, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use kvferry_settings::known_keys;
+
     use super::*;
-    use crate::{cli::CoordinatorFlags, settings::known_keys};
+    use crate::cli::CoordinatorFlags;
 
     #[test]
     fn every_key_of_the_coordinator_has_a_flag() {

@@ -27,8 +27,8 @@ use tokio::{
 };
 
 use crate::world::{
-    REGION, REGION_BYTES, SLOTS, World, catalog, check_alive, contents, data, eventually,
-    incarnation, insert, local, pattern, peer, read, settled, whole,
+    PATIENCE, REGION, REGION_BYTES, SLOTS, World, catalog, check_alive, contents, data, eventually,
+    incarnation, insert, local, pattern, peer, read, settled, whole, words,
 };
 
 pub struct ShmWorld {
@@ -309,4 +309,46 @@ async fn a_read_under_way_survives_its_owner() {
     world.kill();
     settled(pending).await.unwrap();
     assert!(contents(&memory, 0..REGION_BYTES) == pattern(0..REGION_BYTES));
+}
+
+/// An owner that is killed leaves its words even, and its engine then writes as it likes. No task has noticed the end yet:
+/// this one holds the only thread from the death to the read.
+#[tokio::test]
+async fn words_of_an_owner_that_is_gone_validate_nothing() {
+    let owner = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let world = owner.spawn(ShmWorld::start()).await.unwrap();
+    let link = world.link().await;
+    let request = |spans: Vec<RemoteSpan>| {
+        let memory = local(spans.iter().map(|span| span.len).sum());
+        let local = whole(&memory);
+        (
+            memory,
+            ReadRequest {
+                remote: spans,
+                local,
+            },
+        )
+    };
+    let (data_spans, word_spans) = (vec![data(0..4096)], vec![words(0..8)]);
+    let (memory, bytes) = request(data_spans.clone());
+    link.read_with_words(bytes, request(word_spans.clone()).1)
+        .await
+        .unwrap();
+    assert_eq!(contents(&memory, 0..4096), pattern(0..4096));
+
+    let end = std::thread::spawn(move || owner.shutdown_timeout(PATIENCE));
+    end.join().unwrap();
+    let region = world.catalog.get(REGION).unwrap();
+    region.memory.host().unwrap().write_at(7, b"!").unwrap();
+    assert!(!link.is_lost(), "nobody has noticed");
+    let together = link.read_with_words(request(data_spans).1, request(word_spans.clone()).1);
+    let alone = link.read(request(word_spans).1);
+    for read in [together, alone] {
+        let read = read.await;
+        assert!(matches!(read, Err(ReadError::LinkLost { .. })), "{read:?}");
+    }
 }

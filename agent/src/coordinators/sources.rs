@@ -76,6 +76,47 @@ impl Coordinators {
             .await
     }
 
+    /// A page of sources.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`].
+    pub async fn list_sources(
+        &self,
+        request: pb::ListSourcesRequest,
+        deadline: Instant,
+    ) -> Result<pb::ListSourcesResponse, CoordinatorError> {
+        let ask = async |mut client: SourcesClient<Line>, request| client.list(request).await;
+        let answer = self.ask(&self.sources, deadline, request, ask).await;
+        answer.map(|(_, answer)| answer)
+    }
+
+    /// A page of a rank's tensors, as the coordinator gives it.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`].
+    pub async fn source_page(
+        &self,
+        request: &pb::GetSourceRequest,
+        deadline: Instant,
+    ) -> Result<pb::GetSourceResponse, CoordinatorError> {
+        let answer = self.get_page(request, deadline).await;
+        answer.map(|(_, answer)| answer)
+    }
+
+    /// Ends workers of a source.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`].
+    pub async fn remove_source(
+        &self,
+        request: pb::RemoveSourceRequest,
+        deadline: Instant,
+    ) -> Result<pb::RemoveSourceResponse, CoordinatorError> {
+        let ask = async |mut client: SourcesClient<Line>, request| client.remove(request).await;
+        let answer = self.ask(&self.sources, deadline, request, ask).await;
+        answer.map(|(_, answer)| answer)
+    }
+
     /// How a source's workers stand.
     ///
     /// # Errors

@@ -26,6 +26,36 @@
 #define KVF_MAX_TIMEOUT_MS 600000
 
 /**
+ * Most threads that an embedded agent may be given: more only take each other's turns.
+ */
+#define KVF_MAX_WORKER_THREADS 64
+
+/**
+ * Something does not work.
+ */
+#define KVF_LOG_ERROR 1
+
+/**
+ * Something is not as it should be.
+ */
+#define KVF_LOG_WARN 2
+
+/**
+ * What an operator wants to know: it starts, stops, connects.
+ */
+#define KVF_LOG_INFO 3
+
+/**
+ * What helps to find a fault.
+ */
+#define KVF_LOG_DEBUG 4
+
+/**
+ * Everything.
+ */
+#define KVF_LOG_TRACE 5
+
+/**
  * Bytes of a message, with its NUL.
  */
 #define KVF_MESSAGE_BYTES 512
@@ -34,6 +64,16 @@
  * Pulls that are not freed yet, of one handle: as many as the agent has under way at once.
  */
 #define KVF_MAX_PULLS 4096
+
+/**
+ * Most sources of one list.
+ */
+#define KVF_MAX_SOURCES 65536
+
+/**
+ * Most tensors of one set.
+ */
+#define KVF_MAX_TENSORS 131072
 
 /**
  * Raised when something that was compiled against an older header would no longer work.
@@ -66,6 +106,26 @@
  * leaves first. The first one's parent is `parent`, or nothing where that is NULL.
  */
 #define KVF_CHAINED 8
+
+/**
+ * Flag of a pull of tensors: only the chunks wanted, one after another.
+ */
+#define KVF_PACKED 16
+
+/**
+ * Flag of a pull of tensors: into new memory of the agent, to be mapped by kvf_region_open.
+ */
+#define KVF_FRESH_MEMORY 32
+
+/**
+ * Flag of a pull of tensors: publish the set here when all of it has come.
+ */
+#define KVF_SERVE 64
+
+/**
+ * Flag of a publication of tensors: its regions are unregistered with it.
+ */
+#define KVF_UNREGISTER_WITH_IT 128
 
 /**
  * What a call came to. 1 to 99 are the agent's reasons, with the same numbers as `ErrorDetail.Reason` in
@@ -168,6 +228,18 @@ typedef enum kvf_status {
    * The namespace has a pool: use it.
    */
   KVF_POOL_EXISTS = 23,
+  /**
+   * No such source, or its workers have ended.
+   */
+  KVF_SOURCE_UNKNOWN = 40,
+  /**
+   * The source has no worker that is ready: try again later.
+   */
+  KVF_SOURCE_NOT_READY = 41,
+  /**
+   * Other tensors are published under that name here: withdraw them first, or name these otherwise.
+   */
+  KVF_SOURCE_EXISTS = 42,
   /**
    * The agent has no libcuda, not that GPU, or cannot use it: give it the GPU, or restart it.
    */
@@ -322,15 +394,95 @@ typedef enum kvf_checksum {
 } kvf_checksum;
 
 /**
- * A connection to one agent. Reservations, pins and (unless kept) regions belong to it and end with it. It
+ * How a source, or one worker of it, stands.
+ */
+typedef enum kvf_source_state {
+  /**
+   * Announced, not complete yet.
+   */
+  KVF_SOURCE_INITIALISING = 1,
+  /**
+   * Can be pulled; of a source: every rank.
+   */
+  KVF_SOURCE_READY = 2,
+  /**
+   * Was ready, and may not be.
+   */
+  KVF_SOURCE_STALE = 3,
+  /**
+   * Ended; remembered for a minute.
+   */
+  KVF_SOURCE_GONE = 4,
+} kvf_source_state;
+
+/**
+ * Why a worker is stale or gone.
+ */
+typedef enum kvf_source_cause {
+  /**
+   * Neither.
+   */
+  KVF_CAUSE_NONE = 0,
+  /**
+   * Stale: its node is silent.
+   */
+  KVF_CAUSE_SESSION = 1,
+  /**
+   * Stale: readers could not read from it.
+   */
+  KVF_CAUSE_READERS = 2,
+  /**
+   * Stale: its owner writes to the memory.
+   */
+  KVF_CAUSE_REWRITTEN = 3,
+  /**
+   * Gone: with its node.
+   */
+  KVF_CAUSE_NODE = 4,
+  /**
+   * Gone: a later lifetime of the node came.
+   */
+  KVF_CAUSE_FENCED = 5,
+  /**
+   * Gone: withdrawn.
+   */
+  KVF_CAUSE_WITHDRAWN = 6,
+  /**
+   * Gone: removed by an operator.
+   */
+  KVF_CAUSE_REMOVED = 7,
+} kvf_source_cause;
+
+/**
+ * A connection to one agent, and the agent itself where kvf_embed started it. Reservations, pins and (unless kept) regions belong to it and end with it. It
  * has threads of its own; it does not survive fork(): open another one in the child.
  */
 typedef struct kvf_agent kvf_agent;
 
 /**
+ * What became of the tensors of a pull.
+ */
+typedef struct kvf_landed kvf_landed;
+
+/**
  * A pull under way, or ended. It may outlive the handle it was started with.
  */
 typedef struct kvf_pull kvf_pull;
+
+/**
+ * Sources, as they were when they were asked for.
+ */
+typedef struct kvf_sources kvf_sources;
+
+/**
+ * Tensors of a set, by name.
+ */
+typedef struct kvf_tensors kvf_tensors;
+
+/**
+ * A source's workers, as they were when they were asked for.
+ */
+typedef struct kvf_workers kvf_workers;
 
 /**
  * How to reach an agent. All bits zero but `size` and `socket` is a good choice.
@@ -426,6 +578,108 @@ typedef struct kvf_evicted {
    */
   uint64_t kept_pinned;
 } kvf_evicted;
+
+/**
+ * One setting of `kvferry agent`, as its flags have them: "pool_bytes" and "4GiB". Lists are a,b and maps are k=v,k=v.
+ */
+typedef struct kvf_setting {
+  /**
+   * The key, as in a settings file.
+   */
+  const char *key;
+  /**
+   * Its value.
+   */
+  const char *value;
+} kvf_setting;
+
+/**
+ * Told what an embedded agent has to say: KVF_LOG_ERROR to KVF_LOG_TRACE, the part of the agent that says it, and a line of
+ * text; both texts end with the call. Called from the agent's threads, from several at a time; it must return soon,
+ * and must not call the library (KVF_WRONG_THREAD).
+ */
+typedef void (*kvf_log_callback)(uint32_t level, const char *part, const char *line, void *user);
+
+/**
+ * What an embedded agent is to be. All bits zero but `size`: an agent with nothing but defaults, on their ports.
+ */
+typedef struct kvf_embed_options {
+  /**
+   * sizeof(kvf_embed_options).
+   */
+  size_t size;
+  /**
+   * A settings file (TOML), as `kvferry agent --config` has it; NULL for none.
+   */
+  const char *settings_file;
+  /**
+   * Settings, laid over the file's; NULL with a count of 0. No environment variable is looked at.
+   */
+  const struct kvf_setting *settings;
+  /**
+   * How many there are.
+   */
+  size_t setting_count;
+  /**
+   * Deadline of calls that have none of their own; 0 means 5,000; at most KVF_MAX_TIMEOUT_MS.
+   */
+  uint32_t call_timeout_ms;
+  /**
+   * Threads that carry calls and sockets; 0: half of the processors, at least 1 and at most 8; at most
+   * KVF_MAX_WORKER_THREADS. Copies have threads of their own, while there are some.
+   */
+  uint32_t worker_threads;
+  /**
+   * Who is told what the agent has to say; NULL: nobody.
+   */
+  kvf_log_callback log;
+  /**
+   * Handed to the callback.
+   */
+  void *log_user;
+  /**
+   * KVF_LOG_ERROR to KVF_LOG_TRACE: no finer than that; 0 means KVF_LOG_WARN.
+   */
+  uint32_t log_level;
+} kvf_embed_options;
+
+/**
+ * Where an embedded agent is to be found. Texts end with a NUL.
+ */
+typedef struct kvf_addresses {
+  /**
+   * sizeof(kvf_addresses).
+   */
+  size_t size;
+  /**
+   * Its node name.
+   */
+  char node[136];
+  /**
+   * Its lifetime.
+   */
+  uint64_t incarnation;
+  /**
+   * IP:PORT where other agents' questions arrive.
+   */
+  char peer[64];
+  /**
+   * IP:PORT where other agents' reads arrive.
+   */
+  char data[64];
+  /**
+   * IP:PORT where its metrics are read; empty where they are off.
+   */
+  char metrics[64];
+  /**
+   * The unix socket of its local API: for kvf_open, also of other processes, and for `kvferry stats --socket`.
+   */
+  char socket[108];
+  /**
+   * Where descriptors are handed over.
+   */
+  char descriptor_socket[112];
+} kvf_addresses;
 
 /**
  * What a namespace is. All who name the same one must agree on all of it.
@@ -866,6 +1120,454 @@ typedef struct kvf_region_stats {
 } kvf_region_stats;
 
 /**
+ * One attribute of a source.
+ */
+typedef struct kvf_attribute {
+  /**
+   * Its key ("quantization").
+   */
+  const char *key;
+  /**
+   * Its value.
+   */
+  const char *value;
+} kvf_attribute;
+
+/**
+ * What a set of tensors is. Whoever publishes the same promises the same bytes.
+ */
+typedef struct kvf_source {
+  /**
+   * sizeof(kvf_source).
+   */
+  size_t size;
+  /**
+   * Where its chunks are blocks: the namespace of the regions that hold them.
+   */
+  const char *namespace_name;
+  /**
+   * 1 to 256 bytes: a model's name, say.
+   */
+  const char *name;
+  /**
+   * At most 128 bytes; NULL for none.
+   */
+  const char *revision;
+  /**
+   * What else tells it apart; NULL with a count of 0.
+   */
+  const struct kvf_attribute *attributes;
+  /**
+   * How many there are.
+   */
+  size_t attribute_count;
+  /**
+   * A digest of the content where one is known, else NULL.
+   */
+  const uint8_t *content;
+  /**
+   * Its bytes, at most 64.
+   */
+  size_t content_bytes;
+  /**
+   * Ranks there are; 0 means 1.
+   */
+  uint32_t world_size;
+} kvf_source;
+
+/**
+ * Chunks of a set that lie in consecutive slots of a region. A set's runs follow each other from chunk 0 on.
+ */
+typedef struct kvf_chunk_run {
+  /**
+   * Which region: of the caller's, not a pool.
+   */
+  uint32_t region;
+  /**
+   * Where the first chunk of the run lies.
+   */
+  uint32_t first_slot;
+  /**
+   * How many slots.
+   */
+  uint32_t slots;
+} kvf_chunk_run;
+
+/**
+ * A tensor, contiguous in its set's chunks as if those followed each other.
+ */
+typedef struct kvf_tensor {
+  /**
+   * 1 to 512 bytes; no two of a set have the same.
+   */
+  const char *name;
+  /**
+   * As safetensors names them ("BF16").
+   */
+  const char *dtype;
+  /**
+   * `dimensions` of them; NULL for none.
+   */
+  const uint64_t *shape;
+  /**
+   * At most 16.
+   */
+  size_t dimensions;
+  /**
+   * Of its first byte, from the first chunk on.
+   */
+  uint64_t offset;
+  /**
+   * Its bytes.
+   */
+  uint64_t bytes;
+} kvf_tensor;
+
+/**
+ * Which source: what its identity hashes to.
+ */
+typedef struct kvf_source_id {
+  /**
+   * All of it.
+   */
+  uint8_t bytes[16];
+} kvf_source_id;
+
+/**
+ * Which set of tensors of a source's rank.
+ */
+typedef struct kvf_digest {
+  /**
+   * All of it.
+   */
+  uint8_t bytes[16];
+} kvf_digest;
+
+/**
+ * A set of tensors of one rank, and what came of publishing it. All bits zero but `size` and what is needed.
+ */
+typedef struct kvf_publication {
+  /**
+   * sizeof(kvf_publication).
+   */
+  size_t size;
+  /**
+   * In: where the chunks lie.
+   */
+  const struct kvf_chunk_run *runs;
+  /**
+   * In: at most 64.
+   */
+  size_t run_count;
+  /**
+   * In: the tensors.
+   */
+  const struct kvf_tensor *tensors;
+  /**
+   * In: 1 to KVF_MAX_TENSORS.
+   */
+  size_t tensor_count;
+  /**
+   * In: which rank.
+   */
+  uint32_t rank;
+  /**
+   * In: 0 only announces the set; 1 seals its chunks, so that others can pull it. The memory must not be written to from
+   * then on until it is withdrawn.
+   */
+  uint32_t ready;
+  /**
+   * In: KVF_UNREGISTER_WITH_IT.
+   */
+  uint32_t flags;
+  /**
+   * In: wait at most this long until every coordinator lists it; 0: do not wait; at most 60,000.
+   */
+  uint32_t wait_announced_ms;
+  /**
+   * Out: its id.
+   */
+  struct kvf_source_id source;
+  /**
+   * Out: of the tensors.
+   */
+  struct kvf_digest digest;
+  /**
+   * Out: 1 where every coordinator lists it, 0 where one had not confirmed in time.
+   */
+  int announced;
+} kvf_publication;
+
+/**
+ * Which tensors to pull, and where to.
+ */
+typedef struct kvf_tensor_request {
+  /**
+   * sizeof(kvf_tensor_request).
+   */
+  size_t size;
+  /**
+   * Of which source.
+   */
+  struct kvf_source_id source;
+  /**
+   * Which set, where workers differ; NULL: the one with most ready workers. A pull that goes on from an earlier one names
+   * the earlier one's.
+   */
+  const struct kvf_digest *digest;
+  /**
+   * Tensors wanted, by name.
+   */
+  const char *const *names;
+  /**
+   * How many names there are.
+   */
+  size_t name_count;
+  /**
+   * Tensors wanted, by what their names begin with. No names and no prefixes: all.
+   */
+  const char *const *prefixes;
+  /**
+   * How many prefixes there are.
+   */
+  size_t prefix_count;
+  /**
+   * Of which rank.
+   */
+  uint32_t rank;
+  /**
+   * The caller's region to land in, of one plane; not with KVF_FRESH_MEMORY.
+   */
+  uint32_t region;
+  /**
+   * Where in it: chunk i goes to slot first_slot + i.
+   */
+  uint32_t first_slot;
+  /**
+   * KVF_PACKED, KVF_NO_REPLICA, KVF_SERVE, KVF_FRESH_MEMORY, and with that KVF_KEEP_ON_DISCONNECT.
+   */
+  uint32_t flags;
+  /**
+   * Every outcome is there by then; 0 means 10,000; at most KVF_MAX_TIMEOUT_MS.
+   */
+  uint32_t timeout_ms;
+} kvf_tensor_request;
+
+/**
+ * What a pull of tensors came to.
+ */
+typedef struct kvf_tensor_summary {
+  /**
+   * sizeof(kvf_tensor_summary).
+   */
+  size_t size;
+  /**
+   * Which set it was.
+   */
+  struct kvf_digest digest;
+  /**
+   * How many outcomes kvf_landed_at gives: one for each tensor wanted that the set has.
+   */
+  size_t count;
+  /**
+   * Where they landed: for kvf_region_describe and kvf_region_open.
+   */
+  uint32_t region;
+  /**
+   * Tensors whose bytes are here.
+   */
+  uint32_t tensors_here;
+  /**
+   * Tensors that are not.
+   */
+  uint32_t tensors_failed;
+  /**
+   * Names that the set does not have.
+   */
+  uint32_t names_unknown;
+  /**
+   * Chunks pulled by this call.
+   */
+  uint32_t chunks_pulled;
+  /**
+   * Chunks that were here before.
+   */
+  uint32_t chunks_here_before;
+  /**
+   * Times the rest was asked for anew.
+   */
+  uint32_t rounds;
+  /**
+   * 1: it is published here now.
+   */
+  uint32_t serving;
+  /**
+   * Bytes pulled by this call.
+   */
+  uint64_t bytes_pulled;
+  /**
+   * Microseconds in all.
+   */
+  uint64_t total_us;
+} kvf_tensor_summary;
+
+/**
+ * What became of one tensor. Its texts and its shape belong to the outcomes it came with.
+ */
+typedef struct kvf_landed_tensor {
+  /**
+   * sizeof(kvf_landed_tensor).
+   */
+  size_t size;
+  /**
+   * Which tensor.
+   */
+  struct kvf_tensor tensor;
+  /**
+   * A kvf_outcome_kind: its bytes are here with KVF_OUTCOME_PULLED and KVF_OUTCOME_LOCAL.
+   */
+  uint32_t kind;
+  /**
+   * Of its first byte in the region's memory, where it is here.
+   */
+  uint64_t region_offset;
+  /**
+   * What happened, to whom, and what to do, for people. Empty on success.
+   */
+  const char *detail;
+} kvf_landed_tensor;
+
+/**
+ * A source in a list, or its standing. Its texts belong to the list, or to the workers, that it came with.
+ */
+typedef struct kvf_source_summary {
+  /**
+   * sizeof(kvf_source_summary).
+   */
+  size_t size;
+  /**
+   * Its id.
+   */
+  struct kvf_source_id source;
+  /**
+   * Of its chunks.
+   */
+  const char *namespace_name;
+  /**
+   * Its name.
+   */
+  const char *name;
+  /**
+   * Its revision; may be empty.
+   */
+  const char *revision;
+  /**
+   * Ranks there are.
+   */
+  uint32_t world_size;
+  /**
+   * A kvf_source_state.
+   */
+  uint32_t state;
+  /**
+   * Ranks with a worker that is ready.
+   */
+  uint32_t ranks_ready;
+  /**
+   * Workers that are not complete yet.
+   */
+  uint32_t workers_initialising;
+  /**
+   * Workers that can be pulled from.
+   */
+  uint32_t workers_ready;
+  /**
+   * Workers that may not be what they were.
+   */
+  uint32_t workers_stale;
+  /**
+   * Workers that have ended lately.
+   */
+  uint32_t workers_gone;
+  /**
+   * Tensors of all ranks that have live workers.
+   */
+  uint64_t tensors;
+  /**
+   * Their bytes.
+   */
+  uint64_t bytes;
+} kvf_source_summary;
+
+/**
+ * One node's set of tensors for one rank.
+ */
+typedef struct kvf_worker {
+  /**
+   * sizeof(kvf_worker).
+   */
+  size_t size;
+  /**
+   * Its node; belongs to the workers it came with.
+   */
+  const char *node;
+  /**
+   * The node's lifetime.
+   */
+  uint64_t incarnation;
+  /**
+   * How long it has been in its state.
+   */
+  uint64_t ms_in_state;
+  /**
+   * Its rank.
+   */
+  uint32_t rank;
+  /**
+   * A kvf_source_state.
+   */
+  uint32_t state;
+  /**
+   * A kvf_source_cause.
+   */
+  uint32_t cause;
+  /**
+   * Readers that reported it lately.
+   */
+  uint32_t reporters;
+  /**
+   * Of its tensors.
+   */
+  struct kvf_digest digest;
+} kvf_worker;
+
+/**
+ * A set of tensors of a rank.
+ */
+typedef struct kvf_tensor_set {
+  /**
+   * sizeof(kvf_tensor_set).
+   */
+  size_t size;
+  /**
+   * Which set: for pulls that are to get this one.
+   */
+  struct kvf_digest digest;
+  /**
+   * Bytes of a chunk: a block of the namespace.
+   */
+  uint64_t chunk_bytes;
+  /**
+   * Chunks it lies in.
+   */
+  uint32_t chunks;
+  /**
+   * How many tensors there are.
+   */
+  size_t count;
+} kvf_tensor_set;
+
+/**
  * What came of a put.
  */
 typedef struct kvf_put_result {
@@ -899,6 +1601,10 @@ enum kvf_status kvf_open(const struct kvf_options *options,
  * Ends the connection: gives up every pull that is under way, waits for a callback that is running, and
  * frees the handle. Pulls are still to be freed, before or after. NULL is nothing to close. Within 3
  * seconds, and as long as callbacks take. KVF_WRONG_THREAD from a callback: the handle stays.
+ *
+ * Of kvf_embed: then ends the agent. Coordinators are told, other processes' calls end, and its sockets, memory and
+ * threads are given back; within 9 seconds more. KVF_FENCED: closed, and the agent had ended before, because
+ * another one took over its name; KVF_DEADLINE: closed, and something that was still under way was dropped.
  *
  * The last call with this handle.
  */
@@ -946,6 +1652,27 @@ enum kvf_status kvf_evict(const struct kvf_agent *agent,
                           const struct kvf_hashes *hashes_of,
                           struct kvf_evicted *evicted,
                           struct kvf_error *error);
+
+/**
+ * Starts an agent within this process, the same as `kvferry agent` with these settings, and opens a connection to it.
+ * `*agent` is then as kvf_open gives it, and kvf_close ends the agent, too. Any number of agents may be in one process,
+ * each with a node name, ports and a socket of its own; other processes may use it by its socket. It takes no
+ * signals and writes no log of its own. KVF_INVALID_ARGUMENT: a setting that cannot be; KVF_SYSTEM: a port, socket or
+ * device that is not to be had. Within 35 seconds; it waits for no coordinator.
+ *
+ * `options.log_user` is used from threads of the library until kvf_close has returned, or this has
+ * without success.
+ */
+enum kvf_status kvf_embed(const struct kvf_embed_options *options,
+                          struct kvf_agent **agent,
+                          struct kvf_error *error);
+
+/**
+ * Where an embedded agent is to be found. `addresses.size` is to be set. KVF_INVALID_ARGUMENT for a handle of kvf_open.
+ */
+enum kvf_status kvf_embed_addresses(const struct kvf_agent *agent,
+                                    struct kvf_addresses *addresses,
+                                    struct kvf_error *error);
 
 /**
  * As kvf_register_path, for memory on a GPU, from cuMemAlloc or cudaMalloc. Reserve slots before the kernel that overwrites
@@ -1157,6 +1884,145 @@ enum kvf_status kvf_stats_regions(const struct kvf_agent *agent,
  * The name of a status ("KVF_SLOT_BUSY"); "?" for a number that is none. Lasts as long as the process.
  */
 const char *kvf_status_text(uint32_t status);
+
+/**
+ * Publishes a set of tensors that lies in regions of the caller's. Again with `ready` 1 moves it from announced to ready.
+ * KVF_SOURCE_EXISTS: other tensors are published under that name here. Within 120 seconds and wait_announced_ms: where
+ * the namespace has checksums, every byte is read.
+ */
+enum kvf_status kvf_tensors_publish(const struct kvf_agent *agent,
+                                    const struct kvf_source *source,
+                                    struct kvf_publication *publication,
+                                    struct kvf_error *error);
+
+/**
+ * Ends a publication of this agent's: its chunks are gone at once, and others are told. `*withdrawn` (may be NULL) is 0 where
+ * nothing of that name was published. Within call_timeout_ms.
+ */
+enum kvf_status kvf_tensors_withdraw(const struct kvf_agent *agent,
+                                     const struct kvf_source_id *source,
+                                     uint32_t rank,
+                                     int *withdrawn,
+                                     struct kvf_error *error);
+
+/**
+ * Brings tensors here, and waits for it. KVF_OK: each has its outcome in `*landed`, which is the caller's, to be given to
+ * kvf_landed_free; `summary` (its size is to be set) says how many came. What has landed stays in the region's slots: call again
+ * to go on with the rest. KVF_SOURCE_UNKNOWN, KVF_SOURCE_NOT_READY: there is nothing to pull. Within timeout_ms and 2
+ * seconds.
+ */
+enum kvf_status kvf_tensors_pull(const struct kvf_agent *agent,
+                                 const struct kvf_tensor_request *request,
+                                 struct kvf_tensor_summary *summary,
+                                 struct kvf_landed **landed,
+                                 struct kvf_error *error);
+
+/**
+ * What became of one of the tensors, from 0 on. `tensor.size` is to be set.
+ */
+enum kvf_status kvf_landed_at(const struct kvf_landed *landed,
+                              size_t index,
+                              struct kvf_landed_tensor *tensor,
+                              struct kvf_error *error);
+
+/**
+ * Frees outcomes, with their texts. NULL is nothing to free.
+ *
+ * The last call with these.
+ */
+void kvf_landed_free(struct kvf_landed *landed);
+
+/**
+ * The sources that coordinators know of, in `*sources`, which is then the caller's, to be given to kvf_sources_free; their
+ * number in `*count`. NULL for namespace_name or name_prefix: of every namespace, of every name. More than KVF_MAX_SOURCES:
+ * KVF_BOUND_REACHED. Within call_timeout_ms for each thousand.
+ */
+enum kvf_status kvf_sources_list(const struct kvf_agent *agent,
+                                 const char *namespace_name,
+                                 const char *name_prefix,
+                                 struct kvf_sources **sources,
+                                 size_t *count,
+                                 struct kvf_error *error);
+
+/**
+ * One of the sources, from 0 on. `source.size` is to be set.
+ */
+enum kvf_status kvf_sources_at(const struct kvf_sources *sources,
+                               size_t index,
+                               struct kvf_source_summary *source,
+                               struct kvf_error *error);
+
+/**
+ * Frees sources, with their texts. NULL is nothing to free.
+ *
+ * The last call with these.
+ */
+void kvf_sources_free(struct kvf_sources *sources);
+
+/**
+ * How a source stands, and its workers, by rank and node, in `*workers`: the caller's, to be given to kvf_workers_free; their
+ * number in `*count`. `summary` may be NULL; else its size is to be set, and its texts belong to the workers.
+ * KVF_SOURCE_UNKNOWN: there is none. Within call_timeout_ms.
+ */
+enum kvf_status kvf_source_status(const struct kvf_agent *agent,
+                                  const struct kvf_source_id *source,
+                                  struct kvf_source_summary *summary,
+                                  struct kvf_workers **workers,
+                                  size_t *count,
+                                  struct kvf_error *error);
+
+/**
+ * One of the workers, from 0 on. `worker.size` is to be set.
+ */
+enum kvf_status kvf_workers_at(const struct kvf_workers *workers,
+                               size_t index,
+                               struct kvf_worker *worker,
+                               struct kvf_error *error);
+
+/**
+ * Frees workers, with their texts. NULL is nothing to free.
+ *
+ * The last call with these.
+ */
+void kvf_workers_free(struct kvf_workers *workers);
+
+/**
+ * The tensors of a source's rank: `*set` says what there is (its size is to be set), and `*tensors` are the caller's, to be given
+ * to kvf_tensors_free. `digest`: of the set wanted where workers differ; NULL: the one with most ready workers.
+ * KVF_SOURCE_UNKNOWN: there is none. Within call_timeout_ms for each 8,192 tensors.
+ */
+enum kvf_status kvf_source_tensors(const struct kvf_agent *agent,
+                                   const struct kvf_source_id *source,
+                                   uint32_t rank,
+                                   const struct kvf_digest *digest_of,
+                                   struct kvf_tensor_set *set,
+                                   struct kvf_tensors **tensors,
+                                   struct kvf_error *error);
+
+/**
+ * One of the tensors, from 0 on. Its texts and its shape belong to the tensors.
+ */
+enum kvf_status kvf_tensors_at(const struct kvf_tensors *tensors,
+                               size_t index,
+                               struct kvf_tensor *tensor,
+                               struct kvf_error *error);
+
+/**
+ * Frees tensors, with their texts. NULL is nothing to free.
+ *
+ * The last call with these.
+ */
+void kvf_tensors_free(struct kvf_tensors *tensors);
+
+/**
+ * Ends workers of a source: they are offered no more at once, and their agents withdraw them. `node`: only this one's; NULL:
+ * all. `*workers_removed` may be NULL. KVF_SOURCE_UNKNOWN: there is none. Within call_timeout_ms.
+ */
+enum kvf_status kvf_source_remove(const struct kvf_agent *agent,
+                                  const struct kvf_source_id *source,
+                                  const char *node,
+                                  uint32_t *workers_removed,
+                                  struct kvf_error *error);
 
 /**
  * Copies blocks into the namespace's pool: reserve, write and seal in one. `data` holds the blocks back to

@@ -1,15 +1,21 @@
 //! A handle: open and close.
 
-use std::{ffi::c_char, path::PathBuf, time::Duration};
+use std::{
+    cell::Cell,
+    ffi::c_char,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::runtime::{Builder, Runtime};
 
-use kvferry_client::{Cause, Connection, Failure};
+use kvferry_client::{Cause, Connection, Embedded, Failure};
 
 use crate::{
     boundary::{self, Growing, guard},
     kvf_error, kvf_status,
     pull::Pulls,
+    threads::take_no_signals,
 };
 
 /// Longest wait that a call may be given.
@@ -51,12 +57,13 @@ unsafe impl Growing for kvf_options {
     const FIRST_SIZE: usize = size_of::<Self>();
 }
 
-/// A connection to one agent. Reservations, pins and (unless kept) regions belong to it and end with it. It
+/// A connection to one agent, and the agent itself where kvf_embed started it. Reservations, pins and (unless kept) regions belong to it and end with it. It
 /// has threads of its own; it does not survive fork(): open another one in the child.
 pub struct kvf_agent {
     connection: Connection,
     pulls: Pulls,
     runtime: Runtime,
+    embedded: Option<Embedded>,
 }
 
 // What the header promises: any thread, at any time.
@@ -74,11 +81,32 @@ impl kvf_agent {
     pub(crate) fn pulls(&self) -> &Pulls {
         &self.pulls
     }
+
+    /// The agent, where it is in this process by way of this handle.
+    pub(crate) fn embedded(&self) -> Option<&Embedded> {
+        self.embedded.as_ref()
+    }
+}
+
+thread_local! {
+    /// This thread carries an embedded agent: a call that waits for the agent would wait for itself.
+    static OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// For a thread of an embedded agent that begins.
+pub(crate) fn this_is_the_librarys() {
+    OURS.set(true);
 }
 
 /// # Safety
 /// `agent` is NULL or a handle that is not closed during `'a`.
 pub(crate) unsafe fn handle<'a>(agent: *const kvf_agent) -> Result<&'a kvf_agent, Failure> {
+    if OURS.get() {
+        return Err(Failure::new(
+            Cause::WrongThread,
+            "a log callback must not call the library: hand it on to another thread",
+        ));
+    }
     // SAFETY: the caller's promise.
     unsafe { boundary::reference(agent, "the agent") }
 }
@@ -106,7 +134,7 @@ pub unsafe extern "C" fn kvf_open(
                     Some(boundary::text(options.descriptor_socket, "descriptor_socket")?.into())
                 }
             };
-            let connect = timeout(
+            let connect_for = timeout(
                 options.connect_timeout_ms,
                 DEFAULT_TIMEOUT_MS,
                 "connect_timeout_ms",
@@ -116,47 +144,77 @@ pub unsafe extern "C" fn kvf_open(
                 DEFAULT_TIMEOUT_MS,
                 "call_timeout_ms",
             )?;
-            let runtime = Builder::new_multi_thread()
-                .worker_threads(IO_THREADS)
-                .thread_name("kvferry-io")
-                .enable_all()
-                .build()
-                .map_err(|error| Failure::system("cannot start threads", error))?;
-            // A runtime is never dropped here: that may block, and must not in a host's own runtime.
-            match connect_and_prepare(&runtime, socket, descriptors, connect, call) {
-                Ok((connection, pulls)) => {
-                    place.set(Box::into_raw(Box::new(kvf_agent {
-                        connection,
-                        pulls,
-                        runtime,
-                    })));
-                    Ok(())
-                }
-                Err(failure) => {
-                    runtime.shutdown_background();
-                    Err(failure)
-                }
-            }
+            place.set(connect(&socket, descriptors, connect_for, call)?);
+            Ok(())
         })
     }
 }
 
-fn connect_and_prepare(
-    runtime: &Runtime,
-    socket: PathBuf,
+/// A handle on a connection with threads of its own.
+fn connect(
+    socket: &Path,
     descriptors: Option<PathBuf>,
     connect: Duration,
     call: Duration,
-) -> Result<(Connection, Pulls), Failure> {
+) -> Result<*mut kvf_agent, Failure> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .thread_name("kvferry-io")
+        .on_thread_start(take_no_signals)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::system("cannot start threads", error))?;
     let handle = runtime.handle().clone();
-    let connection = Connection::open(handle, &socket, descriptors, connect, call)?;
-    let pulls = Pulls::start().map_err(|error| Failure::system("cannot start a thread", error))?;
-    Ok((connection, pulls))
+    let prepared = Connection::open(handle, socket, descriptors, connect, call).and_then(|it| {
+        let pulls = Pulls::start();
+        let pulls = pulls.map_err(|error| Failure::system("cannot start a thread", error))?;
+        Ok((it, pulls))
+    });
+    match prepared {
+        Ok((connection, pulls)) => Ok(Box::into_raw(Box::new(kvf_agent {
+            connection,
+            pulls,
+            runtime,
+            embedded: None,
+        }))),
+        Err(failure) => {
+            // Never dropped here: that may block, and must not in a host's own runtime.
+            runtime.shutdown_background();
+            Err(failure)
+        }
+    }
+}
+
+/// A handle on an agent of this process, which ends with it.
+pub(crate) fn attach(
+    embedded: Embedded,
+    connect_ms: u32,
+    call: Duration,
+) -> Result<*mut kvf_agent, Failure> {
+    let at = embedded.addresses();
+    let (socket, descriptors) = (at.socket.clone(), at.descriptor_socket.clone());
+    let within = Duration::from_millis(connect_ms.into());
+    match connect(&socket, Some(descriptors), within, call) {
+        Ok(agent) => {
+            // SAFETY: just made, and nobody else has it yet.
+            unsafe { (*agent).embedded = Some(embedded) };
+            Ok(agent)
+        }
+        Err(failure) => {
+            // What it could not be asked says more than how it ended.
+            let _ = embedded.close();
+            Err(failure)
+        }
+    }
 }
 
 /// Ends the connection: gives up every pull that is under way, waits for a callback that is running, and
 /// frees the handle. Pulls are still to be freed, before or after. NULL is nothing to close. Within 3
 /// seconds, and as long as callbacks take. KVF_WRONG_THREAD from a callback: the handle stays.
+///
+/// Of kvf_embed: then ends the agent. Coordinators are told, other processes' calls end, and its sockets, memory and
+/// threads are given back; within 9 seconds more. KVF_FENCED: closed, and the agent had ended before, because
+/// another one took over its name; KVF_DEADLINE: closed, and something that was still under way was dropped.
 ///
 /// # Safety
 /// The rules at the top; the last call with this handle.
@@ -178,7 +236,7 @@ pub unsafe extern "C" fn kvf_close(agent: *mut kvf_agent, error: *mut kvf_error)
             let agent = *Box::from_raw(agent);
             drop(agent.connection);
             agent.pulls.close(agent.runtime);
-            Ok(())
+            agent.embedded.map_or(Ok(()), Embedded::close)
         })
     }
 }

@@ -57,6 +57,12 @@ pub enum kvf_status {
     KVF_MEMORY_IN_USE = 22,
     /// The namespace has a pool: use it.
     KVF_POOL_EXISTS = 23,
+    /// No such source, or its workers have ended.
+    KVF_SOURCE_UNKNOWN = 40,
+    /// The source has no worker that is ready: try again later.
+    KVF_SOURCE_NOT_READY = 41,
+    /// Other tensors are published under that name here: withdraw them first, or name these otherwise.
+    KVF_SOURCE_EXISTS = 42,
     /// The agent has no libcuda, not that GPU, or cannot use it: give it the GPU, or restart it.
     KVF_GPU_UNAVAILABLE = 50,
     /// The CUDA IPC handle does not open: send a new one of memory that can be shared.
@@ -94,8 +100,9 @@ use kvf_status::{
     KVF_NAMESPACE_IN_USE, KVF_NAMESPACE_MISMATCH, KVF_NAMESPACE_UNKNOWN, KVF_NODE_UNKNOWN,
     KVF_NOT_ALLOWED, KVF_NOT_DONE, KVF_OK, KVF_PERMISSION_DENIED, KVF_PIN_UNKNOWN, KVF_POOL_EXISTS,
     KVF_POOL_FULL, KVF_REGION_UNKNOWN, KVF_SHUTTING_DOWN, KVF_SLOT_ALREADY_SEALED, KVF_SLOT_BUSY,
-    KVF_SLOT_NOT_RESERVED, KVF_SLOT_OUT_OF_REGION, KVF_SPAN_OUT_OF_REGION, KVF_SYSTEM,
-    KVF_UNAUTHENTICATED, KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
+    KVF_SLOT_NOT_RESERVED, KVF_SLOT_OUT_OF_REGION, KVF_SOURCE_EXISTS, KVF_SOURCE_NOT_READY,
+    KVF_SOURCE_UNKNOWN, KVF_SPAN_OUT_OF_REGION, KVF_SYSTEM, KVF_UNAUTHENTICATED,
+    KVF_UNKNOWN_REASON, KVF_WRONG_THREAD,
 };
 
 impl From<Cause> for kvf_status {
@@ -128,6 +135,9 @@ impl From<Cause> for kvf_status {
             Cause::GpuHandle => KVF_GPU_HANDLE,
             Cause::PermissionDenied => KVF_PERMISSION_DENIED,
             Cause::Unauthenticated => KVF_UNAUTHENTICATED,
+            Cause::SourceUnknown => KVF_SOURCE_UNKNOWN,
+            Cause::SourceNotReady => KVF_SOURCE_NOT_READY,
+            Cause::SourceExists => KVF_SOURCE_EXISTS,
             Cause::Internal => KVF_INTERNAL,
             Cause::AgentUnreachable => KVF_AGENT_UNREACHABLE,
             Cause::AgentLost => KVF_AGENT_LOST,
@@ -142,7 +152,7 @@ impl From<Cause> for kvf_status {
 }
 
 /// Every status with its name.
-const NAMES: [(kvf_status, &CStr); 37] = [
+const NAMES: [(kvf_status, &CStr); 40] = [
     (KVF_OK, c"KVF_OK"),
     (KVF_INVALID_ARGUMENT, c"KVF_INVALID_ARGUMENT"),
     (KVF_NAMESPACE_UNKNOWN, c"KVF_NAMESPACE_UNKNOWN"),
@@ -167,6 +177,9 @@ const NAMES: [(kvf_status, &CStr); 37] = [
     (KVF_BLOCK_MISSING, c"KVF_BLOCK_MISSING"),
     (KVF_MEMORY_IN_USE, c"KVF_MEMORY_IN_USE"),
     (KVF_POOL_EXISTS, c"KVF_POOL_EXISTS"),
+    (KVF_SOURCE_UNKNOWN, c"KVF_SOURCE_UNKNOWN"),
+    (KVF_SOURCE_NOT_READY, c"KVF_SOURCE_NOT_READY"),
+    (KVF_SOURCE_EXISTS, c"KVF_SOURCE_EXISTS"),
     (KVF_GPU_UNAVAILABLE, c"KVF_GPU_UNAVAILABLE"),
     (KVF_GPU_HANDLE, c"KVF_GPU_HANDLE"),
     (KVF_PERMISSION_DENIED, c"KVF_PERMISSION_DENIED"),
@@ -205,10 +218,10 @@ mod tests {
                 continue;
             };
             let status = kvf_status::from(Cause::from(reason));
-            // Of calls that this library does not make.
+            // Said by coordinators to routers.
             let not_ours = matches!(
                 reason,
-                Reason::SourceUnknown | Reason::SourceNotReady | Reason::SourceExists
+                Reason::WatchRestarted | Reason::WatchTooOld | Reason::WatchTooSlow
             );
             match not_ours {
                 true => assert_eq!(status, KVF_UNKNOWN_REASON, "{reason:?}"),

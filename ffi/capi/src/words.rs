@@ -23,6 +23,15 @@ pub const KVF_NO_REPLICA: u32 = 4;
 /// leaves first. The first one's parent is `parent`, or nothing where that is NULL.
 pub const KVF_CHAINED: u32 = 8;
 
+/// Flag of a pull of tensors: only the chunks wanted, one after another.
+pub const KVF_PACKED: u32 = 16;
+/// Flag of a pull of tensors: into new memory of the agent, to be mapped by kvf_region_open.
+pub const KVF_FRESH_MEMORY: u32 = 32;
+/// Flag of a pull of tensors: publish the set here when all of it has come.
+pub const KVF_SERVE: u32 = 64;
+/// Flag of a publication of tensors: its regions are unregistered with it.
+pub const KVF_UNREGISTER_WITH_IT: u32 = 128;
+
 /// Which blocks a reader checks against the checksum they were sealed with.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

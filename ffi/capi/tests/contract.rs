@@ -6,7 +6,7 @@ mod harness;
 
 use std::process::Command;
 
-use harness::{Cluster, Installed, Link, run};
+use harness::{Cluster, Coordinator, Installed, Link, run};
 
 /// Compiles and runs a program with the agents' sockets and what else it needs.
 fn holds(name: &str, more: impl Fn(&Cluster) -> Vec<u32>) {
@@ -40,4 +40,19 @@ fn an_agent_that_is_gone_is_said_to_be_gone() {
 #[test]
 fn one_handle_serves_many_threads() {
     holds("threads", |_| Vec::new());
+}
+
+#[test]
+fn tensors_are_published_found_and_pulled() {
+    holds("tensors", |_| Vec::new());
+}
+
+#[test]
+fn an_agent_in_the_process_leaves_nothing_behind() {
+    let installed = Installed::new();
+    let coordinator = Coordinator::start();
+    let program = installed.compile("tests/c/embed.c", "embed", Link::Sanitized);
+    run(Command::new(program)
+        .arg(&coordinator.url)
+        .arg(installed.dir.path()));
 }

@@ -4,11 +4,12 @@
 
 mod harness;
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
-use harness::{Cluster, Installed, Link, run};
+use harness::{Cluster, Coordinator, Installed, Link, run};
 
 const C: &str = "examples/publish_and_pull.c";
+const EMBEDDED: &str = "examples/embedded_agents.c";
 const GPU: &str = "examples/gpu_blocks.c";
 const CPP: &str = "examples/pool_cache.cpp";
 
@@ -61,6 +62,23 @@ fn from_gpu_to_gpu() {
 }
 
 #[test]
+fn with_agents_in_the_process() {
+    let installed = Installed::new();
+    let coordinator = Coordinator::start();
+    for (link, name) in [(Link::Static, "static"), (Link::Sanitized, "sanitized")] {
+        let program = installed.compile(EMBEDDED, name, link);
+        let said = run(Command::new(program)
+            .arg(&coordinator.url)
+            .arg(installed.dir.path()));
+        assert!(said.contains("block 0 from a by shm"), "{said}");
+        assert!(
+            said.contains("16 blocks, every byte as published"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
 fn with_sanitizers() {
     let installed = Installed::new();
     for (source, name) in [(C, "c"), (CPP, "cpp")] {
@@ -79,6 +97,15 @@ fn under_valgrind() {
     let installed = Installed::new();
     let cluster = Cluster::start("tcp");
     let program = installed.compile(C, "publish_and_pull", Link::Shared);
+    valgrind(&program, "yes", &sockets(&cluster));
+    let coordinator = Coordinator::start();
+    let program = installed.compile(EMBEDDED, "embedded_agents", Link::Shared);
+    let folder = installed.dir.path().display().to_string();
+    // The libraries of a whole agent are optimised: such code branches on bytes that make no difference.
+    valgrind(&program, "no", &[coordinator.url.clone(), folder]);
+}
+
+fn valgrind(program: &Path, undefined: &str, arguments: &[String]) {
     run(Command::new("valgrind")
         .args([
             "--quiet",
@@ -86,7 +113,8 @@ fn under_valgrind() {
             "--leak-check=full",
             "--errors-for-leak-kinds=definite",
             "--show-leak-kinds=definite",
+            &format!("--undef-value-errors={undefined}"),
         ])
         .arg(program)
-        .args(sockets(&cluster)));
+        .args(arguments));
 }

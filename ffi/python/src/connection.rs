@@ -25,6 +25,7 @@ use crate::{
     pull::Pull,
     runtime,
     span::Span,
+    told::{tell_claimed, tell_pinned, tell_region, tell_sealed, tell_stats},
     words::{
         GeometryWords, HashesWords, NamespaceWords, count, geometry, hashes, namespace, seconds,
         slots, timeout, wire_ms,
@@ -43,6 +44,7 @@ const MAX_LOOKUP_S: f64 = 60.0;
 const MAX_TTL_S: f64 = 600.0;
 /// Bytes of a message of a put: large enough that messages cost little.
 const PIECE_BYTES: usize = 1 << 20;
+
 /// One connection: `kvferry.Client` is made of it. Calls under way go on when nobody holds it any more, and the connection
 /// ends with the last of them.
 #[pyclass(frozen, module = "kvferry._native")]
@@ -82,77 +84,6 @@ pub(crate) fn connect(
         process: process::id(),
     };
     Py::new(py, connection)
-}
-
-/// A region, as Python makes one: (id, namespace, fingerprint, slots, [(base, stride, len)], pool, incarnation, device_uuid)
-fn tell_region(py: Python<'_>, it: &pb::RegionInfo) -> PyResult<Py<PyAny>> {
-    let geometry = it.geometry.clone().unwrap_or_default();
-    let planes: Vec<_> = geometry
-        .planes
-        .iter()
-        .map(|plane| (plane.base, plane.stride, plane.len))
-        .collect();
-    let region = (
-        it.region,
-        it.namespace.as_str(),
-        it.fingerprint.as_str(),
-        geometry.slots,
-        planes,
-        it.pool,
-        it.incarnation,
-        it.device_uuid.as_str(),
-    );
-    region.into_py_any(py)
-}
-
-fn tell_stats(py: Python<'_>, it: &pb::StatsResponse) -> PyResult<Py<PyAny>> {
-    let mut regions = Vec::with_capacity(it.regions.len());
-    for stats in &it.regions {
-        let info = stats.region.clone().unwrap_or_default();
-        regions.push((
-            tell_region(py, &info)?,
-            (
-                stats.free,
-                stats.reserved,
-                stats.sealed,
-                stats.pinned,
-                stats.quarantined,
-                stats.evictions,
-            ),
-        ));
-    }
-    let coordinators: Vec<_> = it
-        .coordinators
-        .iter()
-        .map(|link| {
-            (
-                link.address.as_str(),
-                link.connected,
-                link.unacknowledged_deltas,
-                link.resyncs,
-                link.last_error.as_str(),
-            )
-        })
-        .collect();
-    let numbers = [
-        it.reservations,
-        it.pins,
-        it.pulls_in_flight,
-        it.blocks_pulled,
-        it.bytes_pulled,
-        it.blocks_stale,
-        it.blocks_failed,
-        it.bytes_served,
-        it.peers_suspect,
-    ];
-    let stats = (
-        it.node.as_str(),
-        it.incarnation,
-        regions,
-        coordinators,
-        numbers,
-    );
-    stats.into_py_any(py)
 }
 
 /// A question about no block at all has its answer already; and of no hashes the length is not known.
@@ -381,14 +312,7 @@ impl Connection {
         let ask = |agent: Agent| async move {
             unless(nothing, agent.answer(agent.api().seal(request))).await
         };
-        self.start(py, Some(bound), ask, |py, it: &pb::SealResponse| {
-            let told = (
-                it.generations.clone(),
-                it.duplicate_slots.clone(),
-                it.announced,
-            );
-            told.into_py_any(py)
-        })
+        self.start(py, Some(bound), ask, tell_sealed)
     }
 
     fn abort(&self, py: Python<'_>, region: u32, given_up: Vec<u32>) -> PyResult<Call> {
@@ -533,13 +457,7 @@ impl Connection {
         let ask = |agent: Agent| async move {
             unless(nothing, agent.answer(agent.api().pin(request))).await
         };
-        self.start(py, None, ask, |py, it: &pb::PinResponse| {
-            let blocks = it.blocks.iter();
-            let blocks: Vec<_> = blocks
-                .map(|it| it.pinned.then_some((it.region, it.slot, it.generation)))
-                .collect();
-            (it.pin, blocks).into_py_any(py)
-        })
+        self.start(py, None, ask, tell_pinned)
     }
 
     fn release(&self, py: Python<'_>, pin: u64) -> PyResult<Call> {
@@ -584,20 +502,7 @@ impl Connection {
         let ask = |agent: Agent| async move {
             unless(nothing, agent.answer(agent.claims().claim_blocks(request))).await
         };
-        self.start(py, None, ask, |py, it: &pb::ClaimResponse| {
-            let holders = it.holders.iter();
-            let holders: Vec<_> = holders
-                .map(|it| (it.node.as_str(), it.expires_in_ms))
-                .collect();
-            let told = (
-                it.states.clone(),
-                it.token,
-                it.ttl_ms,
-                holders,
-                it.holder_index.clone(),
-            );
-            told.into_py_any(py)
-        })
+        self.start(py, None, ask, tell_claimed)
     }
 
     fn renew_claims(&self, py: Python<'_>, token: u64, ttl: f64) -> PyResult<Call> {

@@ -11,6 +11,7 @@ mod place;
 mod pull;
 mod runtime;
 mod span;
+mod told;
 mod words;
 
 use kvferry_client::Cause;

@@ -187,6 +187,13 @@ impl Imports {
             .collect()
     }
 
+    /// The regions that end with some client's connection.
+    pub(super) fn of_clients(&self) -> Vec<RegionId> {
+        let imports = self.0.lock();
+        let theirs = imports.iter().filter(|(_, it)| it.client.is_some());
+        theirs.map(|(region, _)| *region).collect()
+    }
+
     /// No pull may begin to write to the region, and those that do should stop. True where it is known.
     pub(super) fn end(&self, region: RegionId) -> bool {
         let imports = self.0.lock();

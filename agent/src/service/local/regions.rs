@@ -175,6 +175,17 @@ impl LocalApi {
         self.release_claims_of(client);
     }
 
+    /// Ends the regions of every engine that is connected: before their connections are ended, because an engine that has
+    /// lost its agent writes to its memory as it likes.
+    pub(crate) fn end_engines(&self) {
+        for region in self.imports.of_clients() {
+            self.imports.end(region);
+            if let Ok(blocks) = self.store.unregister(region) {
+                info!(%region, blocks, "region ended: the agent stops");
+            }
+        }
+    }
+
     /// Regions on GPUs that are lost: nobody can say what their memory holds, so nobody may read it, and the
     /// directory is told. Their engines hear of it with their next call.
     pub(crate) fn end_lost_gpus(&self) {

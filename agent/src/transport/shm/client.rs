@@ -17,6 +17,7 @@ use super::{
         BUSY, Bearer, Command, Greeting, NOT_ALLOWED, PROVE, REFUSED, REPLY_BYTES, Reply,
         ShmFrameError, WELCOME, incarnation,
     },
+    watch::Watch,
 };
 use crate::tickets::{Held, Wallet};
 
@@ -274,6 +275,14 @@ impl DescriptorClient {
         let reply = Reply::decode(&reply)?;
         *slot = Some(stream);
         Ok((reply, descriptors))
+    }
+
+    /// To see from any thread whether the agent has hung up.
+    pub(super) async fn watch(&self) -> io::Result<Watch> {
+        match &*self.stream.lock().await {
+            Some(stream) => Watch::new(stream),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
     }
 
     /// Completes when the agent has hung up. Calls wait meanwhile: select it against them.

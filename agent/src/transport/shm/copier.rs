@@ -8,11 +8,14 @@ use std::{
     },
 };
 
-use kvferry_proto::{NodeId, RemoteSpan};
+use kvferry_proto::{NodeId, Part, RemoteSpan};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::mapped::{CopyError, MappedRegion};
+use super::{
+    mapped::{CopyError, MappedRegion},
+    watch::Watch,
+};
 use crate::transport::{ReadError, operation::Operation};
 
 /// Copied between two looks at whether anybody still wants it: how long a cancel may wait (0.2 ms).
@@ -28,6 +31,7 @@ pub(super) struct Copy {
     pub(super) operation: Arc<Operation>,
     pub(super) parts: Vec<(Arc<MappedRegion>, RemoteSpan)>,
     pub(super) received: Arc<AtomicU64>,
+    pub(super) owner: Arc<Watch>,
 }
 
 impl Copy {
@@ -51,6 +55,14 @@ impl Copy {
                 rest.offset += chunk.len;
                 rest.len -= chunk.len;
             }
+        }
+        // Words say nothing of what was written after their owner's death: see `watch.rs`.
+        let words = |(_, span): &(_, RemoteSpan)| span.part == Part::Generations;
+        if self.parts.iter().any(words) && self.owner.hung_up() {
+            return self.operation.settle(Err(ReadError::LinkLost {
+                node: self.node.clone(),
+                detail: "it hung up while it was read".to_owned(),
+            }));
         }
         self.operation.settle(Ok(()));
     }

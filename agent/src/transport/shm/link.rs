@@ -22,6 +22,7 @@ use super::{
     client::{DescriptorClient, DescriptorError},
     copier::{Copier, Copy},
     mapped::{MapError, MappedRegion},
+    watch::Watch,
 };
 use crate::{
     tickets::{Held, Wallet},
@@ -69,6 +70,7 @@ struct Shared {
     regions: DashMap<RegionId, Arc<MappedRegion>>,
     lost: AtomicBool,
     received: Arc<AtomicU64>,
+    owner: Arc<Watch>,
 }
 
 struct MapRequest {
@@ -94,6 +96,7 @@ impl ShmLink {
     pub(super) fn new(
         peer: &PeerTarget,
         client: DescriptorClient,
+        owner: Watch,
         shown: Option<(Arc<Wallet>, Held)>,
         copier: Copier,
         behind: Option<Arc<dyn Transport>>,
@@ -103,6 +106,7 @@ impl ShmLink {
             regions: DashMap::new(),
             lost: AtomicBool::new(false),
             received: Arc::default(),
+            owner: Arc::new(owner),
         });
         let (requests, incoming) = mpsc::channel(MAX_MAP_REQUESTS);
         tokio::spawn(keep_connection(
@@ -237,6 +241,7 @@ impl Shared {
             operation,
             parts,
             received: Arc::clone(&self.received),
+            owner: Arc::clone(&self.owner),
         }
     }
 

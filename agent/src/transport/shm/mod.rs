@@ -18,6 +18,7 @@ mod mapped;
 mod server;
 mod session;
 mod transport;
+mod watch;
 
 pub use client::{DescriptorClient, DescriptorError, RegionDescriptors};
 pub use deposit::DepositBox;

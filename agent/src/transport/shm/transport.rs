@@ -75,7 +75,13 @@ impl ShmTransport {
         match connected {
             Ok(client) => {
                 let (copier, behind) = (self.copier.clone(), self.behind.clone());
-                let link = ShmLink::new(peer, client, shown, copier, behind);
+                let unwatched = |error: std::io::Error| ConnectError::Unreachable {
+                    node: peer.node.clone(),
+                    address: path.clone(),
+                    detail: error.to_string(),
+                };
+                let owner = client.watch().await.map_err(unwatched)?;
+                let link = ShmLink::new(peer, client, owner, shown, copier, behind);
                 Ok(Arc::new(link) as Arc<dyn Link>)
             }
             Err(DescriptorError::WrongIncarnation { found }) => {

@@ -16,6 +16,7 @@ use kvferry_client::{Cause, Failure};
 use tokio::runtime::Runtime;
 
 use super::state::Shared;
+use crate::threads::take_no_signals;
 
 /// Pulls that are not freed yet, of one handle: as many as the agent has under way at once.
 pub const KVF_MAX_PULLS: usize = 4096;
@@ -61,7 +62,10 @@ impl Pulls {
         let (sender, receiver) = sync_channel(KVF_MAX_PULLS + 1);
         let thread = thread::Builder::new()
             .name("kvferry-call".to_owned())
-            .spawn(move || serve(&receiver))?;
+            .spawn(move || {
+                take_no_signals();
+                serve(&receiver);
+            })?;
         Ok(Self {
             queue: Queue(sender),
             existing: Arc::default(),

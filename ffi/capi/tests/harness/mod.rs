@@ -90,11 +90,37 @@ impl Drop for Process {
     }
 }
 
+/// A coordinator alone.
+pub(crate) struct Coordinator {
+    pub(crate) url: String,
+    _process: Process,
+}
+
+impl Coordinator {
+    pub(crate) fn start() -> Self {
+        let process = Process::start(
+            &[
+                "coordinator",
+                "--listen",
+                "127.0.0.1:0",
+                "--listen-metrics",
+                "off",
+            ],
+            &[],
+        );
+        let listen = process.ready["listen"].as_str().expect("an address");
+        Self {
+            url: format!("http://{listen}"),
+            _process: process,
+        }
+    }
+}
+
 /// A coordinator and two agents, "a" and "b".
 pub(crate) struct Cluster {
     pub(crate) a: Process,
     pub(crate) b: Process,
-    _coordinator: Process,
+    _coordinator: Coordinator,
     dir: tempfile::TempDir,
 }
 
@@ -107,18 +133,7 @@ impl Cluster {
     /// As above, with these in the agents' environment.
     pub(crate) fn start_with(transport: &str, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let coordinator = Process::start(
-            &[
-                "coordinator",
-                "--listen",
-                "127.0.0.1:0",
-                "--listen-metrics",
-                "off",
-            ],
-            &[],
-        );
-        let listen = coordinator.ready["listen"].as_str().expect("an address");
-        let url = format!("http://{listen}");
+        let coordinator = Coordinator::start();
         let agent = |node: &str| {
             let socket = dir.path().join(format!("{node}.sock"));
             let args = [
@@ -126,7 +141,7 @@ impl Cluster {
                 "--node",
                 node,
                 "--coordinator",
-                &url,
+                &coordinator.url,
                 "--listen-peer",
                 "127.0.0.1:0",
                 "--listen-data",

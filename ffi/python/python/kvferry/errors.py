@@ -35,6 +35,9 @@ __all__ = [
     "SlotAlreadySealedError",
     "SlotBusyError",
     "SlotNotReservedError",
+    "SourceExistsError",
+    "SourceNotReadyError",
+    "SourceUnknownError",
     "SystemRefusedError",
     "UnauthenticatedError",
     "UnknownReasonError",
@@ -184,6 +187,24 @@ class GpuHandleError(KvferryError):
     """Send a new handle, of memory that can be shared."""
 
     status = "gpu_handle"
+
+
+class SourceUnknownError(KvferryError):
+    """No such source, or its workers have ended."""
+
+    status = "source_unknown"
+
+
+class SourceNotReadyError(KvferryError):
+    """The source has no worker that is ready: try again later."""
+
+    status = "source_not_ready"
+
+
+class SourceExistsError(KvferryError):
+    """Other tensors are published under that name: withdraw them first, or name these otherwise."""
+
+    status = "source_exists"
 
 
 class InternalError(KvferryError):

@@ -18,7 +18,7 @@ use kvferry_proto::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{BoxStream, ClientHandle, LocalApi};
+use super::{BoxStream, ClientHandle, LocalApi, status::OrStatus};
 
 pub(crate) use keeper::keep_announced;
 pub(crate) use registry::Registry;
@@ -94,5 +94,48 @@ impl pb::tensors_server::Tensors for TensorsApi {
         let client = ClientHandle::of(&request)?;
         let stream = self.0.pull_tensors(client, request.into_inner()).await?;
         Ok(Response::new(stream))
+    }
+
+    async fn list_sources(
+        &self,
+        request: Request<pb::ListSourcesRequest>,
+    ) -> Result<Response<pb::ListSourcesResponse>, Status> {
+        let deadline = self.0.control_deadline();
+        let asked = self
+            .0
+            .coordinators
+            .list_sources(request.into_inner(), deadline);
+        Ok(Response::new(asked.await.or_status()?))
+    }
+
+    async fn get_source(
+        &self,
+        request: Request<pb::GetSourceRequest>,
+    ) -> Result<Response<pb::GetSourceResponse>, Status> {
+        let (message, deadline) = (request.into_inner(), self.0.control_deadline());
+        let asked = self.0.coordinators.source_page(&message, deadline);
+        Ok(Response::new(asked.await.or_status()?))
+    }
+
+    async fn source_status(
+        &self,
+        request: Request<pb::SourceStatusRequest>,
+    ) -> Result<Response<pb::SourceStatusResponse>, Status> {
+        let source = SourceId::new(&request.into_inner().source).map_err(InvalidMessage::from)?;
+        let deadline = self.0.control_deadline();
+        let asked = self.0.coordinators.source_status(source, deadline);
+        Ok(Response::new(asked.await.or_status()?))
+    }
+
+    async fn remove_source(
+        &self,
+        request: Request<pb::RemoveSourceRequest>,
+    ) -> Result<Response<pb::RemoveSourceResponse>, Status> {
+        let deadline = self.0.control_deadline();
+        let asked = self
+            .0
+            .coordinators
+            .remove_source(request.into_inner(), deadline);
+        Ok(Response::new(asked.await.or_status()?))
     }
 }

@@ -9,7 +9,8 @@ use serde::{
 use toml::Spanned;
 
 /// The names of a struct's fields, as they are deserialized.
-pub(crate) fn known_keys<T: DeserializeOwned>() -> &'static [&'static str] {
+#[must_use]
+pub fn known_keys<T: DeserializeOwned>() -> &'static [&'static str] {
     let mut fields: &'static [&'static str] = &[];
     // Always an error: the deserializer below only listens to what it is asked for.
     let _ = T::deserialize(FieldNames(&mut fields));
@@ -82,5 +83,23 @@ impl<'de> Deserializer<'de> for FieldNames<'_> {
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option
         unit unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_meant_is_found() {
+        let known = &["pool_bytes", "hugepages", "listen_peer"];
+        for (key, meant) in [
+            ("pool-bytes", Some("pool_bytes")),
+            ("Hugepage", Some("hugepages")),
+            ("listen_pear", Some("listen_peer")),
+            ("xyz", None),
+        ] {
+            assert_eq!(closest(key, known), meant);
+        }
     }
 }

@@ -6,7 +6,7 @@ use toml::{Table, Value};
 /// What the key itself says against a value, for people.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Refusal(String);
+pub struct Refusal(String);
 
 /// Reads text as what the key of `T` takes: text, a number or truth value, a list `a,b` or `1,2`, or a map
 /// `k=v,k=v`. The error is the key's own, for people.
