@@ -28,6 +28,7 @@ pub mod fuzz;
 mod gpu;
 mod keeper;
 mod landing;
+mod left;
 mod lane;
 mod lanes;
 mod link;

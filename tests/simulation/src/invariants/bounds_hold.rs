@@ -39,7 +39,7 @@ pub(crate) fn pull(pull: &Pull, conditions: &Conditions) -> Broken {
     let most = conditions
         .transfer
         .inflight_bytes
-        .max(conditions.spec.layout.block_bytes());
+        .max(conditions.spec(pull.namespace).layout.block_bytes());
     (bytes > most).then(|| {
         let detail = format!(
             "pull {} has {bytes} bytes in flight, of at most {most}",
