@@ -65,7 +65,8 @@ pub(crate) fn tables(world: &World) -> Broken {
         };
         let (kept, most) = (
             directory.counts().watch_log_bytes.get(),
-            world.wishes.watch_log_bytes as u64,
+            // For each namespace that is watched.
+            (world.wishes.watch_log_bytes * world.conditions.namespaces().len()) as u64,
         );
         if kept > most {
             let detail = format!("a coordinator keeps {kept} bytes of changes, of at most {most}");
