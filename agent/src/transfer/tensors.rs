@@ -70,11 +70,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`PlanError`].
-    pub fn new(
-        table: Arc<TensorTable>,
-        wish: &Wish,
-        packed: bool,
-    ) -> Result<Self, PlanError> {
+    pub fn new(table: Arc<TensorTable>, wish: &Wish, packed: bool) -> Result<Self, PlanError> {
         let names: HashSet<&str> = wish.names.iter().map(String::as_str).collect();
         let all = wish.is_all();
         let is_wanted = |tensor: &Tensor| {

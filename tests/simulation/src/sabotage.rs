@@ -366,7 +366,12 @@ fn crates() -> Vec<Sabotage> {
             "hashes-cross-namespaces",
             Coordinator(C::HashesCrossNamespaces),
             20,
-            &[P::NamespacesAreApart, P::WatchersAgree, P::PublishedIsFound, P::ClaimsAreExclusive],
+            &[
+                P::NamespacesAreApart,
+                P::WatchersAgree,
+                P::PublishedIsFound,
+                P::ClaimsAreExclusive,
+            ],
         ),
         bug(
             "deleted-regions-return",

@@ -56,10 +56,15 @@ fn every_promise_holds_over_a_hundred_seeds() {
         ("copies made", sum.copies_made),
         ("suspects that answered", sum.hellos_answered),
         ("sets announced", sum.sets_said),
+        ("claims not answered", sum.claims_unanswered),
+        ("tensors brought", sum.tensors_checked),
+        ("chunks gone on with", sum.chunks_here_before),
     ];
     for (what, count) in often {
         assert!(count >= 50, "{what}: only {count} in {SEEDS} seeds");
     }
+    // Few worlds delete namespaces, and each a few: who is there is all that is tried after it.
+    assert!(sum.namespaces_deleted >= 30 && sum.watches_deleted >= 10);
 }
 
 #[test]

@@ -28,7 +28,9 @@ pub(crate) fn tensor(
     number: impl Fn(u32) -> u64,
     wanted: usize,
 ) -> Broken {
-    let (plan, failed) = (&run.plan, |detail| Some((Promise::BytesArePublished, detail)));
+    let (plan, failed) = (&run.plan, |detail| {
+        Some((Promise::BytesArePublished, detail))
+    });
     let tensor = plan.tensor(wanted)?;
     let (name, chunk_bytes) = (tensor.name(), table.chunk_bytes());
     let mut want = Vec::new();
@@ -46,7 +48,9 @@ pub(crate) fn tensor(
     let at = u64::from(run.first_slot) * chunk_bytes + plan.offset(wanted);
     let read = region.memory.read_at(at, &mut found);
     if read.is_err() || found != want {
-        return failed(format!("tensor {name} is not at byte {at}, where it is said to be"));
+        return failed(format!(
+            "tensor {name} is not at byte {at}, where it is said to be"
+        ));
     }
     None
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use kvferry_coordinator::directory::{ClaimOutcome, ClaimPurpose, Claimed};
 use super::{Broken, published_is_found::places};
 use crate::{
     names::namespace_of,
     promise::Promise,
     world::{World, claims::Grant},
 };
+use kvferry_coordinator::directory::{ClaimOutcome, ClaimPurpose, Claimed};
 
 fn failed(detail: String) -> Broken {
     Some((Promise::ClaimsAreExclusive, detail))
@@ -136,7 +136,9 @@ pub(crate) fn believed(world: &World, grant: &Grant) -> Broken {
         });
         let number = both.next()?;
         let (one, another) = (grant.pid, other.pid);
-        failed(format!("processes {one} and {another} both take block {number} for their own"))
+        failed(format!(
+            "processes {one} and {another} both take block {number} for their own"
+        ))
     })
 }
 

@@ -94,7 +94,9 @@ fn at_one(world: &World, at: usize) -> Broken {
             return failed(format!(
                 "block {number} is on {holders:?} only, {wanted} nodes should have it, and {free} has room: coordinator \
                  {at} says {:?}",
-                here.copying.wants.status(&world.conditions.spec_of(number).name)
+                here.copying
+                    .wants
+                    .status(&world.conditions.spec_of(number).name)
             ));
         }
     }

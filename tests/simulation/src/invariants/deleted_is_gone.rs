@@ -4,11 +4,7 @@
 use std::time::Duration;
 
 use super::{Broken, published_is_found::places};
-use crate::{
-    names::namespace_of,
-    promise::Promise,
-    world::World,
-};
+use crate::{names::namespace_of, promise::Promise, world::World};
 
 fn failed(detail: String) -> Broken {
     Some((Promise::DeletedIsGone, detail))
@@ -25,14 +21,21 @@ pub(crate) fn at_once(world: &World, coordinator: usize, namespace: usize) -> Br
     if directory.list_claims(Duration::ZERO, Some(name)).is_ok() {
         return failed(format!("claims are listed for {name}"));
     }
-    let numbers = world.history.hashes().filter(|n| namespace_of(*n) == namespace);
+    let numbers = world
+        .history
+        .hashes()
+        .filter(|n| namespace_of(*n) == namespace);
     let numbers: Vec<u64> = numbers.collect();
     let packed = world.conditions.names.pack(namespace, &numbers);
     if directory.find_locations(name, &packed).is_ok() {
         return failed(format!("locations of {name} are still answered"));
     }
-    let mut found = numbers.iter().filter(|n| !places(world, directory, **n).0.is_empty());
-    found.next().and_then(|number| failed(format!("block {number} of {name} is still found")))
+    let mut found = numbers
+        .iter()
+        .filter(|n| !places(world, directory, **n).0.is_empty());
+    found
+        .next()
+        .and_then(|number| failed(format!("block {number} of {name} is still found")))
 }
 
 /// What was deleted and what is found, at every coordinator.

@@ -21,7 +21,9 @@ pub(crate) fn answered(
     let name = NamespaceName::new(namespace).ok()?;
     let asked = names.namespace(&name)?;
     let spec = names.spec(asked);
-    let each = hashes.hashes.chunks_exact((hashes.hash_len as usize).max(1));
+    let each = hashes
+        .hashes
+        .chunks_exact((hashes.hash_len as usize).max(1));
     let mut rows = answer.owner_index.iter();
     for (hash, count) in each.zip(&answer.candidate_counts) {
         let number = names.number(asked, hash);
@@ -36,14 +38,14 @@ pub(crate) fn answered(
                 continue;
             };
             let of = |process: &&crate::world::Process| {
-                process.name.as_str() == owner.node && process.incarnation.get() == owner.incarnation
+                process.name.as_str() == owner.node
+                    && process.incarnation.get() == owner.incarnation
             };
             let mut living = world.processes.iter().flatten().map(|process| &**process);
             let process = living.find(of);
             // Where it is gone by now, nobody is sent anywhere.
-            let region = process.and_then(|process| {
-                process.store.region(kvferry_proto::RegionId(owner.region))
-            });
+            let region = process
+                .and_then(|process| process.store.region(kvferry_proto::RegionId(owner.region)));
             if let Some(region) = region.filter(|region| *region.namespace != *spec) {
                 return failed(format!(
                     "{name} is answered with region {} of {}, which is of {}",

@@ -116,7 +116,10 @@ fn compare(world: &World, at: usize, view: &View, directory: &Directory) -> Brok
     for info in &infos {
         let (name, seen) = (info.node.as_str(), blocks.get(info.node.as_str()));
         let watched = &world.conditions.spec(router.namespace).name;
-        let of_it = info.regions.iter().filter(|held| held.namespace == *watched);
+        let of_it = info
+            .regions
+            .iter()
+            .filter(|held| held.namespace == *watched);
         let known: u64 = of_it.map(|held| u64::from(held.sealed)).sum();
         if seen.copied().unwrap_or(0) != known {
             let detail = format!("router {at} has {seen:?} copies of {name}, not {known}");

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Between two claims in a world, on average half of it.
-const PACE: Micros = 60 * MS;
+const PACE: Micros = 80 * MS;
 /// Most blocks one asks for, and the longest lease.
 const MOST_BLOCKS: u64 = 4;
 const LONGEST_MS: u64 = 4_000;
@@ -273,7 +273,8 @@ impl World {
         purpose: ClaimPurpose,
         numbers: &BTreeSet<u64>,
     ) -> Option<Option<u64>> {
-        let (coordinator, (node, incarnation)) = (call.coordinator, *self.identities.get(call.pid)?);
+        let (coordinator, (node, incarnation)) =
+            (call.coordinator, *self.identities.get(call.pid)?);
         let here = &self.coordinators[coordinator];
         let (epoch, local) = (here.epoch, here.local(self.now));
         let directory = here.directory.as_ref()?;

@@ -15,7 +15,10 @@ impl World {
         let name = self.conditions.spec(namespace).name.clone();
         let here = &mut self.coordinators[coordinator];
         // A call to one that stands still, or is not there, is not answered; the operator leaves it at that.
-        let Some(directory) = here.directory.as_mut().filter(|_| here.paused_until <= self.now)
+        let Some(directory) = here
+            .directory
+            .as_mut()
+            .filter(|_| here.paused_until <= self.now)
         else {
             return;
         };
@@ -65,7 +68,12 @@ impl World {
     }
 
     /// Was a process's region deleted at a coordinator?
-    pub(crate) fn is_deleted(&self, coordinator: usize, process: &Process, region: RegionId) -> bool {
+    pub(crate) fn is_deleted(
+        &self,
+        coordinator: usize,
+        process: &Process,
+        region: RegionId,
+    ) -> bool {
         let key = (process.name.clone(), process.incarnation, region);
         self.coordinators[coordinator].deleted.contains(&key)
     }

@@ -42,7 +42,8 @@ impl World {
         let timeout = Duration::from_micros(process.random.within(10 * MS, longest));
         let id = process.number();
         let holder = Holder::Pull(id);
-        let Some((target, pin)) = self.open_target(process, tenant, holder, &mut hashes, timeout) else {
+        let Some((target, pin)) = self.open_target(process, tenant, holder, &mut hashes, timeout)
+        else {
             return;
         };
         if hashes.is_empty() {

@@ -73,7 +73,8 @@ impl Storage {
     /// A namespace was deleted, with every location and what was wanted of it.
     pub(super) fn deleted(&mut self, coordinator: usize, namespace: usize) {
         let book = &mut self.books[coordinator];
-        book.rows.retain(|number, _| namespace_of(*number) != namespace);
+        book.rows
+            .retain(|number, _| namespace_of(*number) != namespace);
         if let Some(set) = book.policy_set.get_mut(namespace) {
             *set = false;
         }
@@ -147,12 +148,7 @@ impl World {
     }
 
     /// A call arrives. Where nobody listens, nothing was answered.
-    pub(super) fn storage_call(
-        &mut self,
-        coordinator: usize,
-        blocks: Vec<u64>,
-        call: StorageCall,
-    ) {
+    pub(super) fn storage_call(&mut self, coordinator: usize, blocks: Vec<u64>, call: StorageCall) {
         let here = &self.coordinators[coordinator];
         if here.paused_until > self.now {
             let again = Event::StorageCall {

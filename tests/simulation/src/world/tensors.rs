@@ -150,17 +150,14 @@ impl World {
         both.filter(|(_, held)| !held).map(|(at, _)| at).collect()
     }
 
-    fn pull_tensors(
-        &mut self,
-        process: &mut Process,
-        region: &Arc<Region>,
-        which: Which,
-        at: u64,
-    ) {
+    fn pull_tensors(&mut self, process: &mut Process, region: &Arc<Region>, which: Which, at: u64) {
         let (slots, now) = (region.geometry.slots(), process.local(self.now));
         let number = process.number();
         let (random, table) = (&mut self.tensors.0, self.sets.table(which));
-        let names = table.tensors().iter().map(|tensor| tensor.name().to_owned());
+        let names = table
+            .tensors()
+            .iter()
+            .map(|tensor| tensor.name().to_owned());
         let wish = match random.below(3) {
             0 => Wish {
                 names: names.filter(|_| random.permille(500)).collect(),
@@ -267,7 +264,10 @@ impl World {
         }
         let mut run = run;
         let mut whole = Vec::new();
-        for (place, outcome) in std::mem::take(&mut run.places).into_iter().zip(&pull.outcomes) {
+        for (place, outcome) in std::mem::take(&mut run.places)
+            .into_iter()
+            .zip(&pull.outcomes)
+        {
             if *outcome == Some(Outcome::Pulled) {
                 whole.extend(run.plan.land(place));
             }
