@@ -79,7 +79,7 @@ mod tests {
     }
 
     impl<C: Count> Read<C> {
-        /// One that its preparer holds, or nobody.
+        /// Counted from what `count` says.
         fn new(count: C) -> Arc<Self> {
             Arc::new(Self {
                 left: Left(count),
