@@ -38,11 +38,9 @@ impl World {
                     self.later(pid, 0, Act::Leave);
                 }
             }
-            Kind::Pause { node } => self.with_current(node, |process| {
-                process.paused_until = until;
-            }),
+            Kind::Pause { node } => self.with_current(node, |process| process.pause(until)),
             Kind::Replace { node } => {
-                self.with_current(node, |process| process.paused_until = until);
+                self.with_current(node, |process| process.pause(until));
                 let at = self.now + fault.lasts / 3;
                 let start = Event::Start {
                     node,

@@ -273,6 +273,11 @@ impl Process {
         self.next
     }
 
+    /// It stands still. A pause within a longer one ends with that: what happens to it meanwhile waits for its end.
+    pub(crate) fn pause(&mut self, until: Micros) {
+        self.paused_until = self.paused_until.max(until);
+    }
+
     /// The tenant whose blocks it deals with next.
     pub(crate) fn tenant(&mut self) -> usize {
         match self.pools.len() {
