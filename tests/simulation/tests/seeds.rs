@@ -77,12 +77,10 @@ fn a_world_of_a_thousand_nodes_keeps_them_too() {
     assert_eq!(report.violation, None);
 }
 
-/// Longer runs than this one met them; each says what it was.
+/// A seed that a longer run met: a pause within a longer one ended it early, to the checks alone; what waited for its end
+/// came later.
 #[test]
-fn seeds_that_broke_a_promise_once_keep_it_now() {
-    // A pause within a longer one ended it early, to the checks alone: what waited for its end came later.
-    for seed in [499] {
-        let report = run(&Options::small(seed));
-        assert_eq!(report.violation, None, "seed {seed}");
-    }
+fn a_pause_within_a_longer_one_does_not_end_it() {
+    let report = run(&Options::small(499));
+    assert_eq!(report.violation, None);
 }
