@@ -37,6 +37,8 @@ pub enum Bug {
     SuspectsTrusted,
     /// A suspect that answers stays suspect.
     SuspectsNeverCleared,
+    /// A slot that holds another block is taken for one that holds the block asked for.
+    HeldByAnyName,
 }
 
 #[cfg(feature = "sabotage")]

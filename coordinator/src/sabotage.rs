@@ -25,6 +25,14 @@ pub enum Bug {
     ClaimsOutliveNodes,
     /// What another lease holds is granted.
     ClaimsGrantedTwice,
+    /// Tokens of leases that ended are used again.
+    ClaimTokensRepeat,
+    /// A claim counts in every namespace that has its hash.
+    ClaimsCrossNamespaces,
+    /// Who asks is answered from the first namespace there is.
+    HashesCrossNamespaces,
+    /// What went with its namespace comes back when it is declared again.
+    DeletedRegionsReturn,
     /// Watchers are not told of copies that go one by one.
     RemovalsUntold,
     /// Watchers are not told that a node is gone.

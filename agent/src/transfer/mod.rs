@@ -35,7 +35,7 @@
 //! [`pull`], which drives a [`PullEngine`]: commands out, obeyed; events in; time passed on. The engine
 //! itself does no IO and knows no clock, so the simulation drives the same one.
 //!
-//! The shell turns blocks into reads with [`plan`].
+//! The shell turns blocks into reads with [`plan`], and sets of tensors into blocks with [`tensors`].
 
 mod block;
 mod block_set;
@@ -48,6 +48,7 @@ mod metrics;
 mod outcome;
 pub mod plan;
 mod source;
+pub mod tensors;
 
 pub use command::{BlockIndex, Command, OpId, SlotRead, SourceKey};
 pub use config::TransferConfig;

@@ -118,7 +118,8 @@ impl Directory {
             return;
         };
         let id = declaration.region;
-        let outcome = if node.regions.get(&id) == Some(&Standing::Deleted) {
+        let deleted = node.regions.get(&id) == Some(&Standing::Deleted);
+        let outcome = if deleted && !sabotage::is(Bug::DeletedRegionsReturn) {
             Err(RegionRefusal::NamespaceDeleted {
                 namespace: declaration.namespace.name.clone(),
             })

@@ -82,6 +82,9 @@ impl Leases {
 
     /// An empty lease; its token comes back. One that is empty in the end is to be ended.
     pub(super) fn open(&mut self, scope: Scope, node: u32, expires: Duration) -> u64 {
+        if sabotage::is(Bug::ClaimTokensRepeat) {
+            self.next_token = 0;
+        }
         let token = loop {
             self.next_token = self.next_token.wrapping_add(1);
             // Zero stands for none.

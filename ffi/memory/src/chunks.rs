@@ -11,8 +11,8 @@ use std::{
 };
 
 /// A huge page of x86-64, and of arm64 with pages of 4 KiB. Where huge pages have another size nothing
-/// goes wrong: they are then not used.
-pub(crate) const CHUNK: usize = 2 << 20;
+/// goes wrong: they are then not used. Miri, which has none, takes a minute for so many bytes.
+pub(crate) const CHUNK: usize = if cfg!(miri) { 4 << 10 } else { 2 << 20 };
 /// The least that is handed out: as many as a word has bits make a chunk.
 pub(crate) const UNIT: usize = CHUNK / u32::BITS as usize;
 /// Pieces have 2^order units, from one to all of them.
@@ -114,6 +114,7 @@ impl Chunks {
 
 /// Maps memory for so many bytes, a multiple of a chunk, on the boundary of one, and asks for huge
 /// pages. It is zero, and takes nothing until it is touched. None where there is no more.
+#[cfg(not(miri))]
 pub(crate) fn map(bytes: usize) -> Option<usize> {
     let all = bytes.checked_add(CHUNK)?;
     // SAFETY: a new mapping of nothing, where the kernel likes: no memory that is in use changes.
@@ -146,12 +147,31 @@ pub(crate) fn map(bytes: usize) -> Option<usize> {
 }
 
 /// Gives back what [`map`] gave, or an end of it. Nobody may use it any more.
+#[cfg(not(miri))]
 pub(crate) fn unmap(start: usize, bytes: usize) {
     if bytes > 0 {
         // SAFETY: a part of a mapping of ours that nothing points into: `map` cuts off what it
         // hands to nobody, and an `Array` gives back what it alone had. It can fail only where the
         // kernel has no room for the rest's bookkeeping; the memory is then lost, and not misused.
         unsafe { libc::munmap(with_exposed_provenance_mut(start), bytes) };
+    }
+}
+
+/// For Miri, which gives back no part of a mapping: the same from the allocator, so that it can follow who uses what.
+#[cfg(miri)]
+pub(crate) fn map(bytes: usize) -> Option<usize> {
+    let layout = std::alloc::Layout::from_size_align(bytes, CHUNK).ok()?;
+    // SAFETY: an array has more than nothing.
+    let start = unsafe { std::alloc::alloc_zeroed(layout) };
+    (!start.is_null()).then(|| start.expose_provenance())
+}
+
+/// As [`map`].
+#[cfg(miri)]
+pub(crate) fn unmap(start: usize, bytes: usize) {
+    if let Ok(layout) = std::alloc::Layout::from_size_align(bytes, CHUNK) {
+        // SAFETY: allocated with this layout: only whole mappings are given back where `map` cuts none.
+        unsafe { std::alloc::dealloc(with_exposed_provenance_mut(start), layout) };
     }
 }
 
@@ -166,12 +186,14 @@ mod tests {
         let mut next_chunk = CHUNK;
         let mut held: Vec<(usize, usize)> = Vec::new();
         let mut state = 7u64;
-        for round in 0..4_000 {
+        // Miri takes its time.
+        let rounds = if cfg!(miri) { 400 } else { 4_000 };
+        for round in 0..rounds {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
             let random = (state >> 33) as usize;
-            if round < 2_000 && !random.is_multiple_of(3) || held.is_empty() {
+            if round < rounds / 2 && !random.is_multiple_of(3) || held.is_empty() {
                 let order = random % ORDERS;
                 let piece = chunks.take(order).unwrap_or_else(|| {
                     chunks.add(next_chunk);

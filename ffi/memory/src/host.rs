@@ -49,6 +49,8 @@ impl HostMemory {
     /// [`MemoryError`]; [`MemoryError::Allocate`] says what to do about missing hugepages.
     pub fn pool(name: &str, bytes: u64, hugepages: HugePages) -> Result<Self, MemoryError> {
         let (huge, bytes) = match hugepages {
+            // Miri knows no memfd. What is done with the memory is the same.
+            HugePages::Off if cfg!(miri) => return Self::anonymous(bytes),
             HugePages::Off => (MemfdFlags::empty(), bytes),
             HugePages::Required => (
                 MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
@@ -74,6 +76,9 @@ impl HostMemory {
 
     /// A memfd that only this mapping can write to: later mappings by anyone are read-only.
     pub(crate) fn sole_writer(name: &str, bytes: u64) -> Result<Self, MemoryError> {
+        if cfg!(miri) {
+            return Self::anonymous(bytes);
+        }
         let file = Self::memfd(name, bytes, MemfdFlags::empty())?;
         let memory = Self::map(file, bytes, true, true)?;
         if let Some(file) = &memory.file {

@@ -16,7 +16,9 @@ fn chosen() -> &'static Target {
 
 /// Leaves the target's seeds where libFuzzer will look for inputs.
 fn write_seeds(target: &Target) {
-    let Some(folder) = std::env::var_os("KVFERRY_FUZZ_SEEDS") else {
+    // An empty name would be whatever folder this runs in.
+    let folder = std::env::var_os("KVFERRY_FUZZ_SEEDS");
+    let Some(folder) = folder.filter(|folder| !folder.is_empty()) else {
         return;
     };
     for (n, seed) in (target.seeds)().iter().enumerate() {

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use kvferry_agent::transfer::TransferConfig;
-use kvferry_proto::{ChecksumPolicy, HashLen, Layout, NamespaceName, NamespaceSpec};
+use kvferry_proto::{ChecksumPolicy, NamespaceSpec};
 
 use crate::{
+    names::{MODEL, Names, OTHER, WEIGHTS},
     queue::{MS, Micros, SECOND},
     random::Random,
 };
@@ -26,8 +27,12 @@ pub(crate) const CONVERGES_WITHIN: Micros = 40 * SECOND;
 /// Conditions of one world.
 #[derive(Debug, Clone)]
 pub(crate) struct Conditions {
-    /// What blocks are.
-    pub(crate) spec: NamespaceSpec,
+    /// What blocks are, and what they are called.
+    pub(crate) names: Names,
+    /// Namespaces that engines publish blocks in.
+    pub(crate) tenants: usize,
+    /// Slots for chunks of tensors that every process has; 0: there are no sets of tensors.
+    pub(crate) chunk_slots: u32,
     /// Slots of a pool.
     pub(crate) pool_slots: u32,
     /// Slots of an engine's region, where a node has one.
@@ -73,7 +78,9 @@ impl Conditions {
         let block = 2 * plane;
         let defaults = TransferConfig::default();
         Self {
-            spec: spec(plane, checksum),
+            names: Names::new(seed, plane, checksum),
+            tenants: 1,
+            chunk_slots: 0,
             pool_slots,
             engine_slots: random.within(2, 8) as u32,
             // Enough that pools overflow, few enough that blocks are shared.
@@ -104,18 +111,21 @@ impl Conditions {
             ),
         }
     }
-}
 
-fn spec(plane: u64, checksum: ChecksumPolicy) -> NamespaceSpec {
-    let name = NamespaceName::new("simulated/model");
-    let parts = (name, Layout::new("u8", 1, 2, plane), HashLen::new(8));
-    let (Ok(name), Ok(layout), Ok(hash_len)) = parts else {
-        unreachable!("a name, two planes and eight bytes are in order");
-    };
-    NamespaceSpec {
-        name,
-        layout,
-        hash_len,
-        checksum,
+    /// Those that blocks are published in.
+    pub(crate) fn namespaces(&self) -> Vec<usize> {
+        let engines = (0..self.tenants).map(|tenant| [MODEL, OTHER][tenant]);
+        let weights = (self.chunk_slots > 0).then_some(WEIGHTS);
+        engines.chain(weights).collect()
+    }
+
+    /// Of the namespace that a block is in.
+    pub(crate) fn spec_of(&self, number: u64) -> &NamespaceSpec {
+        self.names.spec_of(number)
+    }
+
+    /// What a namespace is.
+    pub(crate) fn spec(&self, namespace: usize) -> &NamespaceSpec {
+        self.names.spec(namespace)
     }
 }

@@ -123,6 +123,13 @@ pub enum Kind {
     },
     /// Some blocks are hot: more copies of them are wanted.
     Heat,
+    /// An operator deletes a namespace by force, with all that nodes hold of it.
+    DeleteNamespace {
+        /// By number.
+        namespace: usize,
+        /// Where; None: at every coordinator.
+        coordinator: Option<usize>,
+    },
 }
 
 /// The faults of a seed; all are over by `until`.
@@ -131,6 +138,7 @@ pub(crate) fn schedule(
     seed: u64,
     nodes: usize,
     coordinators: usize,
+    namespaces: &[usize],
     wishes: &Wishes,
     until: Micros,
 ) -> Vec<Fault> {
@@ -154,6 +162,9 @@ pub(crate) fn schedule(
         });
     }
     faults.extend(around(seed, nodes, wishes, until));
+    if wishes.deletes {
+        faults.extend(deletions(seed, coordinators, namespaces, until));
+    }
     faults.sort_by_key(|fault| fault.at);
     faults
 }
@@ -183,6 +194,23 @@ fn around(seed: u64, nodes: usize, wishes: &Wishes, until: Micros) -> Vec<Fault>
         faults.push(Fault { at, lasts, kind });
     }
     faults
+}
+
+/// What operators delete by force, of the namespaces that there are.
+fn deletions(seed: u64, coordinators: usize, namespaces: &[usize], until: Micros) -> Vec<Fault> {
+    let mut random = Random::of(seed, 20);
+    let each = 1 + random.below(3);
+    let one = |_| Fault {
+        at: random.within(until / 4, until * 9 / 10),
+        lasts: 0,
+        kind: Kind::DeleteNamespace {
+            namespace: random.pick(namespaces),
+            coordinator: random
+                .permille(500)
+                .then(|| random.below(coordinators as u64) as usize),
+        },
+    };
+    (0..each).map(one).collect()
 }
 
 fn kind(random: &mut Random, nodes: usize, coordinators: usize) -> Kind {

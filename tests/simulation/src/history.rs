@@ -1,10 +1,10 @@
-//! The oracle: who published which bytes under which hash. It knows nothing of generations,
-//! checksums or directories.
+//! The oracle: who published which bytes under which hash, in which namespace (see `names`). It knows nothing of
+//! generations, checksums or directories.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use kvferry_agent::region::Region;
-use kvferry_proto::{BlockHash, Slot};
+use kvferry_proto::Slot;
 
 use crate::random::Random;
 
@@ -31,7 +31,12 @@ impl History {
         self.versions.entry(hash).or_default().insert(version);
     }
 
-    /// Every hash under which something was published.
+    /// Was anything ever published as this block?
+    pub(crate) fn knows(&self, number: u64) -> bool {
+        self.versions.contains_key(&number)
+    }
+
+    /// Every block that was ever published.
     pub(crate) fn hashes(&self) -> impl Iterator<Item = u64> + '_ {
         self.versions.keys().copied()
     }
@@ -76,15 +81,6 @@ pub(crate) fn content(hash: u64, version: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
-}
-
-/// A block's hash as the system knows it.
-#[must_use]
-pub(crate) fn block_hash(number: u64) -> BlockHash {
-    match BlockHash::new(&number.to_be_bytes()) {
-        Ok(hash) => hash,
-        Err(error) => unreachable!("eight bytes are a hash: {error}"),
-    }
 }
 
 /// The bytes that lie in a slot now.

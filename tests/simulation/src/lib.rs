@@ -10,8 +10,9 @@
 //! | --- | --- |
 //! | `queue`, `random` | virtual time, and chance from a seed |
 //! | `conditions`, `faults` | what a seed decides before anything runs |
+//! | `names` | namespaces, and what blocks are called in them |
 //! | `wishes` | what its operators, engines and routers want |
-//! | `world/` | processes, coordinators, streams, calls, torn reads; routers, storage, copies |
+//! | `world/` | processes, coordinators, streams, calls, torn reads; routers, storage, copies, claims, tensors |
 //! | `history` | the oracle: who published which bytes under which hash |
 //! | `invariants/` | one file per promise |
 //! | `sabotage` | known bugs, put back to see that they are caught |
@@ -25,6 +26,7 @@ mod conditions;
 mod faults;
 mod history;
 mod invariants;
+mod names;
 mod promise;
 mod queue;
 mod random;

@@ -27,6 +27,10 @@ pub enum Promise {
     ClaimsAreExclusive,
     /// What a watcher made of what it was told is what the directory says.
     WatchersAgree,
+    /// A hash known in one namespace is not answered for another.
+    NamespacesAreApart,
+    /// What was deleted by force is not found again.
+    DeletedIsGone,
     /// A location is found until it is removed, evicted or over, and not after that.
     LocationsStay,
     /// Copies that are wanted come, and not one more.

@@ -54,6 +54,14 @@ pub struct Stats {
     pub hellos: u64,
     pub hellos_answered: u64,
     pub sets_said: u64,
+    pub claim_calls: u64,
+    pub claims_unanswered: u64,
+    pub namespaces_deleted: u64,
+    pub watches_deleted: u64,
+    pub tensor_pulls: u64,
+    pub tensor_pulls_whole: u64,
+    pub tensors_checked: u64,
+    pub chunks_here_before: u64,
 }
 
 impl Stats {
@@ -72,7 +80,7 @@ impl Stats {
         } += 1;
     }
 
-    fn fields(&mut self) -> [(&'static str, &mut u64); 44] {
+    fn fields(&mut self) -> [(&'static str, &mut u64); 52] {
         macro_rules! of {
             ($($field:ident),*) => { [$((stringify!($field), &mut self.$field)),*] };
         }
@@ -120,7 +128,15 @@ impl Stats {
             suspected,
             hellos,
             hellos_answered,
-            sets_said
+            sets_said,
+            claim_calls,
+            claims_unanswered,
+            namespaces_deleted,
+            watches_deleted,
+            tensor_pulls,
+            tensor_pulls_whole,
+            tensors_checked,
+            chunks_here_before
         ]
     }
 

@@ -17,6 +17,10 @@ pub enum Shell {
     ExpectationIgnored,
     /// What a dead engine had reserved stays reserved.
     ReservationsLeak,
+    /// A claimant counts its lease from when it is answered.
+    LeaseFromAnswer,
+    /// A claimant whose renewal is not answered takes it for renewed.
+    RenewalAssumed,
 }
 
 /// Where a bug is put back.
@@ -101,7 +105,10 @@ const fn bug(
 
 fn shells() -> Vec<Sabotage> {
     use Place::Shell as In;
-    use Promise::{BoundsHold, BuffersAreOwned, BytesArePublished, Converges, PublishedIsFound};
+    use Promise::{
+        BoundsHold, BuffersAreOwned, BytesArePublished, ClaimsAreExclusive, Converges,
+        PublishedIsFound,
+    };
     vec![
         bug(
             "words-with-data",
@@ -138,6 +145,18 @@ fn shells() -> Vec<Sabotage> {
             In(Shell::ReservationsLeak),
             20,
             &[Converges],
+        ),
+        bug(
+            "lease-from-answer",
+            In(Shell::LeaseFromAnswer),
+            20,
+            &[ClaimsAreExclusive],
+        ),
+        bug(
+            "renewal-assumed",
+            In(Shell::RenewalAssumed),
+            50,
+            &[ClaimsAreExclusive],
         ),
     ]
 }
@@ -330,6 +349,41 @@ fn crates() -> Vec<Sabotage> {
             Coordinator(C::RemovedWorkersReturn),
             50,
             &[P::SourcesAreTrue],
+        ),
+        bug(
+            "claim-tokens-repeat",
+            Coordinator(C::ClaimTokensRepeat),
+            50,
+            &[P::ClaimsAreExclusive],
+        ),
+        bug(
+            "claims-cross-namespaces",
+            Coordinator(C::ClaimsCrossNamespaces),
+            20,
+            &[P::ClaimsAreExclusive],
+        ),
+        bug(
+            "hashes-cross-namespaces",
+            Coordinator(C::HashesCrossNamespaces),
+            20,
+            &[
+                P::NamespacesAreApart,
+                P::WatchersAgree,
+                P::PublishedIsFound,
+                P::ClaimsAreExclusive,
+            ],
+        ),
+        bug(
+            "deleted-regions-return",
+            Coordinator(C::DeletedRegionsReturn),
+            50,
+            &[P::DeletedIsGone],
+        ),
+        bug(
+            "held-by-any-name",
+            Agent(A::HeldByAnyName),
+            50,
+            &[P::BytesArePublished],
         ),
         bug(
             "stalls-ignored",

@@ -5,11 +5,18 @@ use std::time::Duration;
 
 use kvferry_coordinator::directory::{Bounds, NamespacePolicy};
 
-use crate::{conditions::Conditions, queue::SECOND, random::Random};
+use crate::{
+    conditions::Conditions,
+    names::{MODEL, OTHER},
+    queue::SECOND,
+    random::Random,
+};
 
 /// What copies that are wanted may take after the last fault, beyond what everything else may: an order that was lost
 /// with its session or its answer ends after 30 s, its block is not tried on that node for 30 s, and then it is copied.
 pub(crate) const COPIES_WITHIN: u64 = 70 * SECOND;
+/// Slots of a process for chunks of tensors: two of the larger sets, and they meet.
+const CHUNK_SLOTS: u32 = 12;
 /// Namespaces of large worlds stay as they are: what is looked at here does not depend on the number of nodes.
 const MANY_NODES: usize = 64;
 
@@ -24,12 +31,14 @@ pub(crate) struct Wishes {
     pub(crate) min_copies: u32,
     /// Nodes are drained now and then, and blocks become hot.
     pub(crate) moves: bool,
-    /// What is wanted of the namespace.
-    pub(crate) policy: NamespacePolicy,
+    /// What is wanted of each tenant's namespace.
+    pub(crate) policies: [NamespacePolicy; 2],
     /// Blocks with a location that a coordinator takes.
     pub(crate) locations: u64,
     /// Sets of tensors that nodes publish.
     pub(crate) sources: u64,
+    /// Operators delete namespaces by force.
+    pub(crate) deletes: bool,
 }
 
 impl Wishes {
@@ -48,14 +57,28 @@ impl Wishes {
         let ttl = random
             .pick(&[None, Some(2), Some(5)])
             .map(Duration::from_secs);
-        let block = conditions.spec.layout.block_bytes();
+        let block = conditions.spec(MODEL).layout.block_bytes();
         let policy = NamespacePolicy {
             location_ttl: ttl,
             max_locations: random.pick(&[None, None, Some(3), Some(9)]),
             max_location_bytes: random.pick(&[None, None, Some(5 * block + 1)]),
             copies_wanted: random.pick(&[None, Some(1), Some(2)]),
         };
-        Self {
+        // Of their own, too: a world of one tenant whom nobody deletes is what it was.
+        let mut apart = Random::of(seed, 19);
+        if few && apart.permille(350) {
+            conditions.tenants = 2;
+        }
+        let others_block = conditions.spec(OTHER).layout.block_bytes();
+        let others = NamespacePolicy {
+            location_ttl: apart.pick(&[None, Some(3)]).map(Duration::from_secs),
+            max_locations: apart.pick(&[None, Some(2), Some(6)]),
+            max_location_bytes: apart.pick(&[None, Some(4 * others_block)]),
+            copies_wanted: None,
+        };
+        let deletes = few && apart.permille(250);
+        let wishes = Self {
+            deletes,
             routers: 1 + random.below(3) as usize,
             watch_log_bytes: random.pick(&[2 << 10, 16 << 10, Bounds::WATCH_LOG_BYTES]),
             min_copies: if copies {
@@ -64,10 +87,14 @@ impl Wishes {
                 0
             },
             moves: copies,
-            policy,
+            policies: [policy, others],
             locations: random.pick(&[4, 20, 1_000]),
             sources: if few { random.pick(&[0, 1, 3]) } else { 0 },
+        };
+        if wishes.sources > 0 {
+            conditions.chunk_slots = CHUNK_SLOTS;
         }
+        wishes
     }
 
     /// Is anything to be copied at all?

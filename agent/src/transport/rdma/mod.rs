@@ -30,6 +30,7 @@ mod keeper;
 mod landing;
 mod lane;
 mod lanes;
+mod left;
 mod link;
 mod memory;
 mod numa;

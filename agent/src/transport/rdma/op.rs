@@ -4,7 +4,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use super::{
     config::ONE_LANE_BYTES,
     landing::Landing,
+    left::Left,
     memory::{LocalMemory, Place},
 };
 use crate::transport::{CancelRead, Completion, PendingRead, ReadError};
@@ -74,7 +75,7 @@ pub(super) struct ReadOp {
     /// Another transport did it: nothing is to be copied on.
     elsewhere: AtomicBool,
     /// Its READs, and one for whoever still prepares it.
-    left: AtomicUsize,
+    left: Left,
     cancelled: AtomicBool,
     told: Notify,
     end: Mutex<End>,
@@ -112,7 +113,7 @@ impl ReadOp {
             target: OnceLock::new(),
             lane: AtomicU64::new(0),
             elsewhere: AtomicBool::new(false),
-            left: AtomicUsize::new(1),
+            left: Left::new(),
             cancelled: AtomicBool::new(false),
             told: Notify::new(),
             end: Mutex::new(End {
@@ -181,7 +182,7 @@ impl ReadOp {
 
     /// So many READs more.
     pub(super) fn add(&self, reads: usize) {
-        self.left.fetch_add(reads, Ordering::AcqRel);
+        self.left.add(reads);
     }
 
     /// One READ, or the preparation, is over. The first error stands.
@@ -194,7 +195,7 @@ impl ReadOp {
         if let Err(error) = result {
             self.end.lock().error.get_or_insert(error);
         }
-        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+        if !self.left.is_last() {
             return false;
         }
         let mut end = self.end.lock();

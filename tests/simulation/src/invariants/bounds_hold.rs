@@ -39,7 +39,7 @@ pub(crate) fn pull(pull: &Pull, conditions: &Conditions) -> Broken {
     let most = conditions
         .transfer
         .inflight_bytes
-        .max(conditions.spec.layout.block_bytes());
+        .max(conditions.spec(pull.namespace).layout.block_bytes());
     (bytes > most).then(|| {
         let detail = format!(
             "pull {} has {bytes} bytes in flight, of at most {most}",
@@ -65,7 +65,8 @@ pub(crate) fn tables(world: &World) -> Broken {
         };
         let (kept, most) = (
             directory.counts().watch_log_bytes.get(),
-            world.wishes.watch_log_bytes as u64,
+            // For each namespace that is watched.
+            (world.wishes.watch_log_bytes * world.conditions.namespaces().len()) as u64,
         );
         if kept > most {
             let detail = format!("a coordinator keeps {kept} bytes of changes, of at most {most}");

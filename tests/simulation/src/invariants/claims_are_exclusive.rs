@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use kvferry_coordinator::directory::{ClaimOutcome, ClaimPurpose, Claimed};
-use kvferry_proto::{BlockHash, PackedHashes};
-
 use super::{Broken, published_is_found::places};
 use crate::{
+    names::namespace_of,
     promise::Promise,
     world::{World, claims::Grant},
 };
+use kvferry_coordinator::directory::{ClaimOutcome, ClaimPurpose, Claimed};
 
 fn failed(detail: String) -> Broken {
     Some((Promise::ClaimsAreExclusive, detail))
@@ -21,22 +20,23 @@ pub(crate) fn check(
     coordinator: usize,
     local: Duration,
     purpose: ClaimPurpose,
-    hashes: &[BlockHash],
+    numbers: &[u64],
     claimed: &Claimed,
 ) -> Broken {
-    let stored = answers_stored(world, coordinator, purpose, hashes, claimed);
+    let stored = answers_stored(world, coordinator, purpose, numbers, claimed);
     if stored.is_some() {
         return stored;
     }
-    for (hash, outcome) in hashes.iter().zip(&claimed.outcomes) {
-        let mut held = holders(world, coordinator, local, purpose, hash);
+    for (number, outcome) in numbers.iter().zip(&claimed.outcomes) {
+        let mut held = holders(world, coordinator, local, purpose, *number);
         let broken = match outcome {
             ClaimOutcome::Stored => None,
             // What may have been fulfilled may be granted anew.
             ClaimOutcome::Granted => held
-                .find(|grant| !grant.maybe_fulfilled.contains(hash))
+                .find(|grant| !grant.maybe_fulfilled.contains(number))
                 .and_then(|grant| {
-                    failed(format!("{hash} is granted twice, also to {}", grant.pid))
+                    let other = grant.pid;
+                    failed(format!("block {number} is granted twice, also to {other}"))
                 }),
             ClaimOutcome::Claimed(row) => {
                 let holder = claimed
@@ -48,7 +48,7 @@ pub(crate) fn check(
                     None
                 } else {
                     failed(format!(
-                        "{hash} is said to be {holder:?}'s, whose claim has ended"
+                        "block {number} is said to be {holder:?}'s, whose claim has ended"
                     ))
                 }
             }
@@ -65,20 +65,21 @@ fn answers_stored(
     world: &World,
     coordinator: usize,
     purpose: ClaimPurpose,
-    hashes: &[BlockHash],
+    numbers: &[u64],
     claimed: &Claimed,
 ) -> Broken {
     let directory = world.coordinators[coordinator].directory.as_ref()?;
-    let spec = &world.conditions.spec;
-    let packed = PackedHashes::pack(spec.hash_len, hashes).ok()?;
-    let located = directory.find_locations(&spec.name, &packed).ok()?;
-    for ((hash, row), outcome) in hashes.iter().zip(&located.rows).zip(&claimed.outcomes) {
+    let namespace = namespace_of(*numbers.first()?);
+    let name = &world.conditions.spec(namespace).name;
+    let packed = world.conditions.names.pack(namespace, numbers);
+    let located = directory.find_locations(name, &packed).ok()?;
+    for ((number, row), outcome) in numbers.iter().zip(&located.rows).zip(&claimed.outcomes) {
         let offered =
-            purpose == ClaimPurpose::Produce && !places(world, directory, *hash).0.is_empty();
+            purpose == ClaimPurpose::Produce && !places(world, directory, *number).0.is_empty();
         let (stored, said) = (offered || row.is_some(), *outcome == ClaimOutcome::Stored);
         if stored != said {
             return failed(format!(
-                "{hash} is answered as {outcome:?} to one who would {purpose:?}: offered {offered}, \
+                "block {number} is answered as {outcome:?} to one who would {purpose:?}: offered {offered}, \
                  located {}",
                 row.is_some()
             ));
@@ -88,19 +89,19 @@ fn answers_stored(
 }
 
 /// Grants of this coordinator's lifetime that have not ended.
-fn holders<'a>(
-    world: &'a World,
+fn holders(
+    world: &World,
     coordinator: usize,
     local: Duration,
     purpose: ClaimPurpose,
-    hash: &'a BlockHash,
-) -> impl Iterator<Item = &'a Grant> {
+    number: u64,
+) -> impl Iterator<Item = &Grant> {
     let here = &world.coordinators[coordinator];
     let holds = move |grant: &&Grant| {
         (grant.coordinator, grant.epoch) == (coordinator, here.epoch)
             && grant.purpose == purpose
             && grant.expires > local
-            && grant.hashes.contains(hash)
+            && grant.numbers.contains(&number)
     };
     let lives = move |grant: &&Grant| {
         let name = world.name_of(grant.pid);
@@ -109,6 +110,36 @@ fn holders<'a>(
         known.is_some_and(|node| world.incarnation(grant.pid) == Some(node.incarnation))
     };
     world.claims.granted.iter().filter(holds).filter(lives)
+}
+
+/// A claimant believes something more of its lease: not longer than its coordinator does, and nobody else believes it too.
+pub(crate) fn believed(world: &World, grant: &Grant) -> Broken {
+    let here = &world.coordinators[grant.coordinator];
+    let until = grant.believed_until.map(|until| here.local(until))?;
+    if until > grant.expires {
+        let (pid, numbers) = (grant.pid, &grant.numbers);
+        return failed(format!(
+            "process {pid} takes blocks {numbers:?} for its own until {until:?}; they are until {:?}",
+            grant.expires
+        ));
+    }
+    let other = |other: &&Grant| {
+        let same = (other.coordinator, other.epoch, other.purpose)
+            == (grant.coordinator, grant.epoch, grant.purpose);
+        same && other.token != grant.token && other.is_believed(world.now)
+    };
+    world.claims.granted.iter().filter(other).find_map(|other| {
+        let both = grant.numbers.intersection(&other.numbers);
+        let mut both = both.filter(|number| {
+            let done = [grant, other].map(|grant| grant.maybe_fulfilled.contains(*number));
+            done == [false, false]
+        });
+        let number = both.next()?;
+        let (one, another) = (grant.pid, other.pid);
+        failed(format!(
+            "processes {one} and {another} both take block {number} for their own"
+        ))
+    })
 }
 
 /// Nobody claims any more, and every lease has run out.

@@ -5,12 +5,14 @@ use std::{
     time::Duration,
 };
 
+use kvferry_proto::RegionId;
+
 use super::{
-    Broken, bytes_are_published, claims_are_exclusive, copies_come, published_is_found::places,
+    Broken, bytes_are_published, claims_are_exclusive, copies_come, deleted_is_gone,
+    published_is_found::{number_of, places},
     sources_are_true, stalls_are_bounded, watchers_agree,
 };
 use crate::{
-    history::block_hash,
     promise::Promise,
     world::{Process, World},
 };
@@ -23,6 +25,7 @@ pub(crate) fn check(world: &mut World) {
         broken = broken.or_else(|| directory(world, coordinator));
     }
     broken = broken.or_else(|| watchers_agree::at_end(world));
+    broken = broken.or_else(|| deleted_is_gone::probe(world));
     broken = broken.or_else(|| copies_come::at_end(world));
     broken = broken.or_else(|| sources_are_true::at_end(world));
     let now = world.now;
@@ -67,17 +70,19 @@ fn directory(world: &World, at: usize) -> Broken {
             return failed(format!("coordinator {at} does not know {}", process.name));
         };
         let held = process.mirror.held.lock();
-        if info.incarnation != process.incarnation || info.blocks != held.len() as u64 {
-            let (name, blocks, holds) = (&process.name, info.blocks, held.len());
+        let stays = |region: RegionId| !world.is_deleted(at, process, region);
+        let holds = held.keys().filter(|place| stays(place.0)).count();
+        if info.incarnation != process.incarnation || info.blocks != holds as u64 {
+            let (name, blocks) = (&process.name, info.blocks);
             return failed(format!(
                 "coordinator {at} knows {blocks} blocks of {name} incarnation {}, which holds \
                  {holds} as incarnation {}",
                 info.incarnation, process.incarnation
             ));
         }
-        for (&(region, slot), said) in held.iter() {
+        for (&(region, slot), said) in held.iter().filter(|(place, _)| stays(place.0)) {
             truth
-                .entry(said.hash.as_bytes().to_vec())
+                .entry(number_of(world, process, region, said))
                 .or_default()
                 .insert((
                     process.name.clone(),
@@ -96,10 +101,9 @@ fn directory(world: &World, at: usize) -> Broken {
         ));
     }
     for number in world.history.hashes() {
-        let hash = block_hash(number);
-        let (found, all) = places(world, directory, hash);
+        let (found, all) = places(world, directory, number);
         let found: BTreeSet<_> = found.into_iter().collect();
-        let held = truth.remove(hash.as_bytes()).unwrap_or_default();
+        let held = truth.remove(&Some(number)).unwrap_or_default();
         if found != held && (all || !found.is_subset(&held)) {
             return failed(format!(
                 "coordinator {at} says that block {number} is at {found:?}; it is at {held:?}"

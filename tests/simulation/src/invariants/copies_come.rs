@@ -3,14 +3,19 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use kvferry_agent::region::RegionStats;
 use kvferry_coordinator::{
     directory::{Directory, NodeState},
     replication::{Cause, DrainState, Order},
 };
-use kvferry_proto::{BlockHash, NodeId};
+use kvferry_proto::NodeId;
 
 use super::{Broken, published_is_found::places};
-use crate::{history::block_hash, promise::Promise, world::World};
+use crate::{
+    names::{MODEL, WEIGHTS, namespace_of, number},
+    promise::Promise,
+    world::World,
+};
 
 fn failed(detail: String) -> Broken {
     Some((Promise::CopiesCome, detail))
@@ -24,24 +29,26 @@ pub(crate) fn ordered(world: &World, coordinator: usize, order: &Order, cause: &
     if state(directory, told) != Some(NodeState::Live) {
         return failed(format!("{told} is to copy, and is not live"));
     }
+    let namespace = world.conditions.names.namespace(&order.namespace)?;
     for hash in &order.hashes {
         let twice = here.copying.under_way.values();
-        if twice
-            .flat_map(|order| &order.hashes)
-            .any(|other| other == hash)
-        {
+        let mut twice = twice.filter(|other| other.namespace == order.namespace);
+        if twice.any(|order| order.hashes.contains(hash)) {
             return failed(format!(
                 "{hash} is ordered from {told}, and under way already"
             ));
         }
-        let (holders, all) = holders(world, directory, *hash);
+        let Some(number) = world.conditions.names.number(namespace, hash.as_bytes()) else {
+            return failed(format!("{hash} is ordered, which is no block"));
+        };
+        let (holders, all) = holders(world, directory, number);
         if holders.contains(told) {
             return failed(format!("{told} is to copy {hash}, which it has"));
         }
         let stay = holders
             .iter()
             .filter(|node| state(directory, node) == Some(NodeState::Live));
-        let (stay, wanted) = (stay.count(), wanted(world, hash));
+        let (stay, wanted) = (stay.count(), wanted(world, number));
         let lacks = match cause {
             Cause::Wanted => stay < wanted,
             Cause::Drain(_) => stay == 0,
@@ -69,26 +76,27 @@ fn at_one(world: &World, at: usize) -> Broken {
     let local = Duration::from_micros(world.now);
     let mut left = BTreeSet::new();
     for number in world.history.hashes() {
-        let hash = block_hash(number);
-        let (holders, all) = holders(world, directory, hash);
+        let (holders, all) = holders(world, directory, number);
         if holders.is_empty() || !all {
             continue;
         }
         let stay = holders
             .iter()
             .filter(|node| state(directory, node) == Some(NodeState::Live));
-        let (stay, wanted) = (stay.count(), wanted(world, &hash));
+        let (stay, wanted) = (stay.count(), wanted(world, number));
         let goes = holders.len() > stay && stay == 0;
         if goes {
             left.extend(holders.iter().cloned());
         }
         if (stay < wanted || goes)
-            && let Some(free) = room(world, directory, &holders)
+            && let Some(free) = room(world, at, number, &holders)
         {
             return failed(format!(
                 "block {number} is on {holders:?} only, {wanted} nodes should have it, and {free} has room: coordinator \
                  {at} says {:?}",
-                here.copying.wants.status(&world.conditions.spec.name)
+                here.copying
+                    .wants
+                    .status(&world.conditions.spec_of(number).name)
             ));
         }
     }
@@ -103,18 +111,19 @@ fn at_one(world: &World, at: usize) -> Broken {
     })
 }
 
-fn wanted(world: &World, hash: &BlockHash) -> usize {
+fn wanted(world: &World, block: u64) -> usize {
     let hot = world.operators.hot.as_ref();
-    let hot = hot.filter(|(hot, _)| hot.iter().any(|number| block_hash(*number) == *hash));
-    world
-        .wishes
-        .min_copies
-        .max(hot.map_or(0, |(_, copies)| *copies)) as usize
+    let hot = hot.filter(|(hot, _)| hot.iter().any(|hash| number(MODEL, *hash) == block));
+    let each = match namespace_of(block) {
+        WEIGHTS => 0,
+        _ => world.wishes.min_copies,
+    };
+    each.max(hot.map_or(0, |(_, copies)| *copies)) as usize
 }
 
 /// Nodes that readers are sent to for a block, and whether those are all.
-fn holders(world: &World, directory: &Directory, hash: BlockHash) -> (BTreeSet<NodeId>, bool) {
-    let (places, all) = places(world, directory, hash);
+fn holders(world: &World, directory: &Directory, number: u64) -> (BTreeSet<NodeId>, bool) {
+    let (places, all) = places(world, directory, number);
     (places.into_iter().map(|place| place.0).collect(), all)
 }
 
@@ -124,19 +133,23 @@ fn state(directory: &Directory, node: &NodeId) -> Option<NodeState> {
 }
 
 /// Somebody with a free slot who could have the block and has it not.
-fn room(world: &World, directory: &Directory, holders: &BTreeSet<NodeId>) -> Option<NodeId> {
+fn room(world: &World, at: usize, number: u64, holders: &BTreeSet<NodeId>) -> Option<NodeId> {
+    let directory = world.coordinators[at].directory.as_ref()?;
     let mut living = world.processes.iter().flatten();
     let able = living.find(|process| {
         let info = directory.node(Duration::ZERO, &process.name);
         let speaks = info.is_ok_and(|info| {
             info.incarnation == process.incarnation && info.state == NodeState::Live
         });
+        let Some(pool) = process.pools.get(namespace_of(number)) else {
+            return false;
+        };
         let stats = process.store.stats();
-        let mut pool = stats
-            .regions
-            .iter()
-            .filter(|r| r.region.id == process.pool.id);
-        speaks && !holders.contains(&process.name) && pool.any(|pool| pool.free > 0)
+        let mut regions = stats.regions.iter();
+        // One that was deleted there takes blocks, and nobody finds them.
+        let free = |r: &RegionStats| r.region.id == pool.id && r.free > 0;
+        let free = !world.is_deleted(at, process, pool.id) && regions.any(free);
+        speaks && !holders.contains(&process.name) && free
     });
     able.map(|process| process.name.clone())
 }

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use super::{Broken, published_is_found::places};
 use crate::{
-    history::block_hash,
+    names::namespace_of,
     promise::Promise,
     world::{
         World,
-        storage::{Book, location, pack},
+        storage::{Book, location},
     },
 };
 
@@ -55,19 +55,25 @@ pub(crate) fn found(
 
 /// A coordinator has just looked whose time is over.
 pub(crate) fn after_tick(world: &mut World, coordinator: usize, local: Duration) -> Broken {
-    let spec = world.conditions.spec.clone();
     let directory = world.coordinators[coordinator].directory.as_ref()?;
-    let over: Vec<u64> = world.storage.books[coordinator]
-        .rows
-        .iter()
-        .filter(|(_, row)| row.until.is_some_and(|until| until <= local))
-        .map(|(number, _)| *number)
-        .collect();
     let (bound, held) = (world.wishes.locations, directory.locations());
     if held > bound {
         let detail = format!("coordinator {coordinator} has {held} locations of at most {bound}");
         return Some((Promise::BoundsHold, detail));
     }
+    (0..world.conditions.tenants)
+        .find_map(|tenant| within_quota(world, coordinator, tenant))
+        .or_else(|| {
+            let tenants = 0..world.conditions.tenants;
+            let each = tenants.map(|tenant| over(world, coordinator, local, tenant));
+            each.fold(None, |broken, next| broken.or(next))
+        })
+}
+
+/// Each namespace has its own.
+fn within_quota(world: &World, coordinator: usize, tenant: usize) -> Broken {
+    let directory = world.coordinators[coordinator].directory.as_ref()?;
+    let spec = world.conditions.spec(tenant);
     if let Ok((policy, located)) = directory.policy(&spec.name) {
         let by_bytes = policy
             .max_location_bytes
@@ -77,19 +83,31 @@ pub(crate) fn after_tick(world: &mut World, coordinator: usize, local: Duration)
             .unwrap_or(u64::MAX)
             .min(by_bytes.unwrap_or(u64::MAX));
         if located > most {
-            let detail = format!("the namespace has {located} locations, its quota is {most}");
+            let name = &spec.name;
+            let detail = format!("{name} has {located} locations, its quota is {most}");
             return Some((Promise::BoundsHold, detail));
         }
     }
+    None
+}
+
+/// What is over in a namespace is gone.
+fn over(world: &mut World, coordinator: usize, local: Duration, tenant: usize) -> Broken {
+    let directory = world.coordinators[coordinator].directory.as_ref()?;
+    let name = &world.conditions.spec(tenant).name;
+    let rows = world.storage.books[coordinator].rows.iter();
+    let over = rows.filter(|(number, row)| {
+        namespace_of(**number) == tenant && row.until.is_some_and(|until| until <= local)
+    });
+    let over: Vec<u64> = over.map(|(number, _)| *number).collect();
     if over.is_empty() {
         return None;
     }
-    let found = directory
-        .find_locations(&spec.name, &pack(&spec, &over))
-        .ok()?;
+    let packed = world.conditions.names.pack(tenant, &over);
+    let found = directory.find_locations(name, &packed).ok()?;
     let mut broken = None;
     for (number, row) in over.iter().zip(&found.rows) {
-        let offered = !places(world, directory, block_hash(*number)).0.is_empty();
+        let offered = !places(world, directory, *number).0.is_empty();
         let book = &world.storage.books[coordinator];
         let until = book.rows.get(number).and_then(|row| row.until);
         if row.is_some() && !offered {
@@ -99,7 +117,7 @@ pub(crate) fn after_tick(world: &mut World, coordinator: usize, local: Duration)
             ));
         }
     }
-    let ttl = world.wishes.policy.location_ttl;
+    let ttl = world.wishes.policies[tenant].location_ttl;
     let rows = &mut world.storage.books[coordinator].rows;
     for (number, row) in over.iter().zip(&found.rows) {
         match (row, rows.get_mut(number)) {

@@ -6,8 +6,10 @@ pub(crate) mod bytes_are_published;
 pub(crate) mod claims_are_exclusive;
 pub(crate) mod converges;
 pub(crate) mod copies_come;
+pub(crate) mod deleted_is_gone;
 pub(crate) mod fenced_is_void;
 pub(crate) mod locations_stay;
+pub(crate) mod namespaces_are_apart;
 pub(crate) mod pinned_stays;
 pub(crate) mod published_is_found;
 pub(crate) mod pulls_end;
@@ -37,6 +39,7 @@ pub(crate) fn probe(world: &mut World) {
         bytes_are_published::audit(world),
         watchers_agree::probe(world),
         stalls_are_bounded::all(world),
+        deleted_is_gone::probe(world),
     ];
     world.stats.probes += 1;
     for broken in broken {

@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use kvferry_coordinator::directory::{Directory, LocateMode, LocateQuery, NodeState};
-use kvferry_proto::{BlockHash, Incarnation, Labels, NodeId, PackedHashes, RegionId, Slot};
+use kvferry_proto::{Incarnation, Labels, NodeId, RegionId, Slot};
 
 use super::Broken;
 use crate::{
+    names::namespace_of,
     promise::Promise,
-    world::{Process, World},
+    world::{Process, World, process::Said},
 };
 
 /// Everybody's blocks at every coordinator.
@@ -77,7 +78,14 @@ fn check_one(world: &World, process: &Process, at: usize) -> Broken {
             slot,
             said.generation.0,
         );
-        let (places, all) = places(world, directory, said.hash);
+        if world.is_deleted(at, process, region) {
+            continue;
+        }
+        // Its region may be on its way out.
+        let Some(number) = number_of(world, process, region, said) else {
+            continue;
+        };
+        let (places, all) = places(world, directory, number);
         if all && !places.contains(&place) {
             let (pid, seq) = (process.pid, said.seq);
             let detail = format!(
@@ -90,19 +98,28 @@ fn check_one(world: &World, process: &Process, at: usize) -> Broken {
     None
 }
 
+/// The block that a slot was said to hold.
+pub(super) fn number_of(
+    world: &World,
+    process: &Process,
+    region: RegionId,
+    said: &Said,
+) -> Option<u64> {
+    let names = &world.conditions.names;
+    let namespace = names.namespace(&process.store.region(region)?.namespace.name)?;
+    names.number(namespace, said.hash.as_bytes())
+}
+
 /// Where a block is.
 pub(super) type Place = (NodeId, Incarnation, RegionId, Slot, u64);
 
 /// Where a coordinator says that a block is, and whether that is all it knows.
-pub(super) fn places(world: &World, directory: &Directory, hash: BlockHash) -> (Vec<Place>, bool) {
+pub(super) fn places(world: &World, directory: &Directory, number: u64) -> (Vec<Place>, bool) {
     const MOST: usize = kvferry_coordinator::directory::MAX_CANDIDATES;
-    let spec = &world.conditions.spec;
-    let Ok(hashes) = PackedHashes::pack(spec.hash_len, &[hash]) else {
-        unreachable!("a hash of the namespace's length");
-    };
+    let namespace = namespace_of(number);
     let located = directory.locate(&LocateQuery {
-        namespace: &spec.name,
-        hashes: &hashes,
+        namespace: &world.conditions.spec(namespace).name,
+        hashes: &world.conditions.names.pack(namespace, &[number]),
         mode: LocateMode::Set,
         max_candidates: MOST,
         host_id: "",

@@ -8,7 +8,7 @@ use kvferry_proto::pb;
 
 use super::{Broken, published_is_found::places};
 use crate::{
-    history::block_hash,
+    names::namespace_of,
     promise::Promise,
     world::{View, WINDOW, World},
 };
@@ -54,6 +54,12 @@ fn check(world: &World, at: usize) -> Broken {
 pub(crate) fn at_end(world: &World) -> Broken {
     for (at, router) in world.routers.iter().enumerate() {
         let here = &world.coordinators[router.coordinator];
+        let watched = &world.conditions.spec(router.namespace).name;
+        let gone = (here.directory.as_ref()).is_some_and(|d| d.namespace(watched).is_err());
+        if gone {
+            // It was deleted, or nobody ever declared it.
+            continue;
+        }
         let follows = router.stream.as_ref().is_some_and(|stream| {
             stream.lifetime == here.epoch && stream.waits && stream.pipe.is_empty()
         });
@@ -65,6 +71,7 @@ pub(crate) fn at_end(world: &World) -> Broken {
 }
 
 fn compare(world: &World, at: usize, view: &View, directory: &Directory) -> Broken {
+    let router = &world.routers[at];
     if !view.synced {
         return failed(format!("router {at} was told all, and is not in sync"));
     }
@@ -108,18 +115,22 @@ fn compare(world: &World, at: usize, view: &View, directory: &Directory) -> Brok
     }
     for info in &infos {
         let (name, seen) = (info.node.as_str(), blocks.get(info.node.as_str()));
-        if seen.copied().unwrap_or(0) != info.blocks {
-            let detail = format!(
-                "router {at} has {seen:?} copies of {name}, not {}",
-                info.blocks
-            );
+        let watched = &world.conditions.spec(router.namespace).name;
+        let of_it = info
+            .regions
+            .iter()
+            .filter(|held| held.namespace == *watched);
+        let known: u64 = of_it.map(|held| u64::from(held.sealed)).sum();
+        if seen.copied().unwrap_or(0) != known {
+            let detail = format!("router {at} has {seen:?} copies of {name}, not {known}");
             return failed(detail);
         }
     }
-    for number in world.history.hashes() {
-        let hash = block_hash(number);
+    let watched = |number: &u64| namespace_of(*number) == router.namespace;
+    for number in world.history.hashes().filter(watched) {
+        let hash = world.conditions.names.hash(number);
         let seen = offered.remove(hash.as_bytes()).unwrap_or_default();
-        let (places, all) = places(world, directory, hash);
+        let (places, all) = places(world, directory, number);
         let known = places
             .iter()
             .map(|(node, incarnation, region, slot, generation)| {

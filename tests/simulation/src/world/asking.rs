@@ -7,13 +7,10 @@ use kvferry_agent::{
     },
     transport::PeerHealth,
 };
-use kvferry_proto::{PackedHashes, pb};
+use kvferry_proto::pb;
 
 use super::{Act, Event, Process, World, pull::Pull};
-use crate::{
-    history::block_hash,
-    queue::{Micros, SECOND},
-};
+use crate::queue::{Micros, SECOND};
 
 /// Until a unary call is given up.
 const CALL_BOUND: Micros = 2 * SECOND;
@@ -30,14 +27,11 @@ impl World {
     ) {
         let hashes: Vec<_> = blocks
             .iter()
-            .map(|block| block_hash(pull.hashes[*block as usize]))
+            .map(|block| pull.hashes[*block as usize])
             .collect();
-        let packed = PackedHashes::pack(self.conditions.spec.hash_len, &hashes);
-        let Ok(packed) = packed else {
-            unreachable!("hashes of the namespace's length");
-        };
+        let packed = self.conditions.names.pack(pull.namespace, &hashes);
         let request = Box::new(pb::LocateRequest {
-            namespace: self.conditions.spec.name.to_string(),
+            namespace: self.conditions.spec(pull.namespace).name.to_string(),
             hashes: Some(packed.into()),
             max_candidates: CANDIDATES,
             host_id: process.name.to_string(),
@@ -81,7 +75,7 @@ impl World {
         answer: pb::LocateResponse,
     ) -> Option<PullEvent> {
         let pull = process.pulls.get_mut(&id)?;
-        let block_bytes = self.conditions.spec.layout.block_bytes();
+        let block_bytes = self.conditions.spec(pull.namespace).layout.block_bytes();
         let Ok(located) = Located::parse(answer, pull.hashes.len(), block_bytes) else {
             return Some(PullEvent::LocateFailed {
                 op,

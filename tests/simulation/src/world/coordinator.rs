@@ -1,6 +1,6 @@
 //! A coordinator: the real directory, and a shell that does what the service's does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvferry_agent::transfer::OpId;
 use kvferry_coordinator::{
@@ -18,12 +18,13 @@ use super::{
     Act, Event, Pid, World,
     books::Book,
     copying::Copying,
+    deletions::Deleted,
     network::{Down, Up},
     sets, storage,
 };
 use crate::{
     conditions::{HEARTBEAT, HIDE_AFTER, PURGE_AFTER},
-    invariants::fenced_is_void,
+    invariants::{fenced_is_void, namespaces_are_apart},
     promise::Promise,
     queue::{MS, Micros},
     wishes::Wishes,
@@ -40,8 +41,12 @@ pub(crate) struct Coordinator {
     /// What it has acknowledged to whom in this lifetime, since it last forgot them: what agents may
     /// rely on.
     pub(crate) acknowledged: BTreeMap<Pid, u64>,
+    /// Regions that went with their namespace, of nodes that it has not forgotten since.
+    pub(crate) deleted: BTreeSet<Deleted>,
+    /// Namespaces that were ever deleted in this lifetime.
+    pub(crate) deletions: BTreeSet<usize>,
     /// Streams that said hello and have not ended.
-    sessions: BTreeMap<u64, Pid>,
+    pub(super) sessions: BTreeMap<u64, Pid>,
     started: Micros,
     pub(crate) copying: Copying,
     pub(crate) sources: Sources,
@@ -60,6 +65,8 @@ impl Coordinator {
             epoch,
             paused_until: 0,
             acknowledged: BTreeMap::new(),
+            deleted: BTreeSet::new(),
+            deletions: BTreeSet::new(),
             sessions: BTreeMap::new(),
             started: 0,
             copying: Copying::default(),
@@ -89,6 +96,8 @@ impl World {
         let dead = &mut self.coordinators[coordinator];
         dead.directory = None;
         dead.acknowledged.clear();
+        dead.deleted.clear();
+        dead.deletions.clear();
         self.sets.books[coordinator] = Book::default();
         self.storage.books[coordinator] = storage::Book::default();
         dead.copying = Copying::default();
@@ -105,8 +114,9 @@ impl World {
         let now = self.now;
         let started = &mut self.coordinators[coordinator];
         if started.directory.is_none() {
-            // Lifetimes of different coordinators are different too.
-            started.epoch += 100;
+            // Lifetimes of different coordinators are different too, and as far apart as real ones: tokens of claims count on from
+            // them.
+            started.epoch += 1 << 32;
             started.directory = Some(directory(started.epoch, started.bounds));
             started.started = now;
         }
@@ -188,7 +198,7 @@ impl World {
         self.wake_routers(coordinator);
     }
 
-    fn carry_out(&mut self, coordinator: usize, effect: Effect) {
+    pub(super) fn carry_out(&mut self, coordinator: usize, effect: Effect) {
         let epoch = self.coordinators[coordinator].epoch;
         match effect {
             Effect::Welcome {
@@ -230,12 +240,7 @@ impl World {
                 let ack = pb::HeartbeatAck { number };
                 self.send_down(session.0, Down::Said(Answer::HeartbeatAck(ack)));
             }
-            Effect::RegionRefused { refusal, .. } => {
-                self.fail(
-                    Promise::HonestIsHeard,
-                    format!("a region is refused: {refusal}"),
-                );
-            }
+            effect @ Effect::RegionRefused { .. } => self.region_refused(coordinator, &effect),
             Effect::Surplus { session, copies } => {
                 self.stats.surplus += copies.len() as u64;
                 let surplus = pb::Surplus {
@@ -259,6 +264,9 @@ impl World {
                     incarnation.get(),
                     u64::from(cause == RemovalCause::Fenced),
                 ]);
+                self.coordinators[coordinator]
+                    .deleted
+                    .retain(|gone| (&gone.0, gone.1) != (&node, incarnation));
                 let processes = &self.processes;
                 self.coordinators[coordinator]
                     .acknowledged
@@ -319,6 +327,7 @@ impl World {
             };
             return self.queue.at(until, again);
         }
+        let (namespace, hashes) = (request.namespace.clone(), request.hashes.clone());
         let answer = match &self.coordinators[coordinator].directory {
             // Its port is closed: refused at once, to be tried again.
             None => Err(true),
@@ -326,6 +335,10 @@ impl World {
                 .map(Box::new)
                 .map_err(|_| false),
         };
+        if let (Ok(answer), Some(hashes)) = (&answer, &hashes) {
+            let broken = namespaces_are_apart::answered(self, &namespace, hashes, answer);
+            self.check(broken);
+        }
         self.stats.locates += 1;
         let way = self.way();
         self.later(pid, way, Act::Located { pull, op, answer });

@@ -9,14 +9,14 @@ use kvferry_coordinator::{
     replication::{OrderId, Planner, Rounds, Sight, Verdict, Wants},
 };
 use kvferry_proto::{
-    BlockHash,
+    BlockHash, NamespaceName,
     pb::{self, coordinator_message::Message as Answer, replicated},
 };
 
 use super::{Event, World, network::Down};
 use crate::{
-    history::block_hash,
     invariants::copies_come,
+    names::{MODEL, number},
     queue::{MS, Micros, SECOND},
     random::Random,
 };
@@ -45,6 +45,7 @@ pub(crate) struct Copying {
 #[derive(Debug)]
 pub(crate) struct UnderWay {
     session: SessionId,
+    pub(crate) namespace: NamespaceName,
     pub(crate) hashes: Vec<BlockHash>,
     until: Duration,
 }
@@ -141,6 +142,7 @@ impl World {
             let under_way = &mut self.coordinators[coordinator].copying.under_way;
             let known = UnderWay {
                 session: order.session,
+                namespace: order.namespace,
                 hashes: order.hashes,
                 until: local + order.timeout,
             };
@@ -209,19 +211,25 @@ impl World {
         let Some(directory) = &mut here.directory else {
             return;
         };
-        let name = &self.conditions.spec.name;
+        let name = &self.conditions.spec(MODEL).name;
         if directory.namespace_spec(name).is_none() {
             return;
         }
         let wants = &mut here.copying.wants;
-        let status = wants.status(name);
-        if status.min_copies != self.wishes.min_copies {
-            wants.set_copies(name, self.wishes.min_copies);
+        for tenant in 0..self.conditions.tenants {
+            let name = &self.conditions.spec(tenant).name;
+            let wanted = wants.status(name).min_copies == self.wishes.min_copies;
+            if !wanted && directory.namespace_spec(name).is_some() {
+                wants.set_copies(name, self.wishes.min_copies);
+            }
         }
+        let status = wants.status(name);
         if let Some((hot, copies)) = &self.operators.hot
             && status.hot == 0
         {
-            let hashes: Vec<_> = hot.iter().map(|number| block_hash(*number)).collect();
+            let names = &self.conditions.names;
+            let hashes = hot.iter().map(|hash| names.hash(number(MODEL, *hash)));
+            let hashes: Vec<_> = hashes.collect();
             // A handful is far below the bound.
             let _ = wants.want(name, &hashes, *copies, local + LONG);
         }

@@ -44,15 +44,16 @@ impl World {
             } => self.fetch(pid, pull, op, read),
             Event::Process(pid, act) => self.process(pid, act),
             Event::Claim => self.claim(),
+            Event::ClaimCall(call) => self.claim_call(*call),
             Event::Router(router, event) => self.router(router, event),
             Event::Storage => self.storage(),
             Event::StorageCall {
                 coordinator,
-                first,
-                count,
+                blocks,
                 call,
-            } => self.storage_call(coordinator, first, count, call),
+            } => self.storage_call(coordinator, blocks, call),
             Event::Sets => self.sets(),
+            Event::Tensors => self.tensors(),
             Event::SetsSaid {
                 coordinator,
                 pid,
@@ -129,6 +130,9 @@ impl World {
                 self.later(process.pid, 250 * MS, Act::StoreTick);
             }
             Act::Upkeep => self.upkeep(process),
+            Act::ClaimAnswered(call, answer) => self.claim_answered(&call, answer),
+            Act::ClaimUnanswered(call) => self.claim_unanswered(process, *call),
+            Act::Tensors(number) => self.tensors_go_on(process, number),
             Act::Announce { session, again } => self.announce(process, session, again),
             Act::SetsTold {
                 session,

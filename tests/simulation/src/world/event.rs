@@ -9,7 +9,9 @@ use kvferry_coordinator::sources::Announcer;
 use kvferry_proto::{Incarnation, NodeId, pb};
 
 use super::{
-    Pid, network,
+    Pid,
+    claims::{ClaimAnswer, ClaimCall},
+    network,
     routers::RouterEvent,
     sets::{Say, Set},
     storage::StorageCall,
@@ -57,6 +59,8 @@ pub(crate) enum Event {
     Process(Pid, Act),
     /// Somebody claims blocks.
     Claim,
+    /// That arrives.
+    ClaimCall(Box<ClaimCall>),
     /// Something happens to a router.
     Router(usize, RouterEvent),
     /// Somebody says where blocks lie in storage, or asks.
@@ -64,14 +68,15 @@ pub(crate) enum Event {
     /// That arrives.
     StorageCall {
         coordinator: usize,
-        first: u64,
-        count: u64,
+        blocks: Vec<u64>,
         call: StorageCall,
     },
     /// A coordinator looks for what lacks copies.
     CopyTick(usize),
     /// Something happens to sets of tensors.
     Sets,
+    /// Something happens to tensors' bytes.
+    Tensors,
     /// What an agent says of its sets arrives.
     SetsSaid {
         coordinator: usize,
@@ -127,6 +132,12 @@ pub(crate) enum Act {
     },
     /// Suspects are probed.
     Upkeep,
+    /// A claimant is answered.
+    ClaimAnswered(Box<ClaimCall>, ClaimAnswer),
+    /// Or not, in its time.
+    ClaimUnanswered(Box<ClaimCall>),
+    /// A pull of tensors asks for what it lacks.
+    Tensors(u64),
     /// One answers: whom it was taken for, and who it is.
     HelloAnswered {
         node: NodeId,

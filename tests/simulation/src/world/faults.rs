@@ -38,11 +38,9 @@ impl World {
                     self.later(pid, 0, Act::Leave);
                 }
             }
-            Kind::Pause { node } => self.with_current(node, |process| {
-                process.paused_until = until;
-            }),
+            Kind::Pause { node } => self.with_current(node, |process| process.pause(until)),
             Kind::Replace { node } => {
-                self.with_current(node, |process| process.paused_until = until);
+                self.with_current(node, |process| process.pause(until));
                 let at = self.now + fault.lasts / 3;
                 let start = Event::Start {
                     node,
@@ -114,12 +112,27 @@ impl World {
                 let hot = (0..4).map(|_| random.below(hashes)).collect();
                 self.operators.hot.get_or_insert((hot, 2));
             }
+            Kind::DeleteNamespace {
+                namespace,
+                coordinator,
+            } => {
+                for at in 0..self.coordinators.len() {
+                    if coordinator.is_none_or(|only| only == at) {
+                        self.delete_namespace(at, namespace);
+                    }
+                }
+            }
             Kind::EvictAll { node } => {
-                let (name, now) = (self.conditions.spec.name.clone(), self.now);
+                let namespaces = self.conditions.namespaces();
+                let names = namespaces.iter().map(|at| self.conditions.spec(*at));
+                let names: Vec<_> = names.map(|spec| spec.name.clone()).collect();
+                let now = self.now;
                 self.with_current(node, |process| {
-                    let all = kvferry_agent::region::EvictWhat::All;
-                    // Nothing to evict is as good.
-                    let _ = process.store.evict(process.local(now), &name, all);
+                    for name in &names {
+                        let all = kvferry_agent::region::EvictWhat::All;
+                        // Nothing to evict is as good.
+                        let _ = process.store.evict(process.local(now), name, all);
+                    }
                 });
             }
         }
@@ -246,6 +259,7 @@ impl World {
         process.dead_clients.insert(client.0);
         process.client.0 += 1_000_000;
         process.jobs.retain(|_, job| job.client != client);
+        process.tensors = None;
         if !self.sabotaged(Shell::ReservationsLeak) {
             process.store.release_holder(Holder::Client(client));
         }

@@ -12,7 +12,7 @@ use super::{
     Act, Process, World,
     pull::{Pull, Target},
 };
-use crate::{history::block_hash, invariants::bytes_are_published, queue::SECOND};
+use crate::{invariants::bytes_are_published, queue::SECOND};
 
 impl World {
     pub(super) fn prepare(
@@ -56,7 +56,7 @@ impl World {
         };
         let (slot, region) = (*slot, Arc::clone(pull.region()));
         let number = pull.hashes[block as usize];
-        let hash = block_hash(number);
+        let hash = self.conditions.names.hash(number);
         let given = [checksum];
         let compute = checksum.is_none() && region.namespace.checksum.covers(hash.as_bytes());
         let seal = Seal {

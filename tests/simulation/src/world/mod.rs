@@ -5,6 +5,7 @@ mod books;
 pub(crate) mod claims;
 mod coordinator;
 mod copying;
+mod deletions;
 mod dispatch;
 mod event;
 mod faults;
@@ -21,6 +22,7 @@ mod routers;
 mod sessions;
 pub(crate) mod sets;
 pub(crate) mod storage;
+pub(crate) mod tensors;
 mod view;
 mod workload;
 
@@ -93,6 +95,7 @@ pub struct World {
     pub(crate) claims: claims::Claims,
     pub(crate) storage: storage::Storage,
     pub(crate) sets: sets::Sets,
+    tensors: tensors::Tensors,
     pub(crate) routers: Vec<Router>,
     pub(crate) operators: copying::Operators,
     pub(crate) stats: Stats,
@@ -109,13 +112,15 @@ impl World {
         let quiet_from = (options.seconds * SECOND).max(SECOND);
         let mut conditions = Conditions::of(seed, nodes);
         let wishes = Wishes::of(seed, nodes, &mut conditions);
+        let sets = sets::Sets::new(seed, wishes.sources, coordinators, &mut conditions.names);
+        let namespaces = conditions.namespaces();
         let mut world = Self {
             options: options.clone(),
             conditions,
             now: 0,
             quiet_from,
             queue: Queue::default(),
-            faults: schedule(seed, nodes, coordinators, &wishes, quiet_from),
+            faults: schedule(seed, nodes, coordinators, &namespaces, &wishes, quiet_from),
             history: History::default(),
             nodes: (0..nodes).map(network::node).collect(),
             processes: Vec::new(),
@@ -129,7 +134,8 @@ impl World {
             network: Random::of(seed, 4),
             claims: claims::Claims::new(seed),
             storage: storage::Storage::new(seed, coordinators),
-            sets: sets::Sets::new(seed, wishes.sources, coordinators),
+            sets,
+            tensors: tensors::Tensors::new(seed),
             routers: Vec::new(),
             operators: copying::Operators::new(seed),
             wishes,
@@ -171,9 +177,14 @@ impl World {
         world.queue.at(SECOND, Event::Claim);
         world.queue.at(SECOND, Event::Storage);
         world.queue.at(SECOND, Event::Sets);
+        if world.conditions.chunk_slots > 0 {
+            world.queue.at(SECOND, Event::Tensors);
+        }
         for router in 0..world.wishes.routers {
             let coordinator = (seed as usize + router) % coordinators;
-            world.routers.push(Router::new(seed, router, coordinator));
+            let namespace = namespaces[router % namespaces.len()];
+            let router_of = Router::new(seed, router, coordinator, namespace);
+            world.routers.push(router_of);
             world.router_again(router, true);
             world
                 .queue

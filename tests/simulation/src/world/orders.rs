@@ -11,7 +11,7 @@ use std::{
 use kvferry_agent::{
     coordinators::Located,
     region::Holder,
-    transfer::{Outcome, PullEngine, PullRequest},
+    transfer::{Outcome, PullEngine},
 };
 use kvferry_proto::{
     NamespaceSpec, PackedHashes,
@@ -22,7 +22,7 @@ use super::{
     Process, World,
     pull::{Begin, Pull, Target},
 };
-use crate::{history::block_hash, invariants::pulls_end};
+use crate::{invariants::pulls_end, names::Names};
 
 /// Orders that wait, and orders at work, as the agent bounds them.
 const MOST_WAITING: usize = 8;
@@ -48,6 +48,7 @@ impl Orders {
 pub(crate) struct Job {
     session: usize,
     order: u64,
+    namespace: usize,
     hashes: Vec<u64>,
     known: Option<Located>,
     deadline: Duration,
@@ -63,9 +64,8 @@ impl World {
     /// A coordinator orders copies.
     pub(super) fn ordered(&mut self, process: &mut Process, session: usize, said: pb::Replicate) {
         let order = said.order;
-        let bytes = self.conditions.spec.layout.block_bytes();
         let now = process.local(self.now);
-        let Some(job) = parse(session, said, bytes, now) else {
+        let Some(job) = parse(session, said, &self.conditions.names, now) else {
             let detail = format!(
                 "process {} is given an order that makes no sense",
                 process.pid
@@ -74,6 +74,11 @@ impl World {
         };
         if process.orders.waiting.len() >= MOST_WAITING {
             return answer(process, session, 0, order, Verdict::Busy, Vec::new());
+        }
+        if job.namespace >= process.pools.len() {
+            // It has no pool for these: chunks of tensors lie where their engine has them.
+            let all = (0..job.hashes.len() as u32).collect();
+            return answer(process, session, 0, order, Verdict::Full, all);
         }
         process.orders.waiting.push_back(job);
         self.work_on_orders(process);
@@ -92,14 +97,12 @@ impl World {
     /// The next blocks of an order; its answer where there are none.
     fn copy_some(&mut self, process: &mut Process, id: u64) {
         let now = process.local(self.now);
-        let name = self.conditions.spec.name.clone();
         while let Some(mut job) = process.orders.at_work.remove(&id) {
             let end = job.hashes.len().min(job.next + BLOCKS_AT_ONCE);
+            let name = &self.conditions.spec(job.namespace).name;
             let here = |at: &usize| {
-                process
-                    .store
-                    .find(&name, &block_hash(job.hashes[*at]))
-                    .is_some()
+                let hash = self.conditions.names.hash(job.hashes[*at]);
+                process.store.find(name, &hash).is_some()
             };
             let batch: Vec<usize> = (job.next..end).filter(|at| !here(at)).collect();
             job.next = end;
@@ -110,8 +113,9 @@ impl World {
                 let hashes: Vec<u64> = batch.iter().map(|at| job.hashes[*at]).collect();
                 let known = job.known.as_ref().map(|known| known.subset(&batch));
                 job.pulling = batch;
+                let namespace = job.namespace;
                 process.orders.at_work.insert(id, job);
-                return self.begin_copy(process, id, hashes, known, timeout);
+                return self.begin_copy(process, id, namespace, hashes, known, timeout);
             }
             if job.next < job.hashes.len() {
                 process.orders.at_work.insert(id, job);
@@ -135,28 +139,21 @@ impl World {
         &mut self,
         process: &mut Process,
         job: u64,
+        namespace: usize,
         hashes: Vec<u64>,
         known: Option<Located>,
         timeout: Duration,
     ) {
         let now = process.local(self.now);
         let id = process.number();
-        let policy = self.conditions.spec.checksum;
-        let covered = |hash: u64| policy.covers(block_hash(hash).as_bytes());
-        let request = PullRequest {
-            blocks: hashes.len() as u32,
-            block_bytes: self.conditions.spec.layout.block_bytes(),
-            timeout,
-            must_verify: (0..hashes.len() as u32)
-                .filter(|block| covered(hashes[*block as usize]))
-                .collect(),
-        };
+        let request = self.pull_request(namespace, &hashes, timeout);
         let mut pull = Pull::new(Begin {
             id,
+            namespace,
             engine: PullEngine::new(self.conditions.transfer.clone(), request, now),
             holder: Holder::Pull(id),
             hashes,
-            target: Target::Pool(Arc::clone(&process.pool)),
+            target: Target::Pool(Arc::clone(&process.pools[namespace])),
             pin: None,
             deadline: now + timeout,
         });
@@ -211,21 +208,23 @@ fn answer(
     process.sessions[session].answers.push_back((seq, said));
 }
 
-fn parse(session: usize, order: pb::Replicate, bytes: u64, now: Duration) -> Option<Job> {
+fn parse(session: usize, order: pb::Replicate, names: &Names, now: Duration) -> Option<Job> {
     let spec = NamespaceSpec::try_from(order.namespace?).ok()?;
+    let namespace = names.namespace(&spec.name)?;
+    if spec != *names.spec(namespace) {
+        return None;
+    }
+    let bytes = spec.layout.block_bytes();
     let hashes = PackedHashes::parse(order.hashes?, spec.hash_len).ok()?;
-    let numbers = hashes.iter().map(|hash| {
-        let mut number = [0; 8];
-        number.copy_from_slice(hash);
-        u64::from_be_bytes(number)
-    });
-    let hashes: Vec<u64> = numbers.collect();
+    let numbers = hashes.iter().map(|hash| names.number(namespace, hash));
+    let hashes = numbers.collect::<Option<Vec<u64>>>()?;
     let known = order
         .from
         .and_then(|from| Located::parse(from, hashes.len(), bytes).ok());
     Some(Job {
         session,
         order: order.order,
+        namespace,
         known: known.filter(|known| known.len() == hashes.len()),
         hashes,
         deadline: now + Duration::from_millis(order.timeout_ms.into()),

@@ -24,8 +24,13 @@ use kvferry_proto::{
 };
 use parking_lot::Mutex;
 
-use super::{orders::Orders, pull::Pull, sets::Set};
-use crate::{conditions::Conditions, queue::Micros, random::Random};
+use super::{orders::Orders, pull::Pull, sets::Set, tensors::TensorRun};
+use crate::{
+    conditions::Conditions,
+    names::{MODEL, WEIGHTS},
+    queue::Micros,
+    random::Random,
+};
 
 /// Number of a process; never used twice in a world.
 pub(crate) type Pid = usize;
@@ -135,12 +140,19 @@ pub(crate) struct Process {
     pub(crate) sets: BTreeMap<usize, Set>,
     /// It has published some, so that there is something to take back.
     pub(crate) spoken: bool,
-    pub(crate) pool: Arc<Region>,
+    /// One for each namespace that engines publish in.
+    pub(crate) pools: Vec<Arc<Region>>,
     pub(crate) engine: Option<Arc<Region>>,
+    /// Where chunks of tensors lie.
+    pub(crate) chunks: Option<Arc<Region>>,
+    /// A pull of tensors under way, one at a time.
+    pub(crate) tensors: Option<TensorRun>,
     pub(crate) client: ClientId,
     pub(crate) leaving: bool,
     pub(crate) next: u64,
     pub(crate) random: Random,
+    /// Which tenant's blocks it deals with next.
+    tenants: Random,
     pub(crate) scratch: Vec<Arc<HostMemory>>,
     pub(crate) log_waits: bool,
     pub(crate) dead_clients: BTreeSet<u64>,
@@ -173,8 +185,13 @@ impl Process {
         let catalog = Arc::new(RegionCatalog::new(identity.incarnation));
         let store = Store::new(catalog, Arc::clone(&mirror) as _, StoreLimits::default());
         let kind = random.pick(&[EvictionKind::Prefix, EvictionKind::Lru]);
-        let pool = add_pool(&store, conditions, kind);
+        let mut pools = vec![add_pool(&store, conditions, MODEL, kind)];
         let engine = random.permille(400).then(|| import(&store, conditions));
+        // What comes after the first tenant draws nothing from this randomness.
+        let others = (1..conditions.tenants)
+            .map(|tenant| add_pool(&store, conditions, tenant, EvictionKind::Lru));
+        pools.extend(others);
+        let chunks = (conditions.chunk_slots > 0).then(|| import_chunks(&store, conditions));
         let drift = random.within(0, 2 * conditions.drift_ppm) as i64;
         let sessions = (0..coordinators).map(|_| Session {
             machine: SessionMachine::new(SessionConfig {
@@ -217,12 +234,15 @@ impl Process {
             orders: Orders::default(),
             sets: BTreeMap::new(),
             spoken: false,
-            pool,
+            pools,
             engine,
+            chunks,
+            tensors: None,
             client: ClientId(1),
             leaving: false,
             next: 1,
             random,
+            tenants: Random::of(seed, 2_000_000 + identity.pid as u64),
             scratch: Vec::new(),
             log_waits: false,
             dead_clients: BTreeSet::new(),
@@ -253,18 +273,39 @@ impl Process {
         self.next
     }
 
-    /// Takes the pool out of service, with all reservations, and makes another.
-    pub(crate) fn reregister(&mut self, conditions: &Conditions) {
-        let gone = self.pool.id;
-        if self.store.unregister(gone).is_ok() {
-            self.writers.retain(|(region, _), _| *region != gone);
+    /// It stands still. A pause within a longer one ends with that: what happens to it meanwhile waits for its end.
+    pub(crate) fn pause(&mut self, until: Micros) {
+        self.paused_until = self.paused_until.max(until);
+    }
+
+    /// The tenant whose blocks it deals with next.
+    pub(crate) fn tenant(&mut self) -> usize {
+        match self.pools.len() {
+            1 => MODEL,
+            more => self.tenants.below(more as u64) as usize,
         }
-        self.pool = add_pool(&self.store, conditions, EvictionKind::Prefix);
+    }
+
+    /// Takes the pools out of service, with all reservations, and makes others.
+    pub(crate) fn reregister(&mut self, conditions: &Conditions) {
+        for namespace in 0..self.pools.len() {
+            let gone = self.pools[namespace].id;
+            if self.store.unregister(gone).is_ok() {
+                self.writers.retain(|(region, _), _| *region != gone);
+            }
+            let kind = EvictionKind::Prefix;
+            self.pools[namespace] = add_pool(&self.store, conditions, namespace, kind);
+        }
     }
 }
 
-fn add_pool(store: &Store, conditions: &Conditions, eviction: EvictionKind) -> Arc<Region> {
-    let spec = conditions.spec.clone();
+fn add_pool(
+    store: &Store,
+    conditions: &Conditions,
+    namespace: usize,
+    eviction: EvictionKind,
+) -> Arc<Region> {
+    let spec = conditions.spec(namespace).clone();
     let options = PoolOptions {
         bytes: u64::from(conditions.pool_slots) * spec.layout.block_bytes(),
         hugepages: HugePages::Off,
@@ -279,7 +320,7 @@ fn add_pool(store: &Store, conditions: &Conditions, eviction: EvictionKind) -> A
 /// An engine's region: two planes apart, slots of each plane side by side.
 fn import(store: &Store, conditions: &Conditions) -> Arc<Region> {
     let slots = conditions.engine_slots;
-    let plane = conditions.spec.layout.plane_bytes();
+    let plane = conditions.spec(MODEL).layout.plane_bytes();
     let of = |index: u64| Plane {
         base: index * plane * u64::from(slots),
         stride: plane,
@@ -290,7 +331,27 @@ fn import(store: &Store, conditions: &Conditions) -> Arc<Region> {
     let (Ok(geometry), Ok(memory)) = (geometry, memory) else {
         unreachable!("no memory for a small region");
     };
-    match store.import(conditions.spec.clone(), geometry, memory) {
+    match store.import(conditions.spec(MODEL).clone(), geometry, memory) {
+        Ok(region) => region,
+        Err(error) => unreachable!("a small region is refused: {error}"),
+    }
+}
+
+/// Where an engine has its tensors: chunk after chunk.
+fn import_chunks(store: &Store, conditions: &Conditions) -> Arc<Region> {
+    let (spec, slots) = (conditions.spec(WEIGHTS).clone(), conditions.chunk_slots);
+    let len = spec.layout.block_bytes();
+    let plane = Plane {
+        base: 0,
+        stride: len,
+        len,
+    };
+    let geometry = Geometry::new(slots, vec![plane]);
+    let memory = HostMemory::anonymous(len * u64::from(slots));
+    let (Ok(geometry), Ok(memory)) = (geometry, memory) else {
+        unreachable!("no memory for a few chunks");
+    };
+    match store.import(spec, geometry, memory) {
         Ok(region) => region,
         Err(error) => unreachable!("a small region is refused: {error}"),
     }

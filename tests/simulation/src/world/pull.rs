@@ -68,6 +68,8 @@ pub(crate) enum Target {
 /// See the module's page.
 pub(crate) struct Pull {
     pub(crate) id: u64,
+    /// All its blocks are of this one.
+    pub(crate) namespace: usize,
     pub(crate) engine: PullEngine,
     pub(crate) holder: Holder,
     pub(crate) hashes: Vec<u64>,
@@ -91,6 +93,8 @@ pub(crate) struct Pull {
     given_up: bool,
     /// The order it copies for: into free slots only, and not for an engine.
     pub(crate) copies_for: Option<u64>,
+    /// The pull of tensors it is a round of.
+    pub(crate) tensors_for: Option<u64>,
     /// The first answer, where the coordinator gave it already.
     pub(crate) known: Option<Located>,
     /// Sources that were suspect when they were located.
@@ -107,6 +111,7 @@ pub(crate) struct Pull {
 /// What a pull begins with.
 pub(crate) struct Begin {
     pub(crate) id: u64,
+    pub(crate) namespace: usize,
     pub(crate) engine: PullEngine,
     pub(crate) holder: Holder,
     pub(crate) hashes: Vec<u64>,
@@ -119,6 +124,7 @@ impl Pull {
     pub(crate) fn new(begin: Begin) -> Self {
         Self {
             id: begin.id,
+            namespace: begin.namespace,
             engine: begin.engine,
             holder: begin.holder,
             outcomes: vec![None; begin.hashes.len()],
@@ -139,6 +145,7 @@ impl Pull {
             reported: false,
             given_up: false,
             copies_for: None,
+            tensors_for: None,
             known: None,
             suspects: BTreeSet::new(),
             must_suspect: false,

@@ -14,8 +14,8 @@ use super::{
     pull::{Begin, Pull, Target},
 };
 use crate::{
-    history::block_hash,
     invariants::{bounds_hold, pulls_end, stalls_are_bounded},
+    names::{MODEL, number},
     queue::{MS, Micros, SECOND},
 };
 
@@ -29,38 +29,31 @@ impl World {
         let now = process.local(self.now);
         let count = process.random.within(1, 10);
         let first = process.random.below(self.conditions.hashes);
+        let tenant = process.tenant();
         let mut hashes: Vec<u64> = (first..first + count)
-            .map(|hash| hash % self.conditions.hashes)
+            .map(|hash| number(tenant, hash % self.conditions.hashes))
             .collect();
         hashes.sort_unstable();
         hashes.dedup();
         // What is here already is not pulled.
-        let name = &self.conditions.spec.name;
-        hashes.retain(|hash| process.store.find(name, &block_hash(*hash)).is_none());
+        let (name, names) = (&self.conditions.spec(tenant).name, &self.conditions.names);
+        hashes.retain(|hash| process.store.find(name, &names.hash(*hash)).is_none());
         let longest = process.random.pick(&[60 * MS, 500 * MS, 5 * SECOND]);
         let timeout = Duration::from_micros(process.random.within(10 * MS, longest));
         let id = process.number();
         let holder = Holder::Pull(id);
-        let Some((target, pin)) = self.open_target(process, holder, &mut hashes, timeout) else {
+        let Some((target, pin)) = self.open_target(process, tenant, holder, &mut hashes, timeout)
+        else {
             return;
         };
         if hashes.is_empty() {
             return;
         }
-        let policy = self.conditions.spec.checksum;
-        let covered = |hash: u64| policy.covers(block_hash(hash).as_bytes());
-        let blocks = hashes.len() as u32;
-        let request = PullRequest {
-            blocks,
-            block_bytes: self.conditions.spec.layout.block_bytes(),
-            timeout,
-            must_verify: (0..blocks)
-                .filter(|block| covered(hashes[*block as usize]))
-                .collect(),
-        };
+        let request = self.pull_request(tenant, &hashes, timeout);
         let deadline = now + timeout;
         let pull = Pull::new(Begin {
             id,
+            namespace: tenant,
             engine: PullEngine::new(self.conditions.transfer.clone(), request, now),
             holder,
             hashes,
@@ -74,6 +67,26 @@ impl World {
         self.step(process, id, None);
     }
 
+    /// What a pull engine is told of blocks of one namespace.
+    pub(super) fn pull_request(
+        &self,
+        namespace: usize,
+        hashes: &[u64],
+        timeout: Duration,
+    ) -> PullRequest {
+        let (spec, names) = (self.conditions.spec(namespace), &self.conditions.names);
+        let covered = |hash: u64| spec.checksum.covers(names.hash(hash).as_bytes());
+        let blocks = hashes.len() as u32;
+        PullRequest {
+            blocks,
+            block_bytes: spec.layout.block_bytes(),
+            timeout,
+            must_verify: (0..blocks)
+                .filter(|block| covered(hashes[*block as usize]))
+                .collect(),
+        }
+    }
+
     /// A look at a pull when its deadline has passed.
     pub(super) fn deadline_at(&mut self, process: &Process, id: u64, deadline: Duration) {
         let at = process.global(deadline);
@@ -85,6 +98,7 @@ impl World {
     fn open_target(
         &mut self,
         process: &mut Process,
+        tenant: usize,
         holder: Holder,
         hashes: &mut Vec<u64>,
         timeout: Duration,
@@ -93,7 +107,7 @@ impl World {
         let engine = process
             .engine
             .clone()
-            .filter(|_| process.random.permille(300));
+            .filter(|_| tenant == MODEL && process.random.permille(300));
         if let Some(region) = engine {
             hashes.truncate(region.geometry.slots() as usize);
             let slots: Vec<_> = (0..hashes.len() as u32).map(Slot).collect();
@@ -106,7 +120,7 @@ impl World {
             }
             return Some((Target::Slots(region, slots), None));
         }
-        let pool = Arc::clone(&process.pool);
+        let pool = Arc::clone(&process.pools[tenant]);
         if hashes.is_empty() || process.random.permille(400) {
             return Some((Target::Pool(pool), None));
         }
@@ -210,6 +224,7 @@ impl World {
             self.check(broken);
             self.report(process, &pull);
             copied = pull.copies_for.map(|job| (job, pull.outcomes.clone()));
+            self.tensors_brought(process, &pull);
         }
         if pull.engine.is_drained() {
             self.stats.drained += 1;

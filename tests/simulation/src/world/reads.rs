@@ -43,7 +43,7 @@ impl World {
         if !generations && self.sabotaged(Shell::WordsWithData) {
             self.look_early(pull, source, &slots);
         }
-        let block = self.conditions.spec.layout.block_bytes();
+        let block = self.conditions.spec(pull.namespace).layout.block_bytes();
         let bytes = requests
             .iter()
             .map(|request| request.local.len_bytes())

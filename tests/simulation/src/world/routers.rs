@@ -52,6 +52,8 @@ pub(crate) enum RouterEvent {
 #[derive(Debug)]
 pub(crate) struct Router {
     pub(crate) coordinator: usize,
+    /// What it watches.
+    pub(crate) namespace: usize,
     pub(crate) view: View,
     pub(crate) stream: Option<Telling>,
     random: Random,
@@ -89,9 +91,10 @@ impl Wake for Woken {
 }
 
 impl Router {
-    pub(super) fn new(seed: u64, number: usize, coordinator: usize) -> Self {
+    pub(super) fn new(seed: u64, number: usize, coordinator: usize, namespace: usize) -> Self {
         Self {
             coordinator,
+            namespace,
             view: View::default(),
             stream: None,
             random: Random::of(seed, 500 + number as u64),
@@ -144,7 +147,8 @@ impl World {
             return self.router_again(at, false);
         };
         let router = &mut self.routers[at];
-        let name = &self.conditions.spec.name;
+        let spec = self.conditions.spec(router.namespace);
+        let name = &spec.name;
         let after = router.view.at.filter(|_| router.view.synced);
         let watcher = match directory.watch(name, after) {
             Ok(watcher) => watcher,
@@ -161,7 +165,7 @@ impl World {
             seq: if from_start { 0 } else { watcher.seq() },
             message: Some(Message::Started(pb::WatchStarted {
                 epoch,
-                namespace: Some((&self.conditions.spec).into()),
+                namespace: Some(spec.into()),
                 from_start,
             })),
         };
@@ -195,7 +199,8 @@ impl World {
         if paused > now {
             return self.tell_router_at(at, paused);
         }
-        let hash_len = self.conditions.spec.hash_len;
+        let watched = self.routers[at].namespace;
+        let hash_len = self.conditions.spec(watched).hash_len;
         let mut slices = 0;
         loop {
             if !self.send_made(at) {
@@ -280,8 +285,13 @@ impl World {
         match end {
             WatchEnd::TooSlow => self.stats.watchers_behind += 1,
             WatchEnd::Deleted => {
-                let detail = "nobody deleted the namespace".to_owned();
-                self.fail(Promise::WatchersAgree, detail);
+                let router = &self.routers[at];
+                let here = &self.coordinators[router.coordinator];
+                self.stats.watches_deleted += 1;
+                if !here.deletions.contains(&router.namespace) {
+                    let detail = "nobody deleted the namespace".to_owned();
+                    self.fail(Promise::WatchersAgree, detail);
+                }
             }
         }
         self.send_router(at, None);

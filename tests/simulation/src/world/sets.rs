@@ -2,17 +2,20 @@
 //! and again, over calls that are lost, repeated and overtake each other. The coordinator's half is the real machine
 //! of sources. They have randomness of their own.
 
+use std::sync::Arc;
+
 use kvferry_coordinator::sources::{
     AnnounceError, Announced, Announcer, Bounds, PublishError, Published, Said, Sources,
 };
 use kvferry_proto::{
-    ChunkRun, ChunkRuns, Labels, NamespaceName, NodeId, RegionId, SourceId, SourceIdentity,
-    SourceName, Tensor, TensorTable, pb,
+    ChunkRun, ChunkRuns, Chunks, Labels, NodeId, RegionId, SourceId, SourceIdentity, SourceName,
+    Tensor, TensorTable, pb,
 };
 
-use super::{Act, Event, Pid, Process, World, books::Book};
+use super::{Act, Event, Pid, Process, World, books::Book, tensors::Which};
 use crate::{
     invariants::sources_are_true,
+    names::{Names, WEIGHTS, number},
     promise::Promise,
     queue::{MS, Micros, SECOND},
     random::Random,
@@ -26,6 +29,10 @@ const ANNOUNCE_EVERY: Micros = 2 * SECOND;
 pub(super) const SETS_TICK: Micros = 250 * MS;
 /// Tables of tensors that each source has been published with.
 const TABLES: u64 = 2;
+/// Bytes of a tensor: most lie in two chunks.
+const TENSOR_BYTES: u64 = 40;
+/// More than any table has chunks.
+const CHUNKS: u64 = 64;
 
 /// What there is to be published, and the books.
 #[derive(Debug)]
@@ -39,7 +46,7 @@ pub(crate) struct Sets {
 #[derive(Debug)]
 struct Kind {
     identity: SourceIdentity,
-    tables: Vec<TensorTable>,
+    tables: Vec<Arc<TensorTable>>,
 }
 
 /// One set of a process.
@@ -64,12 +71,42 @@ impl Sets {
         self.kinds.is_empty()
     }
 
-    pub(super) fn new(seed: u64, kinds: u64, coordinators: usize) -> Self {
-        Self {
+    pub(super) fn new(seed: u64, kinds: u64, coordinators: usize, names: &mut Names) -> Self {
+        let sets = Self {
             random: Random::of(seed, 16),
-            kinds: (0..kinds).map(kind).collect(),
+            kinds: (0..kinds).map(|number| kind(number, names)).collect(),
             books: (0..coordinators).map(|_| Book::default()).collect(),
+        };
+        for (at, kind) in sets.kinds.iter().enumerate() {
+            for (table, tensors) in kind.tables.iter().enumerate() {
+                let (source, hash_len) = (kind.identity.id(), names.spec(WEIGHTS).hash_len);
+                let Ok(chunks) = Chunks::new(source, 0, tensors.digest(), hash_len) else {
+                    unreachable!("sixteen bytes name a chunk");
+                };
+                let which = Which { kind: at, table };
+                for chunk in 0..tensors.chunks() {
+                    names.name_chunk(chunk_of(which, chunk), chunks.hash(chunk));
+                }
+            }
         }
+        sets
+    }
+
+    /// One of them, with one of its tables.
+    pub(super) fn pick(&self, random: &mut Random) -> Which {
+        Which {
+            kind: random.below(self.kinds.len() as u64) as usize,
+            table: random.below(TABLES) as usize,
+        }
+    }
+
+    pub(crate) fn table(&self, which: Which) -> &Arc<TensorTable> {
+        &self.kinds[which.kind].tables[which.table]
+    }
+
+    /// The block that a chunk is.
+    pub(crate) fn chunk(&self, which: Which, chunk: u32) -> u64 {
+        number(WEIGHTS, chunk_of(which, chunk))
     }
 
     pub(crate) fn id(&self, kind: usize) -> SourceId {
@@ -93,29 +130,34 @@ impl Sets {
     }
 }
 
-fn kind(number: u64) -> Kind {
-    let name = NamespaceName::new("weights");
-    let parts = (name, SourceName::new(&format!("model-{number}")));
-    let (Ok(namespace), Ok(name)) = parts else {
+fn chunk_of(which: Which, chunk: u32) -> u64 {
+    (which.kind as u64 * TABLES + which.table as u64) * CHUNKS + u64::from(chunk)
+}
+
+fn kind(number: u64, names: &Names) -> Kind {
+    let Ok(name) = SourceName::new(&format!("model-{number}")) else {
         unreachable!("names are in order");
     };
+    let spec = names.spec(WEIGHTS);
+    let namespace = spec.name.clone();
     let identity = SourceIdentity::new(namespace, name, "main", 1, Labels::default(), &[]);
     let tables = (1..=TABLES).map(|table| {
         let tensor = |n: u64| pb::TensorDescriptor {
             name: format!("t{n}"),
-            dtype: "F32".into(),
-            shape: vec![2],
-            offset: 8 * n,
-            bytes: 8,
+            dtype: "U8".into(),
+            shape: vec![TENSOR_BYTES],
+            offset: TENSOR_BYTES * n,
+            bytes: TENSOR_BYTES,
         };
-        let tensors: Result<Vec<_>, _> = (0..2 * table)
+        let tensors: Result<Vec<_>, _> = (0..=2 * table)
             .map(|n| Tensor::try_from(tensor(n)))
             .collect();
+        let (bytes, chunks) = (spec.layout.block_bytes(), 1 + 2 * table as u32);
         let table = tensors
             .ok()
-            .and_then(|t| TensorTable::new(16, table as u32, t).ok());
+            .and_then(|t| TensorTable::new(bytes, chunks, t).ok());
         match table {
-            Some(table) => table,
+            Some(table) => Arc::new(table),
             None => unreachable!("a table of a few tensors"),
         }
     });
@@ -267,7 +309,8 @@ impl World {
         let answer = match (full, named.first()) {
             (true, Some((kind, set))) => {
                 let known = &self.sets.kinds[*kind];
-                let (identity, table) = (known.identity.clone(), known.tables[set.table].clone());
+                let identity = known.identity.clone();
+                let table = TensorTable::clone(&known.tables[set.table]);
                 let worker = workers.remove(0);
                 match sources.publish(local, who, presence, identity, worker, table) {
                     Ok(Published::Taken) => Ok((Vec::new(), Vec::new())),

@@ -5,12 +5,12 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kvferry_coordinator::directory::{ClaimPurpose, LocationEnd, PutLocations};
-use kvferry_proto::{BlockHash, Location, PackedHashes};
+use kvferry_proto::Location;
 
 use super::{Event, World, claims::Grant};
 use crate::{
-    history::block_hash,
     invariants::locations_stay,
+    names::{namespace_of, number},
     queue::{MS, Micros},
     random::Random,
 };
@@ -50,8 +50,8 @@ pub(crate) struct Book {
     pub(crate) rows: BTreeMap<u64, Row>,
     /// Rows that were found to be gone, though their time was not over.
     pub(crate) lost: u64,
-    /// It knows what is wanted of the namespace.
-    pub(crate) policy_set: bool,
+    /// It knows what is wanted of each tenant's namespace.
+    pub(crate) policy_set: [bool; 2],
 }
 
 /// Where a block was last said to lie.
@@ -67,6 +67,16 @@ impl Storage {
         Self {
             random: Random::of(seed, 13),
             books: (0..coordinators).map(|_| Book::default()).collect(),
+        }
+    }
+
+    /// A namespace was deleted, with every location and what was wanted of it.
+    pub(super) fn deleted(&mut self, coordinator: usize, namespace: usize) {
+        let book = &mut self.books[coordinator];
+        book.rows
+            .retain(|number, _| namespace_of(*number) != namespace);
+        if let Some(set) = book.policy_set.get_mut(namespace) {
+            *set = false;
         }
     }
 }
@@ -96,19 +106,25 @@ impl World {
             },
             _ => StorageCall::Find,
         };
-        let (mut first, mut count, mut call) = (first, count, call);
+        let tenant = match self.conditions.tenants {
+            1 => 0,
+            more => random.below(more as u64) as usize,
+        };
+        let hashes = (first..first + count).map(|hash| hash % self.conditions.hashes);
+        let mut blocks: Vec<u64> = hashes.map(|hash| number(tenant, hash)).collect();
+        let mut call = call;
         if let StorageCall::Put { token, .. } = &mut call
             && random.permille(300)
         {
             // What was claimed to be stored is stored, and its claim is done with.
+            let now = self.now;
             let mut grants = self.claims.granted.iter();
             let grant = grants.find(|grant| {
                 (grant.coordinator, grant.purpose) == (coordinator, ClaimPurpose::Store)
+                    && grant.is_believed(now)
             });
-            if let Some((grant, hash)) = grant.and_then(|g| Some((g, g.hashes.first()?))) {
-                let mut number = [0; 8];
-                number.copy_from_slice(hash.as_bytes());
-                (first, count) = (u64::from_be_bytes(number), 1);
+            if let Some((grant, number)) = grant.and_then(|g| Some((g, g.numbers.first()?))) {
+                blocks = vec![*number];
                 *token = Some(grant.token);
             }
         }
@@ -124,8 +140,7 @@ impl World {
             let way = self.storage.random.within(low, high);
             let arrives = Event::StorageCall {
                 coordinator,
-                first,
-                count,
+                blocks: blocks.clone(),
                 call,
             };
             self.queue.at(self.now + way, arrives);
@@ -133,19 +148,12 @@ impl World {
     }
 
     /// A call arrives. Where nobody listens, nothing was answered.
-    pub(super) fn storage_call(
-        &mut self,
-        coordinator: usize,
-        first: u64,
-        count: u64,
-        call: StorageCall,
-    ) {
+    pub(super) fn storage_call(&mut self, coordinator: usize, blocks: Vec<u64>, call: StorageCall) {
         let here = &self.coordinators[coordinator];
         if here.paused_until > self.now {
             let again = Event::StorageCall {
                 coordinator,
-                first,
-                count,
+                blocks,
                 call,
             };
             return self.queue.at(here.paused_until, again);
@@ -154,11 +162,10 @@ impl World {
         let Some(directory) = &here.directory else {
             return;
         };
-        let numbers: Vec<u64> = (first..first + count)
-            .map(|number| number % self.conditions.hashes)
-            .collect();
-        let namespace = &self.conditions.spec.name;
-        let hashes = pack(&self.conditions.spec, &numbers);
+        let numbers = blocks;
+        let tenant = numbers.first().map_or(0, |number| namespace_of(*number));
+        let namespace = &self.conditions.spec(tenant).name;
+        let hashes = self.conditions.names.pack(tenant, &numbers);
         let book = &mut self.storage.books[coordinator];
         match call {
             StorageCall::Put {
@@ -182,9 +189,10 @@ impl World {
                     grant.coordinator == coordinator && Some(grant.token) == token
                 };
                 for grant in self.claims.granted.iter_mut().filter(of_it) {
-                    grant.maybe_fulfilled.extend(hashes.to_hashes());
+                    grant.maybe_fulfilled.extend(&numbers);
                 }
-                let ttl = (self.wishes.policy.location_ttl).filter(|_| book.policy_set);
+                let ttl = self.wishes.policies[tenant].location_ttl;
+                let ttl = ttl.filter(|_| book.policy_set[tenant]);
                 let until = ttl.map(|ttl| local + ttl);
                 for number in numbers {
                     book.rows.insert(number, Row { place, until });
@@ -242,15 +250,19 @@ impl World {
         self.wish_policy(coordinator);
     }
 
-    /// An operator tells a coordinator that lost everything what is wanted of the namespace.
+    /// An operator tells a coordinator that lost everything what is wanted of each namespace.
     fn wish_policy(&mut self, coordinator: usize) {
         let here = &mut self.coordinators[coordinator];
         let book = &mut self.storage.books[coordinator];
-        if let Some(directory) = &mut here.directory
-            && !book.policy_set
-        {
-            let (name, policy) = (&self.conditions.spec.name, self.wishes.policy);
-            book.policy_set = directory.set_policy(name, policy).is_ok();
+        let Some(directory) = &mut here.directory else {
+            return;
+        };
+        for tenant in 0..self.conditions.tenants {
+            if !book.policy_set[tenant] {
+                let name = &self.conditions.spec(tenant).name;
+                let policy = self.wishes.policies[tenant];
+                book.policy_set[tenant] = directory.set_policy(name, policy).is_ok();
+            }
         }
     }
 }
@@ -259,14 +271,5 @@ pub(crate) fn location(place: u64) -> Location {
     match Location::new(&format!("s3://bucket/{place}")) {
         Ok(location) => location,
         Err(error) => unreachable!("a location: {error}"),
-    }
-}
-
-/// As the system knows them.
-pub(crate) fn pack(spec: &kvferry_proto::NamespaceSpec, numbers: &[u64]) -> PackedHashes {
-    let hashes: Vec<BlockHash> = numbers.iter().map(|number| block_hash(*number)).collect();
-    match PackedHashes::pack(spec.hash_len, &hashes) {
-        Ok(packed) => packed,
-        Err(error) => unreachable!("hashes of the namespace's length: {error}"),
     }
 }

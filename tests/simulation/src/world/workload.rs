@@ -1,12 +1,15 @@
 //! What engines do: publish, pull, overwrite, drop.
 
-use kvferry_agent::region::{Chain, Checksums, EvictWhat, Holder, Seal};
+use std::sync::Arc;
+
+use kvferry_agent::region::{Chain, Checksums, EvictWhat, Holder, Region, Seal};
 use kvferry_proto::Slot;
 
 use super::{Act, Process, World, process::Job};
 use crate::{
-    history::{block_hash, content, write_part},
+    history::{content, write_part},
     invariants::buffers_are_owned,
+    names::{MODEL, number},
     queue::MS,
 };
 
@@ -35,15 +38,19 @@ impl World {
             }
             50..92 => self.begin_pull(process),
             92..98 => {
-                let hash = block_hash(process.random.below(self.conditions.hashes));
+                let tenant = process.tenant();
+                let block = number(tenant, process.random.below(self.conditions.hashes));
+                let hash = self.conditions.names.hash(block);
                 let now = process.local(self.now);
                 let what = EvictWhat::Blocks(std::slice::from_ref(&hash));
+                let name = &self.conditions.spec(tenant).name;
                 // Nothing to evict is as good.
-                let _ = process.store.evict(now, &self.conditions.spec.name, what);
+                let _ = process.store.evict(now, name, what);
             }
             _ => {
                 // The engine asks for one slot and gives it back.
-                let pool = process.pool.id;
+                let tenant = process.tenant();
+                let pool = process.pools[tenant].id;
                 let (now, holder) = (process.local(self.now), Holder::Client(process.client));
                 if let Ok(slot) = process.store.reserve_one(now, holder, pool) {
                     let _ = process.store.abort(holder, pool, &[slot]);
@@ -56,10 +63,11 @@ impl World {
     pub(super) fn begin_publish(&mut self, process: &mut Process, count: u32) {
         let client = process.client;
         let (now, holder) = (process.local(self.now), Holder::Client(client));
+        let tenant = process.tenant();
         let of_engine = process
             .engine
             .clone()
-            .filter(|_| process.random.permille(300));
+            .filter(|_| tenant == MODEL && process.random.permille(300));
         let (region, slots) = match of_engine {
             Some(region) => {
                 let slot = Slot(process.random.below(region.geometry.slots().into()) as u32);
@@ -71,20 +79,34 @@ impl World {
                 (region, vec![slot])
             }
             None => {
-                let pool = std::sync::Arc::clone(&process.pool);
+                let pool = Arc::clone(&process.pools[tenant]);
                 match process.store.reserve_pool(now, holder, pool.id, count) {
                     Ok(slots) => (pool, slots),
                     Err(_) => return,
                 }
             }
         };
+        let first = process.random.below(self.conditions.hashes);
+        let hashes = (first..).map(|hash| number(tenant, hash % self.conditions.hashes));
+        let blocks = hashes.take(slots.len()).collect();
+        self.begin_job(process, region, slots, blocks);
+    }
+
+    /// An engine begins to write these blocks into slots that it has reserved.
+    pub(super) fn begin_job(
+        &mut self,
+        process: &mut Process,
+        region: Arc<Region>,
+        slots: Vec<Slot>,
+        numbers: Vec<u64>,
+    ) {
+        let client = process.client;
         let len = region.geometry.block_bytes() as usize;
         let (mut blocks, mut pieces) = (Vec::new(), Vec::new());
-        let first = process.random.below(self.conditions.hashes);
-        for (index, &slot) in slots.iter().enumerate() {
+        for (index, (&slot, number)) in slots.iter().zip(numbers).enumerate() {
+            let holder = Holder::Client(client);
             process.writers.insert((region.id, slot), holder);
-            let hash = (first + index as u64) % self.conditions.hashes;
-            blocks.push((hash, self.history.new_version()));
+            blocks.push((number, self.history.new_version()));
             let cut = 1 + process.random.below(len as u64 - 1) as usize;
             pieces.push((index, 0, cut));
             pieces.push((index, cut, len - cut));
@@ -129,7 +151,7 @@ impl World {
         let hashes: Vec<_> = job
             .blocks
             .iter()
-            .map(|(hash, _)| block_hash(*hash))
+            .map(|(hash, _)| self.conditions.names.hash(*hash))
             .collect();
         let seal = Seal {
             holder,

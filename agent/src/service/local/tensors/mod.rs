@@ -6,7 +6,6 @@
 //! goes on with the slots that are not sealed yet.
 
 mod keeper;
-mod plan;
 mod publish;
 mod pull;
 mod receive;

@@ -23,7 +23,6 @@ use tonic::{Code, Status};
 
 use super::{
     LocalApi,
-    plan::{Plan, PlanError, Wish},
     publish::too_many,
     registry::{MAX_PULLING, Set},
 };
@@ -40,6 +39,7 @@ use crate::{
             status::OrStatus,
         },
     },
+    transfer::tensors::{Plan, PlanError, Wish},
 };
 
 /// Between two looks for a source that is not ready yet.

@@ -11,15 +11,18 @@ const MAX_PAIRS: u64 = 1 << 25;
 
 /// Why a plan cannot be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PlanError {
+pub enum PlanError {
     /// None of the names is in the set.
     #[error("no tensor of the set has one of the names or prefixes")]
     Nothing,
     /// The destination is too small.
     #[error("{needed} slots from slot {first_slot} on are needed; the region has {slots}")]
     TooSmall {
+        /// Slots that it takes.
         needed: u64,
+        /// From here on.
         first_slot: u32,
+        /// Of the region.
         slots: u32,
     },
     /// Tensors that lie on each other many times over.
@@ -29,9 +32,11 @@ pub(super) enum PlanError {
 
 /// Which tensors are wanted.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Wish {
-    pub(super) names: Vec<String>,
-    pub(super) prefixes: Vec<String>,
+pub struct Wish {
+    /// Those of these names,
+    pub names: Vec<String>,
+    /// and those that begin so. Neither: all.
+    pub prefixes: Vec<String>,
 }
 
 impl Wish {
@@ -42,7 +47,7 @@ impl Wish {
 
 /// A pull of tensors, as far as it is.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub struct Plan {
     table: Arc<TensorTable>,
     /// Wanted tensors, as indices into the table.
     wanted: Vec<u32>,
@@ -62,11 +67,10 @@ pub(super) struct Plan {
 
 impl Plan {
     /// `packed`: only wanted chunks get slots, one after another.
-    pub(super) fn new(
-        table: Arc<TensorTable>,
-        wish: &Wish,
-        packed: bool,
-    ) -> Result<Self, PlanError> {
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn new(table: Arc<TensorTable>, wish: &Wish, packed: bool) -> Result<Self, PlanError> {
         let names: HashSet<&str> = wish.names.iter().map(String::as_str).collect();
         let all = wish.is_all();
         let is_wanted = |tensor: &Tensor| {
@@ -125,7 +129,10 @@ impl Plan {
     }
 
     /// Is there room for it? `slots`: of the region.
-    pub(super) fn fits(&self, first_slot: u32, slots: u32) -> Result<(), PlanError> {
+    ///
+    /// # Errors
+    /// [`PlanError::TooSmall`].
+    pub fn fits(&self, first_slot: u32, slots: u32) -> Result<(), PlanError> {
         let needed = u64::from(self.slots());
         if u64::from(first_slot) + needed > u64::from(slots) {
             return Err(PlanError::TooSmall {
@@ -138,7 +145,8 @@ impl Plan {
     }
 
     /// Slots it needs.
-    pub(super) fn slots(&self) -> u32 {
+    #[must_use]
+    pub fn slots(&self) -> u32 {
         match self.packed {
             true => self.chunks.len() as u32, // at most the set's chunks
             false => self.table.chunks(),
@@ -146,12 +154,14 @@ impl Plan {
     }
 
     /// The wanted chunks; a place is an index into them.
-    pub(super) fn chunks(&self) -> &[u32] {
+    #[must_use]
+    pub fn chunks(&self) -> &[u32] {
         &self.chunks
     }
 
     /// Where the chunk at a place goes, from the first slot on.
-    pub(super) fn slot(&self, place: usize, first_slot: u32) -> Slot {
+    #[must_use]
+    pub fn slot(&self, place: usize, first_slot: u32) -> Slot {
         let nth = match self.packed {
             true => place as u32, // an index into at most 2^24
             false => self.chunks.get(place).copied().unwrap_or_default(),
@@ -160,42 +170,51 @@ impl Plan {
     }
 
     /// Of the set.
-    pub(super) fn digest(&self) -> TableDigest {
+    #[must_use]
+    pub fn digest(&self) -> TableDigest {
         self.table.digest()
     }
 
     /// Names that are in no tensor of the set.
-    pub(super) fn unknown(&self) -> &[String] {
+    #[must_use]
+    pub fn unknown(&self) -> &[String] {
         &self.unknown
     }
 
-    pub(super) fn tensors(&self) -> usize {
+    /// How many are wanted.
+    #[must_use]
+    pub fn tensors(&self) -> usize {
         self.wanted.len()
     }
 
-    pub(super) fn tensor(&self, wanted: usize) -> Option<&Tensor> {
+    /// A wanted tensor.
+    #[must_use]
+    pub fn tensor(&self, wanted: usize) -> Option<&Tensor> {
         self.table.tensors().get(*self.wanted.get(wanted)? as usize)
     }
 
     /// Is every tensor of the set wanted, each chunk in its own slot?
-    pub(super) fn is_whole(&self) -> bool {
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
         let chunks = self.table.chunks() as usize;
         self.chunks.len() == chunks && self.wanted.len() == self.table.tensors().len()
     }
 
     /// Places of chunks that are not here.
-    pub(super) fn missing(&self) -> Vec<usize> {
+    #[must_use]
+    pub fn missing(&self) -> Vec<usize> {
         let places = self.here.iter().enumerate();
         places.filter(|(_, here)| !**here).map(|(p, _)| p).collect()
     }
 
     /// Chunks that are not here.
-    pub(super) fn left(&self) -> usize {
+    #[must_use]
+    pub fn left(&self) -> usize {
         self.left
     }
 
     /// The chunk at a place is here. Gives the wanted tensors that are whole by that.
-    pub(super) fn land(&mut self, place: usize) -> Vec<usize> {
+    pub fn land(&mut self, place: usize) -> Vec<usize> {
         match self.here.get_mut(place) {
             Some(here) if !*here => *here = true,
             _ => return Vec::new(),
@@ -214,7 +233,8 @@ impl Plan {
     }
 
     /// Wanted tensors without bytes: here from the start.
-    pub(super) fn empty(&self) -> Vec<usize> {
+    #[must_use]
+    pub fn empty(&self) -> Vec<usize> {
         let lacks = self.lacks.iter().enumerate();
         let empty = |(index, _): &(usize, &u32)| {
             self.tensor(*index)
@@ -224,13 +244,15 @@ impl Plan {
     }
 
     /// Wanted tensors that lack chunks.
-    pub(super) fn lacking(&self) -> Vec<usize> {
+    #[must_use]
+    pub fn lacking(&self) -> Vec<usize> {
         let lacks = self.lacks.iter().enumerate();
         lacks.filter(|(_, n)| **n > 0).map(|(i, _)| i).collect()
     }
 
     /// Places of a wanted tensor's chunks: consecutive, and so are their slots.
-    pub(super) fn places_of(&self, wanted: usize) -> std::ops::Range<usize> {
+    #[must_use]
+    pub fn places_of(&self, wanted: usize) -> std::ops::Range<usize> {
         let Some(tensor) = self.tensor(wanted) else {
             return 0..0;
         };
@@ -240,7 +262,8 @@ impl Plan {
     }
 
     /// Where a wanted tensor's first byte lies, from the first slot's first byte on.
-    pub(super) fn offset(&self, wanted: usize) -> u64 {
+    #[must_use]
+    pub fn offset(&self, wanted: usize) -> u64 {
         let Some(tensor) = self.tensor(wanted) else {
             return 0;
         };
