@@ -401,6 +401,18 @@ impl Dialled {
             None => error,
         }
     }
+
+    /// Of a write that failed. Who refuses our certificate says so and hangs up: the words may lie here already where a
+    /// write only finds the connection gone.
+    fn why(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
+        let mut room = [0];
+        match Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut room)) {
+            Poll::Ready(Err(said)) if TlsRefusal::of_late_alert(&self.server, &said).is_some() => {
+                self.in_words(said)
+            }
+            _ => self.in_words(error),
+        }
+    }
 }
 
 impl AsyncRead for Dialled {
@@ -421,7 +433,7 @@ impl AsyncWrite for Dialled {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        written.map_err(|error| self.in_words(error))
+        written.map_err(|error| self.why(cx, error))
     }
 
     fn poll_write_vectored(
@@ -430,7 +442,7 @@ impl AsyncWrite for Dialled {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        written.map_err(|error| self.in_words(error))
+        written.map_err(|error| self.why(cx, error))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -439,7 +451,7 @@ impl AsyncWrite for Dialled {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        flushed.map_err(|error| self.in_words(error))
+        flushed.map_err(|error| self.why(cx, error))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
