@@ -138,8 +138,8 @@ pub(crate) enum ClientError {
     #[error(transparent)]
     Secured(#[from] DialerError),
     /// TLS does not come about.
-    #[error("no connection to the coordinator: {0}")]
-    Tls(String),
+    #[error("no connection to {who}: {refusal}")]
+    Tls { who: &'static str, refusal: String },
     /// It answered, and said no.
     #[error("{who} refused to {what}: {message}{}", hint(*.reason))]
     Refused {
@@ -214,6 +214,9 @@ fn hint(reason: Option<Reason>) -> &'static str {
     }
 }
 
+/// As it is called in messages.
+const COORDINATOR: &str = "the coordinator";
+
 /// One call: who is asked to do what. Read as "`who` refused to `what`".
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
@@ -225,7 +228,7 @@ pub(crate) struct Call {
 impl Call {
     pub(crate) fn coordinator(what: &'static str, bound: Duration) -> Self {
         Self {
-            who: "the coordinator",
+            who: COORDINATOR,
             what,
             bound,
         }
@@ -266,6 +269,10 @@ impl Call {
     fn failed(self, status: &Status) -> ClientError {
         let (who, what) = (self.who, self.what);
         let reason = reason_of(status);
+        // A coordinator that does not take our certificate says so at the first call.
+        if let Some(refusal) = tls_refusal(status) {
+            return ClientError::Tls { who, refusal };
+        }
         let message = match &*in_full(status) {
             "" => status.code().to_string(),
             message => message.to_owned(),
@@ -324,7 +331,10 @@ async fn coordinator_line(reach: &Reach) -> Result<Line, ClientError> {
     let endpoint = Endpoint::from(uri).connect_timeout(CONNECT_BOUND);
     let connected = dialer.connect(&endpoint).await;
     connected.map_err(|source| match tls_refusal(&source) {
-        Some(refusal) => ClientError::Tls(refusal),
+        Some(refusal) => ClientError::Tls {
+            who: COORDINATOR,
+            refusal,
+        },
         None => ClientError::NoCoordinator {
             url: reach.coordinator.clone(),
             source,
@@ -333,8 +343,8 @@ async fn coordinator_line(reach: &Reach) -> Result<Line, ClientError> {
 }
 
 /// TLS' own word for why there is no connection.
-fn tls_refusal(error: &TransportError) -> Option<String> {
-    let mut cause: &dyn Error = error;
+fn tls_refusal(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut cause = error;
     loop {
         let inner = cause
             .downcast_ref::<io::Error>()

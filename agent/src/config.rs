@@ -146,6 +146,9 @@ pub struct AgentConfig {
     pub tls_key: Option<PathBuf>,
     /// Who issues the certificates of coordinators and peers; peers must show one.
     pub tls_ca: Option<PathBuf>,
+    /// Payload leaves and reaches this host by TLS only: the data port speaks it, peers are asked for it, and RDMA, which
+    /// cannot be encrypted, is left alone.
+    pub data_tls: bool,
     /// A file with the token that coordinators know this agent by.
     pub token_file: Option<PathBuf>,
     /// Listen beyond this host in clear, with nobody asked who they are, and send the token in clear.
@@ -185,6 +188,7 @@ impl Default for AgentConfig {
             tls_cert: None,
             tls_key: None,
             tls_ca: None,
+            data_tls: false,
             token_file: None,
             insecure: false,
             insecure_metrics: false,
@@ -285,6 +289,19 @@ pub enum ConfigError {
         /// As given.
         value: IpAddr,
     },
+    /// TLS for payload without what it takes.
+    #[error(
+        "data_tls: {missing} is not set; it takes this node's certificate, its key, and the CA that owners are known by (--tls-cert, --tls-key, --tls-ca; `kvferry keys` makes them)"
+    )]
+    DataTls {
+        /// Which setting.
+        missing: &'static str,
+    },
+    /// TLS for payload, over what has none.
+    #[error(
+        "data_tls and transport = \"rdma\" exclude each other: what goes over RDMA is not encrypted; set transport = \"auto\", or data_tls = false"
+    )]
+    DataTlsOverRdma,
     /// Listening beyond this host without saying so.
     #[error(
         "{key} = {value} can be reached from other hosts, and without TLS nobody is asked who they are: give this node a certificate (--tls-cert, --tls-key, --tls-ca; `kvferry keys` makes them), or set insecure = true (--insecure) where the network is trusted"
@@ -343,6 +360,7 @@ impl AgentConfig {
         }
         self.check_coordinators()?;
         self.check_listeners()?;
+        self.check_data_tls()?;
         self.socket_uids()?;
         self.check_socket()
     }
@@ -495,6 +513,25 @@ impl AgentConfig {
             }
         }
         Ok(())
+    }
+
+    fn check_data_tls(&self) -> Result<(), ConfigError> {
+        if !self.data_tls {
+            return Ok(());
+        }
+        for (missing, file) in [
+            ("tls_cert", &self.tls_cert),
+            ("tls_key", &self.tls_key),
+            ("tls_ca", &self.tls_ca),
+        ] {
+            if file.is_none() {
+                return Err(ConfigError::DataTls { missing });
+            }
+        }
+        match self.transport {
+            TransportChoice::Rdma => Err(ConfigError::DataTlsOverRdma),
+            TransportChoice::Auto | TransportChoice::Tcp | TransportChoice::Shm => Ok(()),
+        }
     }
 
     fn check_socket(&self) -> Result<(), ConfigError> {

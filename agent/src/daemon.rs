@@ -46,7 +46,7 @@ use crate::{
         Links, LinksConfig, Transport, TransportKind,
         rdma::{Devices, NoRdma, RdmaConfig, RdmaOwner, RdmaTransport},
         shm::{ShmOptions, ShmServer, ShmTransport, host_id},
-        tcp::{BindError, TcpConfig, TcpLimits, TcpServer, TcpTransport},
+        tcp::{BindError, PayloadTls, TcpConfig, TcpLimits, TcpServer, TcpTransport},
     },
     unix_socket::{BoundSocket, Guarded, Reach, SocketError},
 };
@@ -210,6 +210,11 @@ impl Agent {
         )
         .await?
         .behind(Arc::clone(&tickets.gate));
+        let data = match tls.clone().filter(|_| config.data_tls) {
+            Some(tls) => data.by_tls(tls),
+            None => data,
+        };
+        let payload = PayloadTls::new(dialer.clone(), config.data_tls);
         let metrics = config.listen_metrics.address();
         let metrics = metrics.map(MetricsServer::bind).transpose()?;
         let (peer, peer_address) = listen("listen_peer", config.listen_peer).await?;
@@ -229,6 +234,7 @@ impl Agent {
                 shm: Some(config.descriptor_socket_path().display().to_string()),
                 host_id: host_id(),
                 rdma: rdma.is_some(),
+                data_tls: config.data_tls,
             },
             labels,
         };
@@ -248,7 +254,15 @@ impl Agent {
         };
         let (sessions, statuses) = sessions(&config, &identity, &store, &log, &beside, &dialer)?;
         let api = LocalApi::new(Shared {
-            links: links(&config, &identity, devices, &beside.tickets.wallet, &dialer),
+            payload: payload.refused(),
+            links: links(
+                &config,
+                &identity,
+                devices,
+                &beside.tickets.wallet,
+                &dialer,
+                payload,
+            ),
             deposits: shm.deposits(),
             coordinators,
             coordinator_addresses: config.coordinators.clone(),
@@ -470,6 +484,10 @@ fn sessions(
 
 /// The RDMA devices, where they may be used. Without any, `auto` does with the other transports.
 fn open_devices(config: &AgentConfig) -> Result<Option<Arc<Devices>>, NoRdma> {
+    if config.data_tls {
+        info!("no RDMA: what goes over it is not encrypted (data_tls)");
+        return Ok(None);
+    }
     let asked_for = match config.transport {
         TransportChoice::Auto => false,
         TransportChoice::Rdma => true,
@@ -496,6 +514,7 @@ fn links(
     devices: Option<Arc<Devices>>,
     wallet: &Arc<Wallet>,
     dialer: &Dialer,
+    payload: PayloadTls,
 ) -> Links {
     let forced = match config.transport {
         TransportChoice::Auto => None,
@@ -507,7 +526,8 @@ fn links(
         max_connections: config.tcp_connections_per_peer as usize,
         ..TcpConfig::default()
     });
-    let tcp: Arc<dyn Transport> = Arc::new(tcp.with_tickets(Arc::clone(wallet)));
+    let tcp = tcp.with_tickets(Arc::clone(wallet)).with_tls(payload);
+    let tcp: Arc<dyn Transport> = Arc::new(tcp);
     let mut shm = ShmTransport::new(&identity.addresses.host_id).with_tickets(Arc::clone(wallet));
     if forced.is_none() {
         shm = shm.with_behind(Arc::clone(&tcp));

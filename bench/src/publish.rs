@@ -54,6 +54,7 @@ impl Agent {
                 shm: String::new(),
                 rdma: false,
                 host_id: name.into(),
+                data_tls: false,
             }),
             oldest_delta: 1,
             next_delta: 1,

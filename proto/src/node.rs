@@ -17,6 +17,8 @@ pub struct NodeAddresses {
     pub host_id: String,
     /// Its memory can be read by RDMA, set up through `peer`.
     pub rdma: bool,
+    /// What is at `data` speaks TLS, and nothing else.
+    pub data_tls: bool,
 }
 
 /// Longest socket path and host id taken from the wire, in bytes (`sun_path` holds 108).
@@ -49,6 +51,7 @@ impl TryFrom<pb::NodeAddresses> for NodeAddresses {
             shm: (!message.shm.is_empty()).then_some(message.shm),
             host_id: message.host_id,
             rdma: message.rdma,
+            data_tls: message.data_tls,
         })
     }
 }
@@ -62,6 +65,7 @@ impl From<&NodeAddresses> for pb::NodeAddresses {
             shm: addresses.shm.clone().unwrap_or_default(),
             host_id: addresses.host_id.clone(),
             rdma: addresses.rdma,
+            data_tls: addresses.data_tls,
         }
     }
 }
@@ -78,6 +82,7 @@ mod tests {
             shm: None,
             host_id: "h".into(),
             rdma: true,
+            data_tls: true,
         };
         let message = pb::NodeAddresses::from(&addresses);
         assert_eq!(NodeAddresses::try_from(message.clone()).unwrap(), addresses);

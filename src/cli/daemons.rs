@@ -182,6 +182,9 @@ pub(crate) struct AgentFlags {
     /// Who issues the certificates of coordinators and peers (PEM); peers must show one.
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_ca: Option<String>,
+    /// Payload by TLS only: the data port speaks it, and peers are asked for it. RDMA is left alone.
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) data_tls: Option<bool>,
     /// A file with the token that coordinators know this agent by.
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<String>,

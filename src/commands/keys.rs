@@ -4,7 +4,10 @@ mod certificates;
 mod store;
 mod ticket;
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 use kvferry_security::TokenHash;
 
@@ -93,7 +96,7 @@ pub(crate) fn run(args: &KeysArgs) -> Result<Done, KeysError> {
         }
         KeysAction::Token { name } => token(&store()?, name),
         // A file of its own, wherever it is: coordinators have it, and nobody else.
-        KeysAction::Ticket { file, rotate } => Ok(ticket::make(file, *rotate)?),
+        KeysAction::Ticket { file, rotate } => ticket_key(file, *rotate),
     }?;
     Ok(Done::All)
 }
@@ -113,6 +116,19 @@ fn ca(store: &Store, name: &str, days: u32) -> Result<(), KeysError> {
     }
     let policy = store.write("policy.toml", POLICY, Kind::Public)?;
     output::line(&format!("{policy}  for coordinators: --policy"))?;
+    Ok(())
+}
+
+fn ticket_key(file: &Path, rotate: bool) -> Result<(), KeysError> {
+    ticket::make(file, rotate)?;
+    let signs = match rotate {
+        false => "who has it lets anybody in",
+        true => "it has a new key, and the one that signed until now",
+    };
+    let path = file.display();
+    output::line(&format!(
+        "{path}  for every coordinator, and nobody else: --ticket-key; {signs}"
+    ))?;
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use kvferry_proto::{NodeAddresses, RegionId, RemoteSpan};
 use tokio::sync::Notify;
 
 use crate::{
+    keys::Keys,
     proxy::Proxy,
     world::{
         REGION, REGION_BYTES, SLOTS, World, add_memory, add_region, check_alive, contents, data,
@@ -63,10 +64,16 @@ pub struct GpuWorld {
     counters: Arc<ServeCounters>,
     proxy: Proxy,
     stop: Arc<Notify>,
+    /// Where TLS is spoken.
+    keys: Option<Keys>,
 }
 
 impl GpuWorld {
     async fn with(limits: TcpLimits) -> Self {
+        Self::of(limits, None).await
+    }
+
+    async fn of(limits: TcpLimits, keys: Option<Keys>) -> Self {
         let owner = Machine::new();
         let catalog = Arc::new(RegionCatalog::new(incarnation()));
         add_memory(&catalog, REGION, owner.memory(REGION_BYTES), SLOTS);
@@ -75,6 +82,10 @@ impl GpuWorld {
         let server = TcpServer::bind(loopback, Arc::clone(&catalog), limits)
             .await
             .unwrap();
+        let server = match &keys {
+            Some(keys) => server.by_tls(keys.server("owner")),
+            None => server,
+        };
         let (address, counters) = (server.local_addr(), server.counters());
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
@@ -86,12 +97,18 @@ impl GpuWorld {
             counters,
             proxy: Proxy::start(address).await,
             stop,
+            keys,
         }
+    }
+
+    fn sockets(&self) -> TcpTransport {
+        let keys = self.keys.as_ref();
+        keys.map_or_else(TcpTransport::default, Keys::reader)
     }
 
     /// A link that takes host memory, as links do.
     async fn plain_link(&self) -> Arc<dyn Link> {
-        TcpTransport::default().connect(&self.peer()).await.unwrap()
+        self.sockets().connect(&self.peer()).await.unwrap()
     }
 
     fn begin(&self, link: &Arc<dyn Link>, remote: Vec<RemoteSpan>, to: &Memory) -> PendingRead {
@@ -117,13 +134,14 @@ impl World for GpuWorld {
     }
     fn transport(&self) -> Arc<dyn Transport> {
         Arc::new(OntoGpu {
-            inner: Arc::new(TcpTransport::default()),
+            inner: Arc::new(self.sockets()),
             gpu: Arc::clone(&self.reader.gpu),
         })
     }
     fn peer(&self) -> PeerTarget {
         peer(NodeAddresses {
             data: Some(self.proxy.address),
+            data_tls: self.keys.is_some(),
             ..NodeAddresses::default()
         })
     }
@@ -133,6 +151,30 @@ impl World for GpuWorld {
     fn kill(&self) {
         self.stop.notify_one();
         self.proxy.cut();
+    }
+}
+
+/// The same, by TLS.
+pub struct GpuTlsWorld(GpuWorld);
+
+impl World for GpuTlsWorld {
+    async fn start() -> Self {
+        Self(GpuWorld::of(TcpLimits::default(), Some(Keys::new())).await)
+    }
+    fn catalog(&self) -> Arc<RegionCatalog> {
+        self.0.catalog()
+    }
+    fn transport(&self) -> Arc<dyn Transport> {
+        self.0.transport()
+    }
+    fn peer(&self) -> PeerTarget {
+        self.0.peer()
+    }
+    fn memory(&self, bytes: u64) -> Memory {
+        self.0.memory(bytes)
+    }
+    fn kill(&self) {
+        self.0.kill();
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod garbage;
 mod gpu;
+mod keys;
 mod overwrite;
 mod proxy;
 mod rdma;
@@ -16,6 +17,7 @@ mod stalls;
 mod suite;
 mod tcp;
 mod tickets;
+mod tls;
 mod world;
 
 /// Runs the suite against a world.
@@ -72,10 +74,13 @@ macro_rules! stalling_transport {
 every_transport!(over_sim, crate::sim::SimWorld);
 every_transport!(over_tcp, crate::tcp::TcpWorld);
 every_transport!(over_tcp_with_tickets, crate::tickets::TicketWorld);
+every_transport!(over_tcp_by_tls, crate::tls::TlsWorld);
 every_transport!(over_shm, crate::shm::ShmWorld);
 every_transport!(over_rdma, crate::rdma::RdmaWorld);
 every_transport!(over_rdma_between_gpus, crate::rdma_gpu::RdmaGpuWorld);
 every_transport!(between_gpus, crate::gpu::GpuWorld);
+every_transport!(between_gpus_by_tls, crate::gpu::GpuTlsWorld);
 stalling_transport!(stalled_sim, crate::sim::SimWorld);
 stalling_transport!(stalled_tcp, crate::tcp::TcpWorld);
+stalling_transport!(stalled_tls, crate::tls::TlsWorld);
 stalling_transport!(stalled_tcp_with_tickets, crate::tickets::TicketWorld);

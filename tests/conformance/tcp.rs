@@ -12,9 +12,11 @@ use kvferry_agent::{
 };
 use kvferry_memory::HostMemory;
 use kvferry_proto::{NodeAddresses, RegionId, RemoteSpan};
+use kvferry_security::tls::ServerTls;
 use tokio::sync::Notify;
 
 use crate::{
+    keys::Keys,
     proxy::Proxy,
     world::{
         Stalls, World, catalog, check_alive, contents, data, eventually, insert, local, pattern,
@@ -29,6 +31,9 @@ pub struct TcpWorld {
     stop: Arc<Notify>,
     /// Past the proxy.
     pub direct: PeerTarget,
+    pub reader: TcpTransport,
+    /// Where TLS is spoken.
+    pub keys: Option<Keys>,
 }
 
 impl TcpWorld {
@@ -36,14 +41,46 @@ impl TcpWorld {
         Self::behind(Gate::open(), limits).await
     }
 
+    /// An owner that speaks TLS only, and a reader that reads nothing in clear.
+    pub async fn by_tls(limits: TcpLimits) -> Self {
+        Self::of(Gate::open(), Some(Keys::new()), limits).await
+    }
+
     /// An owner that lets in whom the gate does.
     pub async fn behind(gate: impl Into<Arc<Gate>>, limits: TcpLimits) -> Self {
+        Self::of(gate, None, limits).await
+    }
+
+    /// The owner has a certificate where there are keys.
+    pub async fn of(gate: impl Into<Arc<Gate>>, keys: Option<Keys>, limits: TcpLimits) -> Self {
+        let tls = keys.as_ref().map(|keys| keys.server("owner"));
+        let world = Self::speaking(tls, gate, limits).await;
+        let reader = keys
+            .as_ref()
+            .map_or_else(TcpTransport::default, Keys::reader);
+        Self {
+            reader,
+            keys,
+            ..world
+        }
+    }
+
+    pub async fn speaking(
+        tls: Option<Arc<ServerTls>>,
+        gate: impl Into<Arc<Gate>>,
+        limits: TcpLimits,
+    ) -> Self {
         let catalog = catalog();
         let loopback = "127.0.0.1:0".parse().unwrap();
         let server = TcpServer::bind(loopback, Arc::clone(&catalog), limits)
             .await
             .unwrap()
             .behind(gate.into());
+        let data_tls = tls.is_some();
+        let server = match tls {
+            Some(tls) => server.by_tls(tls),
+            None => server,
+        };
         let (address, counters) = (server.local_addr(), server.counters());
         let stop = Arc::new(Notify::new());
         let stopped = Arc::clone(&stop);
@@ -55,8 +92,11 @@ impl TcpWorld {
             stop,
             direct: peer(NodeAddresses {
                 data: Some(address),
+                data_tls,
                 ..NodeAddresses::default()
             }),
+            reader: TcpTransport::default(),
+            keys: None,
         }
     }
 
@@ -73,12 +113,12 @@ impl World for TcpWorld {
         Arc::clone(&self.catalog)
     }
     fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(TcpTransport::default())
+        Arc::new(self.reader.clone())
     }
     fn peer(&self) -> PeerTarget {
         peer(NodeAddresses {
             data: Some(self.proxy.address),
-            ..NodeAddresses::default()
+            ..self.direct.addresses.clone()
         })
     }
     fn kill(&self) {
@@ -98,7 +138,15 @@ impl Stalls for TcpWorld {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_that_answers_too_much_delivers_none_of_it() {
-    let world = TcpWorld::start().await;
+    answers_too_much(&TcpWorld::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_slipped_into_tls_is_not_delivered() {
+    answers_too_much(&TcpWorld::by_tls(TcpLimits::default()).await).await;
+}
+
+async fn answers_too_much(world: &TcpWorld) {
     // Zeros, text, and what looks like a response's beginning.
     for extra in [vec![0; 4096], b"surplus".repeat(100), vec![1; 16]] {
         let link = world.link().await;
@@ -164,7 +212,15 @@ async fn more_connections_are_opened_under_load() {
 /// owner goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_region_closes_the_connection_and_nothing_else() {
-    let world = TcpWorld::start().await;
+    cut_region(&TcpWorld::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_region_closes_the_connection_by_tls_and_nothing_else() {
+    cut_region(&TcpWorld::by_tls(TcpLimits::default()).await).await;
+}
+
+async fn cut_region(world: &TcpWorld) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 20).unwrap();
     let id = RegionId(30);
@@ -189,11 +245,22 @@ async fn a_cut_region_closes_the_connection_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_takes_nothing_loses_its_connection_and_no_one_else_does() {
-    let world = TcpWorld::with(TcpLimits {
+    takes_nothing(&TcpWorld::with(impatient()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_by_tls_that_takes_nothing_loses_its_connection_and_no_one_else_does() {
+    takes_nothing(&TcpWorld::by_tls(impatient()).await).await;
+}
+
+fn impatient() -> TcpLimits {
+    TcpLimits {
         write_stall: Duration::from_secs(1),
         ..TcpLimits::default()
-    })
-    .await;
+    }
+}
+
+async fn takes_nothing(world: &TcpWorld) {
     let other = world.direct_link().await;
     let link = world.link().await;
     world.stall_after(0);

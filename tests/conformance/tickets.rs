@@ -144,6 +144,12 @@ impl Parties {
         change(&mut self.office.terms.lock());
     }
 
+    /// For that reader, as the terms are now.
+    pub fn ticket(&self, reader: &str, key: PublicKey) -> Vec<u8> {
+        let terms = self.office.terms.lock().clone();
+        self.office.issue(reader, key, &terms)
+    }
+
     pub fn refused(&self, refusal: Refusal) -> u64 {
         self.gate.counters().refused.of(refusal).get()
     }
@@ -227,7 +233,7 @@ impl Stalls for TicketWorld {
 
 // ---- a stranger who speaks the protocol by hand ----------------------------------------------------
 
-fn hello(ticket: &[u8]) -> Vec<u8> {
+pub fn hello(ticket: &[u8]) -> Vec<u8> {
     let mut bytes = b"KVFd".to_vec();
     bytes.extend_from_slice(&1u16.to_le_bytes());
     bytes.extend_from_slice(&0u16.to_le_bytes());
@@ -251,10 +257,10 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     !matches!(read, Ok(1))
 }
 
-const ACCEPTED: (u8, u8) = (0, 0);
-const PROVE: (u8, u8) = (3, 0);
+pub const ACCEPTED: (u8, u8) = (0, 0);
+pub const PROVE: (u8, u8) = (3, 0);
 
-fn turned_away(refusal: Refusal) -> (u8, u8) {
+pub fn turned_away(refusal: Refusal) -> (u8, u8) {
     (2, 0x10 | refusal.code())
 }
 

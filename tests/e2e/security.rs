@@ -1,6 +1,8 @@
 //! Never open: who should not get in, or may not do what he asks, tries to, and fails; real processes throughout.
 //! Handshakes by themselves (expired, of another CA, never ending, ...) are tried in `security/tests/door.rs`.
 
+mod doors;
+mod payload;
 mod rights;
 mod world;
 

@@ -24,6 +24,19 @@ impl Observed for AgentObserved {
              off unfinished; clear: somebody spoke in clear; too_many: turned away unheard, as many were under way as may be",
             &self.1,
         )?;
+        page.counters(
+            "kvferry_agent_data_handshakes_total",
+            "TLS handshakes at the data port by outcome, where it speaks TLS (data_tls); as those of the Peer service. Connections \
+             turned away as too many are part of none",
+            self.0.served.handshakes(),
+        )?;
+        page.counters(
+            "kvferry_agent_payload_refused_total",
+            "Data connections to peers that were not used, since their way was not as safe as it must be. clear: the peer \
+             speaks in clear, and this agent takes payload by TLS only; downgraded: it should speak TLS, and who answers does \
+             not; certificate, our_certificate: the log says what is wrong with which; no_ca: set tls_ca",
+            &self.0.payload,
+        )?;
         self.sessions(page)
     }
 

@@ -322,9 +322,9 @@ mod tests {
         assert_eq!(plan.chunks(), [0, 1, 2, 4]);
         assert_eq!(plan.empty(), [2]);
         assert_eq!(plan.lacking(), [0, 1, 3]);
-        assert_eq!(plan.land(2), []);
+        assert!(plan.land(2).is_empty());
         assert_eq!(plan.land(0), [0]);
-        assert_eq!(plan.land(0), [], "once");
+        assert!(plan.land(0).is_empty(), "once");
         assert_eq!(plan.land(1), [1]);
         assert_eq!(plan.missing(), [3]);
         assert_eq!(plan.slot(3, 7), Slot(11));

@@ -228,6 +228,7 @@ fn passes(error: &ConnectError) -> bool {
         ConnectError::WrongIncarnation { .. }
         | ConnectError::Refused { .. }
         | ConnectError::TicketRefused { .. }
+        | ConnectError::Insecure { .. }
         | ConnectError::NoPath { .. } => false,
     }
 }

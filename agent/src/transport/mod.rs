@@ -47,6 +47,7 @@ pub use health::PeerHealth;
 pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
 pub use pending::{CancelRead, Completion, PendingRead};
 pub use straight::{GpuRead, GpuRequest, GpuSpans};
+use tcp::NotSecure;
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -276,6 +277,15 @@ pub enum ConnectError {
         node: NodeId,
         /// Why not.
         why: NoTicket,
+    },
+    /// The way there is not as safe as it must be, and none is taken that is less safe: nothing was sent. An operator is
+    /// needed; no use in trying again soon.
+    #[error("no payload from {node}: {why}")]
+    Insecure {
+        /// Whom.
+        node: NodeId,
+        /// Why not.
+        why: NotSecure,
     },
     /// This transport has no way to that peer.
     #[error("no {transport} path to {node}: {detail}")]

@@ -27,7 +27,7 @@ mod scope;
 pub use claims::{MAX_SCOPES, MAX_TICKET_BYTES, Ticket, TicketTooLong};
 pub use issuer::{Issuer, KeyFileError, SETTLE, SigningKey};
 pub use keyring::{CLOCK_DRIFT, KeyRing, MAX_KEYS, MAX_LIFE, PUBLIC_KEY_BYTES, PublicKey};
-pub use proof::{NONCE_BYTES, Nonce, PROOF_BYTES, Purpose, ReaderKey};
+pub use proof::{Binding, NONCE_BYTES, Nonce, PROOF_BYTES, Purpose, ReaderKey};
 pub use refusal::Refusal;
 pub use scope::{BadScope, Scope};
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use ring::{
+    digest::{self, SHA256},
     rand::{SecureRandom, SystemRandom},
     signature::{Ed25519KeyPair, KeyPair},
 };
@@ -17,8 +18,10 @@ pub const PROOF_BYTES: usize = 64;
 /// What a proof is for: one that was made for another door opens none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// A connection of the data port.
+    /// A connection of the data port, in clear.
     Data,
+    /// One by TLS: the nonce is [`Nonce::within`] its session.
+    DataByTls,
     /// A connection of the descriptor socket.
     Descriptors,
     /// Queue pairs.
@@ -29,9 +32,21 @@ impl Purpose {
     fn context(self) -> &'static [u8] {
         match self {
             Self::Data => b"kvferry proof v1 data\0",
+            Self::DataByTls => b"kvferry proof v1 data by tls\0",
             Self::Descriptors => b"kvferry proof v1 descriptors\0",
             Self::Rdma => b"kvferry proof v1 rdma\0",
         }
+    }
+}
+
+/// What the two ends of a TLS session know, and nobody else does: another at each session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Binding(pub [u8; 32]);
+
+impl fmt::Debug for Binding {
+    // It is of the session's secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Binding")
     }
 }
 
@@ -48,6 +63,21 @@ impl Nonce {
         let mut bytes = [0; NONCE_BYTES];
         let filled = SystemRandom::new().fill(&mut bytes);
         filled.map(|()| Self(bytes)).map_err(|_| NoRandomness)
+    }
+
+    /// What is signed in its place over TLS, so that a proof is good in the session that it was made in, and in no other:
+    /// not even by the hands of one who speaks TLS to both sides.
+    #[must_use]
+    pub fn within(&self, session: &Binding) -> Self {
+        let mut context = digest::Context::new(&SHA256);
+        for part in [b"kvferry nonce in tls v1\0".as_slice(), &self.0, &session.0] {
+            context.update(part);
+        }
+        let mut bytes = [0; NONCE_BYTES];
+        for (to, from) in bytes.iter_mut().zip(context.finish().as_ref()) {
+            *to = *from;
+        }
+        Self(bytes)
     }
 }
 

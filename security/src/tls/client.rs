@@ -23,6 +23,7 @@ use tonic::{
 };
 
 use super::{
+    data::{DATA, DataSession},
     files::{self, TlsFileError, TlsFiles},
     refusal::TlsRefusal,
     server::H2,
@@ -113,9 +114,16 @@ pub struct Dialer {
 
 #[derive(Debug)]
 struct Trust {
-    files: Reread<Arc<ClientConfig>, TlsFileError>,
+    files: Reread<Configs, TlsFileError>,
     /// For people.
     ca: PathBuf,
+}
+
+/// The same, for what is spoken over it.
+#[derive(Debug)]
+struct Configs {
+    grpc: Arc<ClientConfig>,
+    data: Arc<ClientConfig>,
 }
 
 impl Dialer {
@@ -190,6 +198,40 @@ impl Dialer {
         Ok(self.line(channel))
     }
 
+    /// Begins TLS on a connection to the data port of a node, whose certificate must be for its name. `server` is what
+    /// the port is called in errors. The caller bounds the time.
+    ///
+    /// # Errors
+    /// [`TlsRefusal`]: nothing of what is spoken over it has been said.
+    pub async fn begin_data(
+        &self,
+        node: &str,
+        server: &str,
+        stream: TcpStream,
+    ) -> Result<(TcpStream, DataSession), TlsRefusal> {
+        let Some(tls) = &self.tls else {
+            let server = server.to_owned();
+            return Err(TlsRefusal::NoCa { server });
+        };
+        let name = server_name(server, node)?;
+        let connector = TlsConnector::from(Arc::clone(&tls.files.current().value.data));
+        match connector.connect(name, stream).await {
+            Ok(stream) => {
+                let (stream, connection) = stream.into_inner();
+                let session = DataSession::new(connection.into());
+                let session = session.map_err(|error| TlsRefusal::Other {
+                    server: server.to_owned(),
+                    detail: error.to_string(),
+                })?;
+                Ok((stream, session))
+            }
+            Err(error) => {
+                let ca = tls.ca.display().to_string();
+                Err(TlsRefusal::of_server(server, node, &ca, &error))
+            }
+        }
+    }
+
     fn line(&self, channel: Channel) -> Line {
         Line {
             channel,
@@ -203,6 +245,15 @@ impl Dialer {
             name: name.map(str::to_owned),
         }
     }
+}
+
+fn server_name(server: &str, expected: &str) -> Result<ServerName<'static>, TlsRefusal> {
+    ServerName::try_from(expected.to_owned()).map_err(|_| TlsRefusal::Other {
+        server: server.to_owned(),
+        detail: format!(
+            "{expected:?} can be no certificate's name: letters, digits, '-' and '_' can, of at most 63 to a dot"
+        ),
+    })
 }
 
 fn trust(files: &TlsFiles, ca: &Path) -> Result<Trust, TlsFileError> {
@@ -232,10 +283,17 @@ fn trust(files: &TlsFiles, ca: &Path) -> Result<Trust, TlsFileError> {
                     .map_err(|error| files::unusable(cert, key, &error))?
             }
         };
-        config.alpn_protocols = vec![H2.to_vec()];
         // A connection lasts for hours; each begins with certificates.
         config.resumption = rustls::client::Resumption::disabled();
-        Ok(Arc::new(config))
+        let spoken = |protocol: &[u8]| {
+            let mut config = config.clone();
+            config.alpn_protocols = vec![protocol.to_vec()];
+            Arc::new(config)
+        };
+        Ok(Configs {
+            grpc: spoken(H2),
+            data: spoken(DATA),
+        })
     };
     Ok(Trust {
         files: Reread::open("the client's certificate", paths, load)?,
@@ -313,15 +371,10 @@ impl Service<Uri> for Connector {
                 return Err(io::Error::other(DialRefusal::NoCa { url }));
             };
             let expected = name.as_deref().unwrap_or(host);
-            let Ok(name) = ServerName::try_from(expected.to_owned()) else {
-                let detail = format!(
-                    "{expected:?} can be no certificate's name: letters, digits, '-' and '_' can, of at most 63 to a dot"
-                );
-                return Err(io::Error::other(TlsRefusal::Other { server, detail }));
-            };
+            let name = server_name(&server, expected).map_err(io::Error::other)?;
             let stream = TcpStream::connect((host, port)).await?;
             stream.set_nodelay(true)?;
-            let connector = TlsConnector::from(Arc::clone(&tls.files.current().value));
+            let connector = TlsConnector::from(Arc::clone(&tls.files.current().value.grpc));
             match connector.connect(name, stream).await {
                 Ok(stream) => Ok(TokioIo::new(Dialled { stream, server })),
                 Err(error) => {
@@ -348,6 +401,18 @@ impl Dialled {
             None => error,
         }
     }
+
+    /// Of a write that failed. Who refuses our certificate says so and hangs up: the words may lie here already where a
+    /// write only finds the connection gone.
+    fn why(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
+        let mut room = [0];
+        match Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut room)) {
+            Poll::Ready(Err(said)) if TlsRefusal::of_late_alert(&self.server, &said).is_some() => {
+                self.in_words(said)
+            }
+            _ => self.in_words(error),
+        }
+    }
 }
 
 impl AsyncRead for Dialled {
@@ -368,7 +433,7 @@ impl AsyncWrite for Dialled {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        written.map_err(|error| self.in_words(error))
+        written.map_err(|error| self.why(cx, error))
     }
 
     fn poll_write_vectored(
@@ -377,7 +442,7 @@ impl AsyncWrite for Dialled {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        written.map_err(|error| self.in_words(error))
+        written.map_err(|error| self.why(cx, error))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -386,7 +451,7 @@ impl AsyncWrite for Dialled {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        flushed.map_err(|error| self.in_words(error))
+        flushed.map_err(|error| self.why(cx, error))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -44,6 +44,14 @@ pub enum TlsRefusal {
         /// Who was dialled.
         server: String,
     },
+    /// Nobody to know it by.
+    #[error(
+        "{server} speaks TLS, and there is no CA to know its certificate by: give the one that issued it (--tls-ca)"
+    )]
+    NoCa {
+        /// Who was dialled.
+        server: String,
+    },
     /// It speaks in clear.
     #[error(
         "{server} does not speak TLS: use http:// for it, or start it with --tls-cert and --tls-key"
@@ -152,7 +160,8 @@ impl TlsRefusal {
     }
 
     /// What a server says after its own part of the handshake was done; None: nothing of the kind.
-    pub(super) fn of_late_alert(server: &str, error: &io::Error) -> Option<Self> {
+    #[must_use]
+    pub fn of_late_alert(server: &str, error: &io::Error) -> Option<Self> {
         match rustls_error(error)? {
             RustlsError::AlertReceived(alert) => Some(Self::of_alert(server.to_owned(), *alert)),
             _ => None,

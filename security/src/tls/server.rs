@@ -8,7 +8,10 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::files::{self, TlsFileError, TlsFiles};
+use super::{
+    data::DATA,
+    files::{self, TlsFileError, TlsFiles},
+};
 use crate::reread::Reread;
 
 /// What gRPC is spoken over.
@@ -17,8 +20,15 @@ pub(super) const H2: &[u8] = b"h2";
 /// A server's certificate, read again when its files change.
 #[derive(Debug)]
 pub struct ServerTls {
-    files: Reread<Arc<ServerConfig>, TlsFileError>,
+    files: Reread<Configs, TlsFileError>,
     asks_clients: bool,
+}
+
+/// The same, for what is spoken over it.
+#[derive(Debug)]
+struct Configs {
+    grpc: Arc<ServerConfig>,
+    data: Arc<ServerConfig>,
 }
 
 impl ServerTls {
@@ -50,11 +60,16 @@ impl ServerTls {
 
     /// For the next handshake.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.files.current().value))
+        TlsAcceptor::from(Arc::clone(&self.files.current().value.grpc))
+    }
+
+    /// As [`acceptor`](Self::acceptor), of the data port.
+    pub(super) fn data_acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(Arc::clone(&self.files.current().value.data))
     }
 }
 
-fn config(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Arc<ServerConfig>, TlsFileError> {
+fn config(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Configs, TlsFileError> {
     let (chain, private) = files::pair(cert, key)?;
     let broken = |path: &Path, detail: String| TlsFileError::Broken {
         what: "tls_ca",
@@ -77,9 +92,16 @@ fn config(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Arc<ServerConfig
     let mut config = builder
         .with_single_cert(chain, private)
         .map_err(|error| files::unusable(cert, key, &error))?;
-    config.alpn_protocols = vec![H2.to_vec()];
     // A session that is gone on with is not asked for its certificate again, and connections last for hours.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    let spoken = |protocol: &[u8]| {
+        let mut config = config.clone();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Arc::new(config)
+    };
+    Ok(Configs {
+        grpc: spoken(H2),
+        data: spoken(DATA),
+    })
 }

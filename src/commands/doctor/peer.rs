@@ -6,7 +6,7 @@ use kvferry_agent::transport::{
     ConnectError, PeerTarget, Transport,
     rdma::{Devices, RdmaConfig, RdmaTransport},
     shm::{ShmTransport, host_id},
-    tcp::{TcpConfig, TcpTransport},
+    tcp::{PayloadTls, TcpConfig, TcpTransport},
 };
 use kvferry_proto::{
     Incarnation, InvalidMessage, NodeAddresses, NodeId,
@@ -124,7 +124,10 @@ fn transports(
             "",
         )),
     }
-    all.push(Arc::new(TcpTransport::new(TcpConfig::default())));
+    let tcp = TcpTransport::new(TcpConfig::default());
+    all.push(Arc::new(
+        tcp.with_tls(PayloadTls::new(dialer.clone(), false)),
+    ));
     all
 }
 

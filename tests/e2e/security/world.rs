@@ -149,6 +149,20 @@ impl World {
         text.parse().expect("an address")
     }
 
+    pub(super) fn agent_data(&self, node: &str) -> SocketAddr {
+        let text = self.agents[node].text("data");
+        text.parse().expect("an address")
+    }
+
+    pub(super) fn agent_peer(&self, node: &str) -> String {
+        self.agents[node].text("peer")
+    }
+
+    /// What an agent logged.
+    pub(super) fn log(&self, node: &str) -> String {
+        fs::read_to_string(self.path().join(format!("{node}.log"))).unwrap_or_default()
+    }
+
     /// All that was logged.
     pub(super) fn logs(&self) -> String {
         let names = self

@@ -59,6 +59,7 @@ pub(crate) fn addresses() -> pb::NodeAddresses {
         shm: "/run/a.fds".into(),
         host_id: "h".into(),
         rdma: true,
+        data_tls: true,
     }
 }
 

@@ -70,6 +70,7 @@ impl Calls {
             links: Links::new(Vec::new(), None, LinksConfig::default()),
             deposits: Arc::default(),
             served: Arc::default(),
+            payload: Arc::default(),
             identity: Identity {
                 node,
                 incarnation,

@@ -44,7 +44,11 @@ use crate::{
     session::{ChangeLog, Identity, Reads, SessionStatus},
     tickets::Tickets,
     transfer::{TransferConfig, TransferMetrics},
-    transport::{Links, shm::DepositBox, tcp::ServeCounters},
+    transport::{
+        Links,
+        shm::DepositBox,
+        tcp::{PayloadRefusals, ServeCounters},
+    },
 };
 pub(crate) use tensors::{Registry, TensorsApi, keep_announced};
 
@@ -76,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) links: Links,
     pub(crate) deposits: Arc<DepositBox>,
     pub(crate) served: Arc<ServeCounters>,
+    pub(crate) payload: Arc<PayloadRefusals>,
     pub(crate) identity: Identity,
     pub(crate) defaults: Defaults,
     pub(crate) imports: imports::Imports,

@@ -19,6 +19,8 @@ label! {
         FailedRecently = "failed_recently",
         /// The peer refused our ticket, or no coordinator gave one.
         Ticket = "ticket",
+        /// The way there was not as safe as it must be.
+        Insecure = "insecure",
         /// Another lifetime of the peer answered.
         Restarted = "restarted",
     }
@@ -31,6 +33,7 @@ impl From<&ConnectError> for FallbackReason {
             ConnectError::Refused { .. } => Self::Refused,
             ConnectError::NoPath { .. } => Self::NoPath,
             ConnectError::TicketRefused { .. } | ConnectError::NoTicket { .. } => Self::Ticket,
+            ConnectError::Insecure { .. } => Self::Insecure,
             ConnectError::WrongIncarnation { .. } => Self::Restarted,
         }
     }

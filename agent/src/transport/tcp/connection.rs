@@ -14,21 +14,20 @@ use std::{
 
 use kvferry_memory::HostMemory;
 use kvferry_proto::{NodeId, RemoteSpan};
-use kvferry_security::ticket::{NONCE_BYTES, Nonce, Purpose, Refusal};
+use kvferry_security::ticket::{NONCE_BYTES, Nonce, Refusal};
+use kvferry_security::tls::TlsRefusal;
 use parking_lot::Mutex;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    sync::Notify,
-};
+use tokio::{net::TcpStream, sync::Notify};
 
 use super::{
     frame::{
         ClientHello, FrameError, RefusalReason, SERVER_HELLO_BYTES, ServerHello, Welcome,
         encode_renewal, encode_request,
     },
+    payload::{NotSecure, PayloadTls, insecure},
     reader::Reader,
     socket,
+    stream::Stream,
 };
 use crate::{
     tickets::{Held, Wallet},
@@ -44,9 +43,17 @@ const MAX_OUTBOUND_BYTES: usize = 16 << 20;
 /// in time for anybody. Well over the pull engine's own stall bound.
 const ABANDONED_STALL: Duration = Duration::from_secs(5);
 
+/// What a reader brings along, and what it wants.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Terms {
+    /// None where none are shown.
+    pub(super) tickets: Option<Arc<Wallet>>,
+    pub(super) tls: PayloadTls,
+}
+
 /// A connection that has said hello.
 pub(super) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     peer: PeerTarget,
     tickets: Option<Arc<Wallet>>,
     /// The number of the ticket it was let in with, or was renewed with last; 0 where none was asked for.
@@ -85,24 +92,37 @@ impl Connection {
     pub(super) async fn open(
         peer: &PeerTarget,
         address: SocketAddr,
-        tickets: Option<&Arc<Wallet>>,
+        terms: &Terms,
         link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
+        let tls = &terms.tls;
+        let opened = Self::open_on(peer, address, terms, link_received).await;
+        opened.inspect_err(|error| tls.count(error))
+    }
+
+    async fn open_on(
+        peer: &PeerTarget,
+        address: SocketAddr,
+        Terms { tickets, tls }: &Terms,
+        link_received: &Arc<AtomicU64>,
+    ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
+        // Before anybody is asked for a ticket.
+        tls.check(peer)?;
         let no_ticket = |why| ConnectError::NoTicket {
             node: peer.node.clone(),
             why,
         };
         let Some(wallet) = tickets else {
-            return Self::open_with(peer, address, None, link_received).await;
+            return Self::open_with(peer, address, tls, None, link_received).await;
         };
         let held = wallet.ticket(peer).await.map_err(no_ticket)?;
         let shown = Some((wallet, held.as_ref()));
-        match Self::open_with(peer, address, shown, link_received).await {
+        match Self::open_with(peer, address, tls, shown, link_received).await {
             Err(ConnectError::TicketRefused { refusal, .. }) => {
                 let again = wallet.after_refusal(peer, held.as_ref(), refusal).await;
                 let again = again.map_err(no_ticket)?;
                 let shown = Some((wallet, Some(&again)));
-                let opened = Self::open_with(peer, address, shown, link_received).await;
+                let opened = Self::open_with(peer, address, tls, shown, link_received).await;
                 opened.inspect_err(|error| {
                     if let ConnectError::TicketRefused { refusal, .. } = error {
                         wallet.refused(peer, again.number, *refusal);
@@ -116,12 +136,14 @@ impl Connection {
     async fn open_with(
         peer: &PeerTarget,
         address: SocketAddr,
+        tls: &PayloadTls,
         shown: Option<(&Arc<Wallet>, Option<&Held>)>,
         link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
         let failed = |error: io::Error| unreachable(peer, address, &error);
         let stream = TcpStream::connect(address).await.map_err(failed)?;
         socket::configure(&stream).map_err(failed)?;
+        let stream = tls.begin(peer, address, stream).await?;
         Self::greet(peer, address, stream, shown, link_received).await
     }
 
@@ -129,12 +151,15 @@ impl Connection {
     pub(super) async fn greet(
         peer: &PeerTarget,
         address: SocketAddr,
-        mut stream: TcpStream,
+        mut stream: Stream,
         shown: Option<(&Arc<Wallet>, Option<&Held>)>,
         link_received: &Arc<AtomicU64>,
     ) -> Result<(Arc<Self>, ServerHello), ConnectError> {
-        let failed = |error: io::Error| unreachable(peer, address, &error);
-        let no_hello = |error: HelloError| unreachable(peer, address, &error);
+        let failed = |error: io::Error| not_heard(peer, address, &error);
+        let no_hello = |error: HelloError| match error {
+            HelloError::Io(error) => not_heard(peer, address, &error),
+            other => unreachable(peer, address, &other),
+        };
         let hello = ClientHello {
             incarnation: peer.incarnation.get(),
             ticket: shown
@@ -147,7 +172,8 @@ impl Connection {
         if let (Welcome::Prove, Some((wallet, Some(held)))) = (hello.welcome, shown) {
             let mut nonce = [0; NONCE_BYTES];
             stream.read_exact(&mut nonce).await.map_err(failed)?;
-            let proof = wallet.prove(Purpose::Data, &Nonce(nonce), &held.bytes);
+            let (purpose, nonce) = stream.proven(&Nonce(nonce));
+            let proof = wallet.prove(purpose, &nonce, &held.bytes);
             stream.write_all(&proof).await.map_err(failed)?;
             hello = read_hello(&mut stream).await.map_err(no_hello)?;
             ticket = held.number;
@@ -294,6 +320,14 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
+        match self.stream.flush() {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.outbound_waits.notify_one();
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
         state.outbound.clear();
         state.outbound_sent = 0;
         Ok(true)
@@ -322,7 +356,7 @@ impl Connection {
 
     /// Makes the reader see the end, which closes everything in one place.
     fn hang_up(&self) {
-        let _ = rustix::net::shutdown(self.stream.as_fd(), rustix::net::Shutdown::Both);
+        let _ = rustix::net::shutdown(self.stream.socket().as_fd(), rustix::net::Shutdown::Both);
     }
 
     /// Settles everything on it, now and for ever. When this returns nothing is written any more.
@@ -387,7 +421,7 @@ impl Connection {
 
     // What the reader needs.
 
-    pub(super) fn stream(&self) -> &TcpStream {
+    pub(super) fn stream(&self) -> &Stream {
         &self.stream
     }
 
@@ -428,6 +462,14 @@ fn unreachable(
     }
 }
 
+/// By TLS, an owner that does not take our certificate says so when we believe that all is done.
+fn not_heard(peer: &PeerTarget, address: SocketAddr, why: &io::Error) -> ConnectError {
+    match TlsRefusal::of_late_alert(&address.to_string(), why) {
+        Some(refusal) => insecure(peer, NotSecure::Tls(refusal)),
+        None => unreachable(peer, address, why),
+    }
+}
+
 /// Why there is no hello of an owner.
 #[derive(Debug, thiserror::Error)]
 enum HelloError {
@@ -443,7 +485,7 @@ enum HelloError {
 }
 
 /// An owner's hello.
-async fn read_hello(stream: &mut TcpStream) -> Result<ServerHello, HelloError> {
+async fn read_hello(stream: &mut Stream) -> Result<ServerHello, HelloError> {
     let mut answer = [0; SERVER_HELLO_BYTES];
     stream.read_exact(&mut answer).await?;
     match ServerHello::decode(&answer)? {

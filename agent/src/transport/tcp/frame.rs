@@ -226,6 +226,8 @@ pub(super) enum RefusalReason {
     Ticket(Refusal),
     /// It is going away.
     ShuttingDown,
+    /// It speaks TLS only.
+    Tls,
     /// One that a later release has.
     Other,
 }
@@ -237,6 +239,7 @@ impl RefusalReason {
             Self::Busy => 1,
             Self::Ticket(refusal) => TICKET_REASON | refusal.code(),
             Self::ShuttingDown => 3,
+            Self::Tls => 4,
         }
     }
 
@@ -246,6 +249,9 @@ impl RefusalReason {
             Self::Busy => "it serves as many connections as it may",
             Self::Ticket(_) => "the ticket does not let this reader in",
             Self::ShuttingDown => "it is shutting down",
+            Self::Tls => {
+                "its data port speaks TLS only, which it tells coordinators: are they of an older release?"
+            }
             Self::Other => "it gives no reason this release knows",
         }
     }
@@ -295,6 +301,7 @@ impl ServerHello {
             (1, _) => Welcome::WrongIncarnation,
             (2, 1) => Welcome::Refused(RefusalReason::Busy),
             (2, 3) => Welcome::Refused(RefusalReason::ShuttingDown),
+            (2, 4) => Welcome::Refused(RefusalReason::Tls),
             (2, reason) if reason & 0xf0 == TICKET_REASON => {
                 Welcome::Refused(RefusalReason::Ticket(Refusal::from_code(reason & 0x0f)))
             }

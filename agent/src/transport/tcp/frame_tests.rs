@@ -52,6 +52,7 @@ proptest! {
             3 => Welcome::Refused(RefusalReason::Ticket(refusal)),
             6 => Welcome::Prove,
             4 => Welcome::Refused(RefusalReason::ShuttingDown),
+            5 => Welcome::Refused(RefusalReason::Tls),
             _ => Welcome::Refused(RefusalReason::Other),
         };
         let hello = ServerHello { welcome, incarnation, max_spans, max_bytes };

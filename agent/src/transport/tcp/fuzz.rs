@@ -26,6 +26,7 @@ use super::{
     },
     server::{Handshaking, ServeCounters, TcpLimits},
     session::Session,
+    stream::Stream,
 };
 use crate::{
     region::RegionCatalog,
@@ -131,7 +132,7 @@ pub async fn owner(catalog: &Arc<RegionCatalog>, pieces: &[&[u8]]) {
         return;
     };
     let session = Session::new(
-        theirs,
+        Stream::Clear(theirs),
         Arc::clone(catalog),
         Arc::new(Gate::open()),
         Arc::new(limits),
@@ -270,7 +271,7 @@ pub async fn reader(incarnation: u64, reads: &[Asked], hello: &[u8], pieces: &[&
         let address = SocketAddr::from(([127, 0, 0, 1], 1));
         let received = Arc::<AtomicU64>::default();
         let (opened, ours) = tokio::join!(
-            Connection::greet(&peer, address, theirs, None, &received),
+            Connection::greet(&peer, address, Stream::Clear(theirs), None, &received),
             say_hello
         );
         let welcome = match ServerHello::decode(hello) {

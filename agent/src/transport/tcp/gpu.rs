@@ -88,6 +88,18 @@ impl GpuRun {
         Some(Piece::new(chunk.memory(), range.start + self.sent, len))
     }
 
+    /// Copies of the bytes that are here.
+    pub(super) fn copy(&self, into: &mut [u8]) -> Result<usize, AccessError> {
+        let Some(chunk) = &self.chunk else {
+            return Ok(0);
+        };
+        let range = chunk.range();
+        let from = range.start + self.sent;
+        let len = (range.end - from).min(into.len() as u64) as usize;
+        chunk.memory().read_at(from, &mut into[..len])?;
+        Ok(len)
+    }
+
     /// How many spans it is of.
     pub(super) fn spans(&self) -> usize {
         self.spans

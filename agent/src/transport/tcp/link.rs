@@ -14,18 +14,15 @@ use parking_lot::Mutex;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
-    connection::Connection,
+    connection::{Connection, Terms},
     frame::{MAX_SPANS, ServerHello},
     transport::TcpConfig,
 };
-use crate::{
-    tickets::Wallet,
-    transport::{
-        Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
-        TransportKind,
-        operation::{Operation, check_request, check_with_words},
-        spans::coalesce_remote,
-    },
+use crate::transport::{
+    Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
+    TransportKind,
+    operation::{Operation, check_request, check_with_words},
+    spans::coalesce_remote,
 };
 
 /// Keeps 100 Gb/s full over a round trip of 2.5 ms.
@@ -52,7 +49,7 @@ struct Shared {
     peer: PeerTarget,
     address: SocketAddr,
     config: TcpConfig,
-    tickets: Option<Arc<Wallet>>,
+    terms: Terms,
     capabilities: Capabilities,
     connections: Mutex<Vec<Arc<Connection>>>,
     /// One more is being opened, or could not be opened a moment ago.
@@ -67,10 +64,10 @@ impl TcpLink {
         peer: &PeerTarget,
         address: SocketAddr,
         config: TcpConfig,
-        tickets: Option<Arc<Wallet>>,
+        terms: Terms,
     ) -> Result<Self, ConnectError> {
         let received = Arc::new(AtomicU64::new(0));
-        let opened = Connection::open(peer, address, tickets.as_ref(), &received).await;
+        let opened = Connection::open(peer, address, &terms, &received).await;
         let (connection, hello) = opened?;
         let capabilities = capabilities(&hello).ok_or_else(|| ConnectError::Refused {
             node: peer.node.clone(),
@@ -83,7 +80,7 @@ impl TcpLink {
             peer: peer.clone(),
             address,
             config,
-            tickets,
+            terms,
             capabilities,
             connections: Mutex::new(vec![connection]),
             opening: AtomicBool::new(false),
@@ -199,7 +196,7 @@ impl Shared {
 
     /// Has connections stay beyond the ticket that they were let in with.
     async fn renew(&self) {
-        let Some(wallet) = &self.tickets else {
+        let Some(wallet) = &self.terms.tickets else {
             return;
         };
         if let Some(held) = wallet.renewed(&self.peer).await {
@@ -219,9 +216,9 @@ impl Shared {
         let shared = Arc::downgrade(self);
         let (peer, address) = (self.peer.clone(), self.address);
         let (received, bound) = (Arc::clone(&self.received), self.config.connect_timeout);
-        let tickets = self.tickets.clone();
+        let terms = self.terms.clone();
         self.runtime.spawn(async move {
-            let opening = Connection::open(&peer, address, tickets.as_ref(), &received);
+            let opening = Connection::open(&peer, address, &terms, &received);
             let opened = timeout(bound, opening).await;
             let failed = match opened {
                 Ok(Ok((connection, _))) => {

@@ -1,6 +1,10 @@
 //! Takes responses off a connection, payload straight into the local spans.
 
-use std::{io, os::fd::AsFd, sync::Arc};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
 
 use kvferry_memory::{AccessError, HostMemory, MemoryError, PieceMut, discard, receive};
 use tokio::io::Interest;
@@ -8,10 +12,11 @@ use tokio::io::Interest;
 use super::{
     connection::Connection,
     frame::{FrameError, RESPONSE_HEAD_BYTES, ResponseHead},
+    stream::{Sealed, Stream},
 };
 use crate::transport::{
     ReadError,
-    operation::Operation,
+    operation::{Operation, Target},
     spans::{SpanFault, SpanRefusal},
 };
 
@@ -72,7 +77,13 @@ impl Reader {
         let connection = Arc::clone(&self.connection);
         let stream = connection.stream();
         loop {
-            match stream.try_io(Interest::READABLE, || self.receive()) {
+            let received = match stream {
+                Stream::Clear(socket) => {
+                    socket.try_io(Interest::READABLE, || self.receive(socket.as_fd()))
+                }
+                Stream::Tls(sealed) => self.open(sealed),
+            };
+            match received {
                 Ok(0) => return ReaderEnd::Closed,
                 Ok(_) => {
                     if let Err(end) = self.digest() {
@@ -92,8 +103,7 @@ impl Reader {
     }
 
     /// One system call's worth, without waiting. 0 is the end of the stream.
-    fn receive(&mut self) -> io::Result<usize> {
-        let socket = self.connection.stream().as_fd();
+    fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let Some(current) = &mut self.current else {
             let room = PieceMut::new(&self.inbox, self.end, INBOX_BYTES - self.end);
             let mut pieces = [room.map_err(|_| io::ErrorKind::InvalidInput)?];
@@ -135,6 +145,39 @@ impl Reader {
                 Err(io::ErrorKind::Interrupted.into())
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// As [`receive`](Self::receive), by TLS: at most a record's worth.
+    fn open(&mut self, sealed: &Sealed) -> io::Result<usize> {
+        let Self {
+            connection,
+            inbox,
+            end,
+            current,
+            ..
+        } = self;
+        let mut full = None;
+        let opened = sealed.open(|bytes| {
+            let Some(current) = current else {
+                let len = bytes.len().min((INBOX_BYTES - *end) as usize);
+                full = inbox.write_at(*end, &bytes[..len]).err();
+                *end += len as u64;
+                return len;
+            };
+            let len = bytes
+                .len()
+                .min(usize::try_from(current.left).unwrap_or(usize::MAX));
+            fill(&current.operation, |target| {
+                target.fill_bytes(&bytes[..len])
+            });
+            current.left -= len as u64;
+            connection.count_received(len as u64);
+            len
+        });
+        match full {
+            Some(_) => Err(io::ErrorKind::InvalidInput.into()),
+            None => opened,
         }
     }
 
@@ -237,14 +280,14 @@ impl Reader {
 
 /// Copies a small payload from the inbox, if anybody still wants it.
 fn put(current: &Current, inbox: &HostMemory, from: std::ops::Range<u64>) {
-    let mut guard = current.operation.target();
-    let filled = match guard.as_mut() {
-        Some(target) => target.fill(inbox, from),
-        None => Ok(()),
-    };
-    drop(guard);
+    fill(&current.operation, |target| target.fill(inbox, from));
+}
+
+/// Where somebody still wants it. Memory that cannot be written ends the read, and not the connection.
+fn fill(operation: &Operation, copy: impl FnOnce(&mut Target) -> Result<(), AccessError>) {
+    let filled = operation.target().as_mut().map_or(Ok(()), copy);
     if let Err(error) = filled {
-        current.operation.settle(Err(ReadError::Local(error)));
+        operation.settle(Err(ReadError::Local(error)));
     }
 }
 

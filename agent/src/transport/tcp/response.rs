@@ -3,7 +3,7 @@
 use std::{io, sync::Arc};
 
 use kvferry_cuda::StagingError;
-use kvferry_memory::{MAX_PIECES, Piece};
+use kvferry_memory::{AccessError, MAX_PIECES, Piece};
 use kvferry_proto::{Part, RegionId, RemoteSpan};
 
 use super::{frame::ResponseHead, gpu::GpuRun};
@@ -145,6 +145,45 @@ impl<'a> Response<'a> {
         }
     }
 
+    /// Copies what comes next into a record, and counts it as taken. Ends where the record does, and before what must be
+    /// staged or fetched first.
+    pub(super) fn copy(&mut self, record: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < record.len() {
+            let room = &mut record[filled..];
+            let staged = &self.staged[self.staged_sent..];
+            let copied = if !staged.is_empty() {
+                let len = staged.len().min(room.len());
+                room[..len].copy_from_slice(&staged[..len]);
+                len
+            } else if let Some(gpu) = &self.gpu {
+                gpu.copy(room).map_err(unreadable)?
+            } else {
+                self.copy_data(room).map_err(unreadable)?
+            };
+            if copied == 0 {
+                break;
+            }
+            self.advance(copied as u64);
+            filled += copied;
+        }
+        Ok(filled)
+    }
+
+    /// Copies of the span that comes next, where it is of host memory.
+    fn copy_data(&self, room: &mut [u8]) -> Result<usize, AccessError> {
+        let next = self.spans.get(self.next);
+        let next = next.filter(|(_, span)| span.part == Part::Data);
+        let Some((memory, span)) =
+            next.and_then(|(region, span)| Some((region.memory.host()?, span)))
+        else {
+            return Ok(0);
+        };
+        let len = (span.len - self.within).min(room.len() as u64) as usize;
+        memory.read_at(span.offset + self.within, &mut room[..len])?;
+        Ok(len)
+    }
+
     /// It holds staging memory of a GPU.
     pub(super) fn holds_gpu_buffers(&self) -> bool {
         self.gpu.is_some()
@@ -164,5 +203,13 @@ impl<'a> Response<'a> {
             let run_is_over = |run: &mut GpuRun| run.is_over();
             drop(self.gpu.take_if(run_is_over));
         }
+    }
+}
+
+/// As the kernel would have put it.
+fn unreadable(error: AccessError) -> io::Error {
+    match error {
+        AccessError::Gone(_) => rustix::io::Errno::FAULT.into(),
+        _ => io::ErrorKind::InvalidInput.into(),
     }
 }

@@ -12,14 +12,17 @@ use std::{
     time::Duration,
 };
 
+use kvferry_security::tls::{DoorCounts, ServerTls};
 use parking_lot::Mutex;
 use tokio::{
     net::{TcpListener, TcpStream},
     pin, select,
     task::JoinSet,
+    time::Instant,
 };
 
 use super::{
+    door::let_in,
     frame::{MAX_SPANS, RefusalReason},
     session::{Session, SessionEnd, refuse},
     socket,
@@ -80,6 +83,7 @@ pub struct ServeCounters {
     refused: AtomicU64,
     open: AtomicUsize,
     handshaking: AtomicUsize,
+    handshakes: DoorCounts,
     /// By address; no entry where there is none. At most as many as there are handshakes.
     by_source: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -109,6 +113,12 @@ impl ServeCounters {
     #[must_use]
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// What became of those who knocked, where TLS is spoken.
+    #[must_use]
+    pub fn handshakes(&self) -> &DoorCounts {
+        &self.handshakes
     }
 
     pub(super) fn count_sent(&self, bytes: usize) {
@@ -145,6 +155,7 @@ pub struct TcpServer {
     address: SocketAddr,
     catalog: Arc<RegionCatalog>,
     gate: Arc<Gate>,
+    tls: Option<Arc<ServerTls>>,
     limits: Arc<TcpLimits>,
     counters: Arc<ServeCounters>,
 }
@@ -170,6 +181,7 @@ impl TcpServer {
             listener,
             address: bound,
             gate: Arc::new(Gate::open()),
+            tls: None,
             catalog,
             limits: Arc::new(TcpLimits {
                 max_spans,
@@ -183,6 +195,13 @@ impl TcpServer {
     #[must_use]
     pub fn behind(self, gate: Arc<Gate>) -> Self {
         Self { gate, ..self }
+    }
+
+    /// Speaks TLS, and nothing else.
+    #[must_use]
+    pub fn by_tls(self, tls: Arc<ServerTls>) -> Self {
+        let tls = Some(tls);
+        Self { tls, ..self }
     }
 
     /// Where it listens.
@@ -234,7 +253,10 @@ impl TcpServer {
         if self.counters.open() >= self.limits.max_connections {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(%peer, "too many data connections");
-            refuse(&stream, self.catalog.incarnation(), RefusalReason::Busy);
+            // Who speaks TLS would not understand it.
+            if self.tls.is_none() {
+                refuse(&stream, self.catalog.incarnation(), RefusalReason::Busy);
+            }
             return;
         }
         if let Err(error) = socket::configure(&stream) {
@@ -242,17 +264,22 @@ impl TcpServer {
             return;
         }
         let open = Counted::new(&self.counters, |counters| &counters.open);
-        let session = Session::new(
-            stream,
-            Arc::clone(&self.catalog),
-            Arc::clone(&self.gate),
-            Arc::clone(&self.limits),
-            Arc::clone(&self.counters),
-        );
-        let gate = Arc::clone(&self.gate);
+        let (catalog, gate) = (Arc::clone(&self.catalog), Arc::clone(&self.gate));
+        let (limits, counters) = (Arc::clone(&self.limits), Arc::clone(&self.counters));
+        let tls = self.tls.clone();
         sessions.spawn(async move {
             let _open = open;
-            let end = session.run(handshaking).await;
+            let until = handshaking.began + limits.handshake_timeout;
+            let (door, incarnation) = (&counters.handshakes, catalog.incarnation());
+            let let_in = let_in(stream, tls.as_deref(), until, door, incarnation).await;
+            let end = match let_in {
+                Ok(stream) => {
+                    let session =
+                        Session::new(stream, catalog, Arc::clone(&gate), limits, counters);
+                    session.run(handshaking).await
+                }
+                Err(end) => end,
+            };
             if matches!(end, SessionEnd::TicketExpired) {
                 gate.expired();
             }
@@ -267,7 +294,10 @@ fn log_end(peer: SocketAddr, end: &SessionEnd) {
         SessionEnd::Closed | SessionEnd::Idle | SessionEnd::WrongIncarnation { .. } => {
             tracing::debug!(%peer, "data connection closed: {end}");
         }
-        SessionEnd::Ticket(_) | SessionEnd::OtherNamespace => {
+        SessionEnd::Ticket(_)
+        | SessionEnd::OtherNamespace
+        | SessionEnd::Clear
+        | SessionEnd::Tls(_) => {
             tracing::warn!(%peer, "data connection closed: {end}");
         }
         SessionEnd::Io(_)
@@ -290,6 +320,7 @@ fn log_end(peer: SocketAddr, end: &SessionEnd) {
 pub(super) struct Handshaking {
     source: IpAddr,
     all: Counted,
+    pub(super) began: Instant,
 }
 
 impl Handshaking {
@@ -304,7 +335,8 @@ impl Handshaking {
         by_source.insert(source, count + 1);
         drop(by_source);
         let all = Counted::new(counters, |counters| &counters.handshaking);
-        Some(Self { source, all })
+        let began = Instant::now();
+        Some(Self { source, all, began })
     }
 }
 

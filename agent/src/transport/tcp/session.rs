@@ -9,13 +9,12 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use kvferry_cuda::StagingError;
-use kvferry_memory::send;
 use kvferry_proto::{RegionId, RemoteSpan};
-use kvferry_security::ticket::{NoRandomness, Nonce, PROOF_BYTES, Purpose, Refusal};
+use kvferry_security::ticket::{NoRandomness, Nonce, PROOF_BYTES, Refusal};
+use kvferry_security::tls::TlsRefusal;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::TcpStream,
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 
 use super::{
@@ -26,6 +25,7 @@ use super::{
     gpu::GpuRun,
     response::Response,
     server::{Handshaking, ServeCounters, TcpLimits},
+    stream::Stream,
 };
 use crate::{
     region::{Region, RegionCatalog},
@@ -53,6 +53,10 @@ pub(super) enum SessionEnd {
     FrameTimeout,
     #[error("the peer takes no bytes any more")]
     WriteStall,
+    #[error("the peer speaks in clear, and TLS is spoken here")]
+    Clear,
+    #[error("no TLS with the peer: {0}")]
+    Tls(TlsRefusal),
     #[error("the peer expects incarnation {expected:x}")]
     WrongIncarnation { expected: u64 },
     #[error("the peer is not let in: {0}")]
@@ -99,7 +103,7 @@ pub(super) fn refuse(
 
 /// One connection.
 pub(super) struct Session {
-    stream: TcpStream,
+    stream: Stream,
     catalog: Arc<RegionCatalog>,
     gate: Arc<Gate>,
     /// Who was let in, where a ticket was needed.
@@ -111,7 +115,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(
-        stream: TcpStream,
+        stream: Stream,
         catalog: Arc<RegionCatalog>,
         gate: Arc<Gate>,
         limits: Arc<TcpLimits>,
@@ -130,7 +134,8 @@ impl Session {
 
     /// Serves until the connection ends, for whatever reason. Gives that reason.
     pub(super) async fn run(mut self, handshaking: Handshaking) -> SessionEnd {
-        let end = match timeout(self.limits.handshake_timeout, self.handshake()).await {
+        let until = handshaking.began + self.limits.handshake_timeout;
+        let end = match timeout_at(until, self.handshake()).await {
             Err(_) => SessionEnd::HandshakeTimeout,
             Ok(Err(end)) => end,
             Ok(Ok(())) => {
@@ -142,7 +147,7 @@ impl Session {
             }
         };
         // The peer learns at once, also where data it sent lies unread.
-        let _ = self.stream.shutdown().await;
+        self.stream.shutdown().await;
         end
     }
 
@@ -186,7 +191,8 @@ impl Session {
             self.fill(PROOF_BYTES).await?;
         }
         let proof = self.inbox.split_to(PROOF_BYTES);
-        let permit = self.gate.admit(checked, Purpose::Data, &nonce, &proof);
+        let (purpose, nonce) = self.stream.proven(&nonce);
+        let permit = self.gate.admit(checked, purpose, &nonce, &proof);
         permit.map(Some).map_err(SessionEnd::Ticket)
     }
 
@@ -339,19 +345,14 @@ impl Session {
     async fn answer(&self, mut response: Response<'_>) -> Result<(), SessionEnd> {
         // Small responses may share a packet, but none waits for a request that is not here.
         let more = holds_request(&self.inbox);
-        while !response.is_done() {
+        while !(response.is_done() && !self.stream.holds_back()) {
             if self.permit.as_ref().is_some_and(Permit::is_over) {
                 return Err(SessionEnd::TicketExpired);
             }
             response.stage()?;
             response.fetch().await.map_err(SessionEnd::Gpu)?;
-            let sent = self.stream.try_io(Interest::WRITABLE, || {
-                let (pieces, rest) = response.pieces()?;
-                send(self.stream.as_fd(), &pieces, rest || more)
-            });
-            match sent {
+            match self.stream.send(&mut response, more) {
                 Ok(bytes) => {
-                    response.advance(bytes as u64);
                     self.counters.count_sent(bytes);
                     tokio::task::consume_budget().await;
                 }

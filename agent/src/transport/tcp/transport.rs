@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::timeout;
 
-use super::link::TcpLink;
+use super::{connection::Terms, link::TcpLink, payload::PayloadTls};
 use crate::{
     tickets::Wallet,
     transport::{BoxFuture, ConnectError, Link, PeerTarget, Transport, TransportKind},
@@ -38,7 +38,7 @@ impl Default for TcpConfig {
 #[derive(Debug, Clone, Default)]
 pub struct TcpTransport {
     config: TcpConfig,
-    tickets: Option<Arc<Wallet>>,
+    terms: Terms,
 }
 
 impl TcpTransport {
@@ -47,17 +47,22 @@ impl TcpTransport {
     pub fn new(config: TcpConfig) -> Self {
         Self {
             config,
-            tickets: None,
+            terms: Terms::default(),
         }
     }
 
     /// Shows owners tickets, where they are in use.
     #[must_use]
-    pub fn with_tickets(self, wallet: Arc<Wallet>) -> Self {
-        Self {
-            tickets: Some(wallet),
-            ..self
-        }
+    pub fn with_tickets(mut self, wallet: Arc<Wallet>) -> Self {
+        self.terms.tickets = Some(wallet);
+        self
+    }
+
+    /// Knows owners that speak TLS, and may want nobody else.
+    #[must_use]
+    pub fn with_tls(mut self, tls: PayloadTls) -> Self {
+        self.terms.tls = tls;
+        self
     }
 }
 
@@ -83,7 +88,7 @@ impl Transport for TcpTransport {
                 });
             };
             let bound = self.config.connect_timeout;
-            let opening = TcpLink::open(peer, address, self.config.clone(), self.tickets.clone());
+            let opening = TcpLink::open(peer, address, self.config.clone(), self.terms.clone());
             match timeout(bound, opening).await {
                 Ok(Ok(link)) => Ok(Arc::new(link) as Arc<dyn Link>),
                 Ok(Err(error)) => Err(error),

@@ -214,6 +214,7 @@ impl Process {
                 data: Some(identity.address),
                 shm: None,
                 rdma: false,
+                data_tls: false,
                 host_id: identity.name.to_string(),
             },
             name: identity.name,

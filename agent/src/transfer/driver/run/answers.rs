@@ -112,7 +112,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                     ConnectError::Refused { .. }
                     | ConnectError::NoPath { .. }
                     | ConnectError::TicketRefused { .. }
-                    | ConnectError::NoTicket { .. } => ConnectFailure::Refused,
+                    | ConnectError::NoTicket { .. }
+                    | ConnectError::Insecure { .. } => ConnectFailure::Refused,
                 };
                 self.tell(Event::ConnectFailed { source, failure });
             }
