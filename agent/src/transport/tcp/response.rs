@@ -157,9 +157,9 @@ impl<'a> Response<'a> {
                 room[..len].copy_from_slice(&staged[..len]);
                 len
             } else if let Some(gpu) = &self.gpu {
-                gpu.copy(room).map_err(unreadable)?
+                gpu.copy(room).map_err(|error| unreadable(&error))?
             } else {
-                self.copy_data(room).map_err(unreadable)?
+                self.copy_data(room).map_err(|error| unreadable(&error))?
             };
             if copied == 0 {
                 break;
@@ -207,7 +207,7 @@ impl<'a> Response<'a> {
 }
 
 /// As the kernel would have put it.
-fn unreadable(error: AccessError) -> io::Error {
+fn unreadable(error: &AccessError) -> io::Error {
     match error {
         AccessError::Gone(_) => rustix::io::Errno::FAULT.into(),
         _ => io::ErrorKind::InvalidInput.into(),

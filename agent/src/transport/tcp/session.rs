@@ -345,7 +345,7 @@ impl Session {
     async fn answer(&self, mut response: Response<'_>) -> Result<(), SessionEnd> {
         // Small responses may share a packet, but none waits for a request that is not here.
         let more = holds_request(&self.inbox);
-        while !(response.is_done() && !self.stream.holds_back()) {
+        while !response.is_done() || self.stream.holds_back() {
             if self.permit.as_ref().is_some_and(Permit::is_over) {
                 return Err(SessionEnd::TicketExpired);
             }
