@@ -7,13 +7,16 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::{
@@ -32,6 +35,12 @@ use crate::{
     reread::Reread,
     token::{TokenError, TokenFile},
 };
+
+/// How long a server may take to say its first words before it is left to the first call: they come with the end of
+/// the handshake, after a round trip.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+/// Of them: an HTTP/2 server's settings are some tens of bytes.
+const FIRST_BYTES: usize = 128;
 
 /// What a client brings along.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -376,7 +385,15 @@ impl Service<Uri> for Connector {
             stream.set_nodelay(true)?;
             let connector = TlsConnector::from(Arc::clone(&tls.files.current().value.grpc));
             match connector.connect(name, stream).await {
-                Ok(stream) => Ok(TokioIo::new(Dialled { stream, server })),
+                Ok(stream) => {
+                    let mut dialled = Dialled {
+                        stream,
+                        server,
+                        heard: Bytes::new(),
+                    };
+                    dialled.hear().await?;
+                    Ok(TokioIo::new(dialled))
+                }
                 Err(error) => {
                     let ca = tls.ca.display().to_string();
                     let refusal = TlsRefusal::of_server(&server, expected, &ca, &error);
@@ -392,6 +409,8 @@ impl Service<Uri> for Connector {
 struct Dialled {
     stream: TlsStream<TcpStream>,
     server: String,
+    /// What came already.
+    heard: Bytes,
 }
 
 impl Dialled {
@@ -402,16 +421,19 @@ impl Dialled {
         }
     }
 
-    /// Of a write that failed. Who refuses our certificate says so and hangs up: the words may lie here already where a
-    /// write only finds the connection gone.
-    fn why(&mut self, cx: &mut Context<'_>, error: io::Error) -> io::Error {
-        let mut room = [0];
-        match Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut room)) {
-            Poll::Ready(Err(said)) if TlsRefusal::of_late_alert(&self.server, &said).is_some() => {
-                self.in_words(said)
-            }
-            _ => self.in_words(error),
+    /// Waits for the server's first words, which HTTP/2 begins with: its settings, or its alert. Were this left to the
+    /// first call, a write that finds the connection gone would be heard first.
+    async fn hear(&mut self) -> io::Result<()> {
+        let mut room = [0; FIRST_BYTES];
+        let Ok(heard) = timeout(FIRST_WORDS, self.stream.read(&mut room)).await else {
+            return Ok(());
+        };
+        let heard = heard.map_err(|error| self.in_words(error))?;
+        if heard == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        self.heard = Bytes::copy_from_slice(&room[..heard]);
+        Ok(())
     }
 }
 
@@ -421,6 +443,11 @@ impl AsyncRead for Dialled {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.heard.is_empty() {
+            let now = self.heard.len().min(buffer.remaining());
+            buffer.put_slice(&self.heard.split_to(now));
+            return Poll::Ready(Ok(()));
+        }
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         read.map_err(|error| self.in_words(error))
     }
@@ -433,7 +460,7 @@ impl AsyncWrite for Dialled {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        written.map_err(|error| self.why(cx, error))
+        written.map_err(|error| self.in_words(error))
     }
 
     fn poll_write_vectored(
@@ -442,7 +469,7 @@ impl AsyncWrite for Dialled {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        written.map_err(|error| self.why(cx, error))
+        written.map_err(|error| self.in_words(error))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -451,7 +478,7 @@ impl AsyncWrite for Dialled {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        flushed.map_err(|error| self.why(cx, error))
+        flushed.map_err(|error| self.in_words(error))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
