@@ -84,3 +84,11 @@ fn a_pause_within_a_longer_one_does_not_end_it() {
     let report = run(&Options::small(499));
     assert_eq!(report.violation, None);
 }
+
+/// Another: a node that has a block in a region that was deleted by force, and is asked to copy it into the one that its
+/// engine registered anew, has it.
+#[test]
+fn what_is_in_a_deleted_region_is_copied_no_second_time() {
+    let report = run(&Options::small(586));
+    assert_eq!(report.violation, None);
+}

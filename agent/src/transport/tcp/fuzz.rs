@@ -331,6 +331,7 @@ async fn ask(
     }
     owner.shutdown().await.ok();
     let stream = pieces.concat();
+    let mut refused = false;
     for ((read, range, pending), want) in asked.into_iter().zip(outcomes(reads, &stream)) {
         let got = pending.await;
         let mut there = vec![0; read.bytes as usize];
@@ -341,6 +342,12 @@ async fn ask(
                 assert!(untouched, "a write after it settled");
             }
             (Some(Ok(bytes)), Ok(())) => assert!(there == bytes, "other bytes than were sent"),
+            // Who shows a ticket that does not serve is told so, and the connection is of no use any more.
+            (
+                Some(Err(SpanFault::Refused(SpanRefusal::Ticket(_)))),
+                Err(ReadError::TicketRefused { .. }),
+            ) => refused = true,
+            (_, Err(ReadError::TicketRefused { .. } | ReadError::LinkLost { .. })) if refused => {}
             (Some(Err(SpanFault::RegionGone(_))), Err(ReadError::RegionGone { .. }))
             | (Some(Err(SpanFault::Refused(_))), Err(ReadError::SpanRefused { .. }))
             | (None, Err(ReadError::LinkLost { .. })) => {}

@@ -146,10 +146,15 @@ fn room(world: &World, at: usize, number: u64, holders: &BTreeSet<NodeId>) -> Op
         };
         let stats = process.store.stats();
         let mut regions = stats.regions.iter();
+        // What it holds in a region that was deleted there it has, and copies no second time; nobody is sent to it.
+        let name = &world.conditions.spec_of(number).name;
+        let hash = world.conditions.names.hash(number);
+        let has = process.store.find(name, &hash);
+        let has = has.is_some_and(|held| world.is_deleted(at, process, held.region));
         // One that was deleted there takes blocks, and nobody finds them.
         let free = |r: &RegionStats| r.region.id == pool.id && r.free > 0;
         let free = !world.is_deleted(at, process, pool.id) && regions.any(free);
-        speaks && !holders.contains(&process.name) && free
+        speaks && !has && !holders.contains(&process.name) && free
     });
     able.map(|process| process.name.clone())
 }
