@@ -364,8 +364,6 @@ impl Agent {
         // Words odd first: engines hear of our end by what comes after it.
         api.end_engines();
         stop.cancel();
-        // And what was registered meanwhile.
-        api.end_engines();
         let drained = timeout(DRAIN_BOUND, async {
             while sessions.join_next().await.is_some() {}
             stop_data.cancel();

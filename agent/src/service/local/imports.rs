@@ -30,7 +30,14 @@ const SETTLE_POLL: Duration = Duration::from_millis(2);
 
 /// All engines' regions that are registered, or that ended and are still written to.
 #[derive(Debug, Default)]
-pub(crate) struct Imports(Mutex<HashMap<RegionId, Import>>);
+pub(crate) struct Imports(Mutex<Admitted>);
+
+#[derive(Debug, Default)]
+struct Admitted {
+    regions: HashMap<RegionId, Import>,
+    /// The agent stops: no more are entered.
+    closed: bool,
+}
 
 #[derive(Debug)]
 struct Import {
@@ -83,13 +90,20 @@ impl Place {
     }
 }
 
-/// Another region has the same bytes, or had them and is still written to.
+/// Why memory is not entered.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "region {region} already covers this memory: unregister it first, or register other bytes of the file"
-)]
-pub(crate) struct Covered {
-    region: RegionId,
+pub(crate) enum NotAdmitted {
+    /// Another region has the same bytes, or had them and is still written to.
+    #[error(
+        "region {region} already covers this memory: unregister it first, or register other bytes of the file"
+    )]
+    Covered {
+        /// Which.
+        region: RegionId,
+    },
+    /// The agent stops.
+    #[error("this agent is stopping: register again with the one that comes after it")]
+    Stopping,
 }
 
 /// Pulls into a region that ended have not settled.
@@ -118,7 +132,7 @@ impl Writer {
 impl Imports {
     /// Enters the region that `register` makes of the memory, unless it is taken. `client`: whose connection
     /// it ends with.
-    pub(super) fn admit<E: From<Covered>>(
+    pub(super) fn admit<E: From<NotAdmitted>>(
         &self,
         client: Option<ClientId>,
         memory: Memory,
@@ -134,7 +148,11 @@ impl Imports {
             None => Default::default(),
         };
         // Held until the region is entered, so that of two calls for one file one sees the other.
-        let mut imports = self.0.lock();
+        let mut admitted = self.0.lock();
+        if admitted.closed {
+            return Err(NotAdmitted::Stopping.into());
+        }
+        let imports = &mut admitted.regions;
         imports.retain(|_, import| !import.is_over());
         let taken = imports
             .iter()
@@ -143,7 +161,7 @@ impl Imports {
                 None => false,
             });
         if let Some((&region, _)) = taken {
-            return Err(Covered { region }.into());
+            return Err(NotAdmitted::Covered { region }.into());
         }
         let region = register(memory)?;
         let import = Import {
@@ -161,8 +179,8 @@ impl Imports {
 
     /// Lets a pull write to a region; None where the region has ended.
     pub(super) fn writer(&self, region: RegionId) -> Option<Writer> {
-        let mut imports = self.0.lock();
-        let import = imports.get_mut(&region)?;
+        let mut admitted = self.0.lock();
+        let import = admitted.regions.get_mut(&region)?;
         if import.ended.is_cancelled() {
             return None;
         }
@@ -179,25 +197,20 @@ impl Imports {
 
     /// The regions that end with a client's connection.
     pub(super) fn of_client(&self, client: ClientId) -> Vec<RegionId> {
-        let imports = self.0.lock();
-        imports
-            .iter()
-            .filter(|(_, import)| import.client == Some(client))
-            .map(|(region, _)| *region)
-            .collect()
+        self.0.lock().that(|owner| owner == client)
     }
 
-    /// The regions that end with some client's connection.
-    pub(super) fn of_clients(&self) -> Vec<RegionId> {
-        let imports = self.0.lock();
-        let theirs = imports.iter().filter(|(_, it)| it.client.is_some());
-        theirs.map(|(region, _)| *region).collect()
+    /// Enters no more, and gives the regions that end with some client's connection.
+    pub(super) fn close(&self) -> Vec<RegionId> {
+        let mut admitted = self.0.lock();
+        admitted.closed = true;
+        admitted.that(|_| true)
     }
 
     /// No pull may begin to write to the region, and those that do should stop. True where it is known.
     pub(super) fn end(&self, region: RegionId) -> bool {
-        let imports = self.0.lock();
-        let import = imports.get(&region);
+        let admitted = self.0.lock();
+        let import = admitted.regions.get(&region);
         if let Some(import) = import {
             import.ended.cancel();
         }
@@ -214,13 +227,23 @@ impl Imports {
         timeout(SETTLE_BOUND, settled)
             .await
             .map_err(|_| StillWritten { region })?;
-        self.0.lock().retain(|_, import| !import.is_over());
+        let mut admitted = self.0.lock();
+        admitted.regions.retain(|_, import| !import.is_over());
         Ok(())
     }
 
     fn is_used(&self, region: RegionId) -> bool {
-        let imports = self.0.lock();
-        imports.get(&region).is_some_and(Import::is_used)
+        let admitted = self.0.lock();
+        admitted.regions.get(&region).is_some_and(Import::is_used)
+    }
+}
+
+impl Admitted {
+    /// Regions that end with the connection of such a client.
+    fn that(&self, is: impl Fn(ClientId) -> bool) -> Vec<RegionId> {
+        let theirs = self.regions.iter();
+        let theirs = theirs.filter(|(_, import)| import.client.is_some_and(&is));
+        theirs.map(|(region, _)| *region).collect()
     }
 }
 
@@ -244,4 +267,46 @@ fn overlap((at_a, a): (u64, &Geometry), (at_b, b): (u64, &Geometry)) -> bool {
     let start = |g: &Geometry| g.planes().iter().map(|plane| plane.base).min().unwrap_or(0);
     let end = |at: u64, g: &Geometry| at.saturating_add(g.end());
     at_a.saturating_add(start(a)) < end(at_b, b) && at_b.saturating_add(start(b)) < end(at_a, a)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvferry_memory::HostMemory;
+    use kvferry_proto::Plane;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_that_stops_enters_nothing_more() {
+        let imports = Imports::default();
+        let admit = || {
+            let memory = Arc::new(HostMemory::anonymous(4096).unwrap());
+            let plane = Plane {
+                base: 0,
+                stride: 4096,
+                len: 4096,
+            };
+            let geometry = Geometry::new(1, vec![plane]).unwrap();
+            let registered = |_| {
+                Err(NotAdmitted::Covered {
+                    region: RegionId(7),
+                })
+            };
+            imports.admit(
+                None,
+                memory.into(),
+                Place::File(None),
+                &geometry,
+                registered,
+            )
+        };
+        let refused = admit().unwrap_err();
+        assert!(
+            matches!(refused, NotAdmitted::Covered { region } if region.0 == 7),
+            "asked"
+        );
+        assert_eq!(imports.close(), []);
+        let refused = admit().unwrap_err();
+        assert!(matches!(refused, NotAdmitted::Stopping), "{refused}");
+    }
 }

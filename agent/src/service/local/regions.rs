@@ -163,25 +163,24 @@ impl LocalApi {
 
     /// What an engine leaves behind when its connection ends.
     pub(crate) fn client_gone(&self, client: ClientId) {
-        for region in self.imports.of_client(client) {
-            // Nobody says any more what writes to it, so nobody may read it.
-            self.imports.end(region);
-            if let Ok(blocks) = self.store.unregister(region) {
-                info!(%region, blocks, "region ended with its engine's connection");
-            }
-        }
+        // Nobody says any more what writes to them, so nobody may read them.
+        self.end_imports(self.imports.of_client(client), "its engine's connection");
         self.store
             .release_holder(crate::region::Holder::Client(client));
         self.release_claims_of(client);
     }
 
-    /// Ends the regions of every engine that is connected: before their connections are ended, because an engine that has
-    /// lost its agent writes to its memory as it likes.
+    /// Ends the regions of every engine that is connected, and takes no more: before their connections are ended,
+    /// because an engine that has lost its agent writes to its memory as it likes.
     pub(crate) fn end_engines(&self) {
-        for region in self.imports.of_clients() {
+        self.end_imports(self.imports.close(), "this agent");
+    }
+
+    fn end_imports(&self, regions: Vec<RegionId>, with: &str) {
+        for region in regions {
             self.imports.end(region);
             if let Ok(blocks) = self.store.unregister(region) {
-                info!(%region, blocks, "region ended: the agent stops");
+                info!(%region, blocks, "region ended with {with}");
             }
         }
     }

@@ -5,7 +5,7 @@ use kvferry_memory::MemoryError;
 use kvferry_proto::{GeometryError, HashError, InvalidMessage, Reason, refusal};
 use tonic::{Code, Status};
 
-use super::imports::{Covered, StillWritten};
+use super::imports::{NotAdmitted, StillWritten};
 use crate::{
     coordinators::CoordinatorError,
     gpu::GpuError,
@@ -63,14 +63,18 @@ impl IntoStatus for GpuError {
     }
 }
 
-impl IntoStatus for Covered {
+impl IntoStatus for NotAdmitted {
     fn into_status(self) -> Status {
-        say(Code::AlreadyExists, Reason::MemoryInUse, &self)
+        let (code, reason) = match &self {
+            Self::Covered { .. } => (Code::AlreadyExists, Reason::MemoryInUse),
+            Self::Stopping => (Code::Unavailable, Reason::ShuttingDown),
+        };
+        say(code, reason, &self)
     }
 }
 
-impl From<Covered> for Status {
-    fn from(error: Covered) -> Self {
+impl From<NotAdmitted> for Status {
+    fn from(error: NotAdmitted) -> Self {
         error.into_status()
     }
 }
