@@ -59,12 +59,21 @@ impl Bucket {
         (equal(low) >> 7) | ((equal(high) & 0x8080_8080) >> 6)
     }
 
-    /// A first guess: the position of the first key with this tag. None where there is none, which doesn't say
-    /// that the key is not in the table.
+    /// The positions of the keys with this tag. That there is none doesn't say that the key is not in the table.
     #[inline]
-    pub(super) fn guess(&self, hash: u64) -> Option<u32> {
-        let lanes = self.lanes(tag(hash));
-        (lanes != 0).then(|| self.positions[lane(lanes)])
+    pub(super) fn guesses(&self, hash: u64) -> impl Iterator<Item = u32> {
+        let mut lanes = self.lanes(tag(hash));
+        std::iter::from_fn(move || {
+            let first = (lanes != 0).then(|| self.positions[lane(lanes)])?;
+            lanes &= lanes - 1;
+            Some(first)
+        })
+    }
+
+    /// Did keys pass by, because this bucket was full?
+    #[inline]
+    pub(super) fn is_passed(&self) -> bool {
+        self.overflow() != 0
     }
 
     fn overflow(&self) -> u16 {
@@ -111,7 +120,7 @@ impl Buckets {
     }
 
     /// Bits 8 to 40 choose the bucket; the tag is below, the shard above.
-    fn home_at(&self, hash: u64) -> usize {
+    pub(super) fn home_at(&self, hash: u64) -> usize {
         let bits = u64::from((hash >> 8) as u32);
         ((bits * self.buckets.len() as u64) >> 32) as usize
     }
@@ -125,6 +134,11 @@ impl Buckets {
     #[inline]
     pub(super) fn home(&self, hash: u64) -> Option<&Bucket> {
         self.buckets.get(self.home_at(hash))
+    }
+
+    /// The bucket after the key's own.
+    pub(super) fn next(&self, hash: u64) -> Option<&Bucket> {
+        self.buckets.get(self.after(self.home_at(hash)))
     }
 
     /// Has the key's bucket come near, for when it is wanted.

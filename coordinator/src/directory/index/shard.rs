@@ -165,6 +165,11 @@ impl<const N: usize> Shard<N> {
         self.table.home(hash)
     }
 
+    /// See [`Buckets::next`].
+    pub(super) fn next(&self, hash: u64) -> Option<&Bucket> {
+        self.table.next(hash)
+    }
+
     /// What is at a position, whatever it is.
     #[inline]
     pub(super) fn peek(&self, at: u32) -> Option<&Entry<N>> {

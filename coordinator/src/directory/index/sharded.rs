@@ -10,9 +10,9 @@ use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::{
     Held, Owner, Place,
-    buckets::Buckets,
+    buckets::{Bucket, Buckets},
     secret::Secret,
-    shard::{Copies, MAX_ENTRIES, Room, Shard},
+    shard::{Copies, Entry, MAX_ENTRIES, Room, Shard},
     table::SMALL,
 };
 use crate::directory::totals::{Tally, Totals};
@@ -297,14 +297,26 @@ impl<const N: usize> Sharded<N> {
             needed |= 1 << shard_of(*bits);
         }
         let locked = self.lock(needed);
-        for (group, bits) in (0..).zip(bits[..count].chunks(GROUP)) {
-            self.look_up_group(&locked, hashes, group * GROUP, bits, visit)?;
+        let group = |number: usize| {
+            let start = count.min(number * GROUP);
+            &bits[start..count.min(start + GROUP)]
+        };
+        let groups = count.div_ceil(GROUP);
+        let mut homes = homes(&locked, group(0));
+        let mut guesses = [[None; GROUP]; 2];
+        for number in 0..=groups {
+            guess(&locked, group(number), &homes, &mut guesses[number % 2]);
+            homes = self::homes(&locked, group(number + 1));
+            if let Some(number) = number.checked_sub(1) {
+                let (bits, guesses) = (group(number), &guesses[number % 2]);
+                self.visit_group(&locked, hashes, number * GROUP, (bits, guesses), visit)?;
+            }
         }
         ControlFlow::Continue(())
     }
 
     /// In order of their numbers; see above.
-    fn lock(&self, needed: u64) -> [Option<RwLockReadGuard<'_, Shard<N>>>; SHARDS] {
+    fn lock(&self, needed: u64) -> Locked<'_, N> {
         let mut locked = [const { None }; SHARDS];
         let mut left = needed;
         while left != 0 {
@@ -315,32 +327,18 @@ impl<const N: usize> Sharded<N> {
         locked
     }
 
-    /// In passes, so that the group's misses overlap: where the buckets are, all buckets are asked for, each is
-    /// read and says which entry to look at, all entries are asked for, the entries are read. Asking is a loop of
-    /// nothing else: a processor has as many page walks under way as it sees such instructions at a time.
-    fn look_up_group<B>(
+    /// The entries that were asked for: those that are right, and by a search those that are not.
+    fn visit_group<B>(
         &self,
-        locked: &[Option<RwLockReadGuard<'_, Shard<N>>>; SHARDS],
+        locked: &Locked<'_, N>,
         hashes: &[u8],
         first: usize,
-        bits: &[u64],
+        (bits, guesses): (&[u64], &[Option<Guess<'_, N>>; GROUP]),
         visit: &mut impl FnMut(Copies<'_>) -> ControlFlow<B>,
     ) -> ControlFlow<B> {
-        let shard = |bits: u64| locked[shard_of(bits)].as_ref();
-        let mut homes = [None; GROUP];
-        for (home, bits) in homes.iter_mut().zip(bits) {
-            *home = shard(*bits).and_then(|shard| shard.home(*bits));
-        }
-        homes.iter().flatten().for_each(|home| prefetch(*home));
-        let mut guesses = [None; GROUP];
-        for ((guess, home), bits) in guesses.iter_mut().zip(homes).zip(bits) {
-            let at = home.and_then(|home| home.guess(*bits));
-            *guess = at.and_then(|at| Some((at, shard(*bits)?.peek(at)?)));
-        }
-        (guesses.iter().flatten()).for_each(|(_, entry)| entry.prefetch());
         for (number, (guess, bits)) in guesses.iter().zip(bits).enumerate() {
             let key = self.key_at(hashes, first + number);
-            let copies = shard(*bits).map_or(Copies::NONE, |shard| match guess {
+            let copies = shard(locked, *bits).map_or(Copies::NONE, |shard| match guess {
                 Some((at, entry)) if entry.is_of(&key) => shard.copies(*at, entry),
                 _ => shard.find(*bits, &key),
             });
@@ -354,5 +352,65 @@ impl<const N: usize> Sharded<N> {
     pub(super) fn footprint(&self) -> (usize, usize) {
         let each = self.shards.iter().map(|shard| shard.read().footprint());
         each.fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1))
+    }
+}
+
+/// Shards under their locks.
+type Locked<'a, const N: usize> = [Option<RwLockReadGuard<'a, Shard<N>>>; SHARDS];
+/// A position that may be the key's, and what is there.
+type Guess<'a, const N: usize> = (u32, &'a Entry<N>);
+
+fn shard<'a, const N: usize>(locked: &'a Locked<'_, N>, bits: u64) -> Option<&'a Shard<N>> {
+    locked[shard_of(bits)].as_deref()
+}
+
+/// Asks for a group's buckets. Asking is a loop of nothing else: a processor has as many page walks under way as it
+/// sees such instructions at a time.
+fn homes<'a, const N: usize>(
+    locked: &'a Locked<'_, N>,
+    bits: &[u64],
+) -> [Option<&'a Bucket>; GROUP] {
+    let mut homes = [None; GROUP];
+    for (home, bits) in homes.iter_mut().zip(bits) {
+        *home = shard(locked, *bits).and_then(|shard| shard.home(*bits));
+    }
+    homes.iter().flatten().for_each(|home| prefetch(*home));
+    homes
+}
+
+/// Reads a group's buckets, and asks for the entries that they name.
+fn guess<'a, const N: usize>(
+    locked: &'a Locked<'_, N>,
+    bits: &[u64],
+    homes: &[Option<&Bucket>; GROUP],
+    guesses: &mut [Option<Guess<'a, N>>; GROUP],
+) {
+    // One key in thirty is not in its own bucket, but nearly always in the next.
+    let mut passed = [0; GROUP];
+    let mut count = 0;
+    for (number, (home, bits)) in homes.iter().zip(bits).enumerate() {
+        guesses[number] = None;
+        let (Some(shard), Some(home)) = (shard(locked, *bits), home) else {
+            continue;
+        };
+        let mut positions = home.guesses(*bits);
+        match positions.next() {
+            Some(at) => guesses[number] = shard.peek(at).map(|entry| (at, entry)),
+            None if home.is_passed() => {
+                shard.next(*bits).into_iter().for_each(prefetch);
+                passed[count] = number;
+                count += 1;
+            }
+            None => {}
+        }
+        positions.for_each(|at| shard.prefetch_entry(at));
+    }
+    (guesses.iter().take(bits.len()).flatten()).for_each(|(_, entry)| entry.prefetch());
+    for number in &passed[..count] {
+        let (bits, guess) = (bits[*number], &mut guesses[*number]);
+        let shard = shard(locked, bits);
+        let at = shard.and_then(|shard| shard.next(bits)?.guesses(bits).next());
+        *guess = at.and_then(|at| Some((at, shard?.peek(at)?)));
+        guess.iter().for_each(|(_, entry)| entry.prefetch());
     }
 }

@@ -95,10 +95,24 @@ impl Table {
         old.take().map(|(from, _)| from)
     }
 
-    /// See [`Buckets::home`].
+    /// The table that a key is in, if it is in one: keys that came since the growth under way began may be in the other.
+    #[inline]
+    fn likely(&self, hash: u64) -> &Buckets {
+        match &self.old {
+            Some((old, moved)) if old.home_at(hash) >= *moved => old,
+            _ => &self.new,
+        }
+    }
+
+    /// See [`Buckets::home`]; of the table where the key most likely is.
     #[inline]
     pub(super) fn home(&self, hash: u64) -> Option<&Bucket> {
-        self.new.home(hash)
+        self.likely(hash).home(hash)
+    }
+
+    /// See [`Buckets::next`]; of the same table.
+    pub(super) fn next(&self, hash: u64) -> Option<&Bucket> {
+        self.likely(hash).next(hash)
     }
 
     /// See [`Buckets::prefetch`].
