@@ -299,6 +299,21 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Are we kept out, whatever the way? Not where no coordinator could be asked for a ticket: that is an outage.
+    #[must_use]
+    pub fn is_denial(&self) -> bool {
+        matches!(
+            self,
+            Self::TicketRefused { .. }
+                | Self::NoTicket {
+                    why: NoTicket::Denied { .. },
+                    ..
+                }
+        )
+    }
+}
+
 /// A way to reach peers.
 pub trait Transport: Send + Sync {
     /// Which one.

@@ -362,6 +362,11 @@ typedef enum kvf_outcome_kind {
    */
   KVF_OUTCOME_CANCELLED = 10,
   /**
+   * Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
+   * outage, and pulling again does not help: get the right, compare clocks and the coordinator's key.
+   */
+  KVF_OUTCOME_DENIED = 11,
+  /**
    * The agent refused the whole pull; kvf_pull_wait says why. Nothing was written.
    */
   KVF_OUTCOME_REFUSED = 64,
