@@ -11,8 +11,8 @@ use kvferry_agent::{
     region::RegionCatalog,
     tickets::Gate,
     transport::{
-        ConnectError, PeerTarget, ReadError, ReadRequest, Transport,
-        tcp::{NotSecure, PayloadRefusal, PayloadTls, TcpLimits, TcpTransport},
+        ConnectError, NotSecure, PeerTarget, ReadError, ReadRequest, Transport,
+        tcp::{PayloadRefusal, PayloadTls, TcpLimits, TcpTransport},
     },
 };
 use kvferry_security::{

@@ -389,7 +389,6 @@ fn connected_unvouched(source: SourceKey) -> Event {
         source,
         capabilities: Capabilities {
             needs_checksum: true,
-            span_bytes: 0,
             ..link()
         },
     }
