@@ -157,6 +157,23 @@ impl Connection {
         self.run(timeout, async move { connection.answer(asked).await })
     }
 
+    /// As [`Connection::call`], about sets of tensors.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn call_tensors<T, F>(
+        &self,
+        timeout: Duration,
+        ask: impl FnOnce(TensorsClient<Channel>) -> F,
+    ) -> Result<T, Failure>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
+    {
+        let (connection, asked) = (self.clone(), ask(self.tensors()));
+        self.run(timeout, async move { connection.answer(asked).await })
+    }
+
     /// Runs something on the runtime and waits for it, for at most `timeout`. Not from the runtime's own threads.
     ///
     /// # Errors

@@ -306,6 +306,7 @@ pub(crate) fn outcome_word(kind: pb::OutcomeKind) -> &'static str {
         Kind::TimedOut => "timed out",
         Kind::LocateFailed => "locate failed",
         Kind::NoSpace => "no space",
+        Kind::Denied => "denied",
         Kind::Cancelled => "cancelled",
     }
 }

@@ -38,7 +38,7 @@ pub struct TcpWorld {
 
 impl TcpWorld {
     pub async fn with(limits: TcpLimits) -> Self {
-        Self::behind(Gate::open(), limits).await
+        Self::of(Gate::open(), None, limits).await
     }
 
     /// An owner that speaks TLS only, and a reader that reads nothing in clear.
@@ -46,12 +46,7 @@ impl TcpWorld {
         Self::of(Gate::open(), Some(Keys::new()), limits).await
     }
 
-    /// An owner that lets in whom the gate does.
-    pub async fn behind(gate: impl Into<Arc<Gate>>, limits: TcpLimits) -> Self {
-        Self::of(gate, None, limits).await
-    }
-
-    /// The owner has a certificate where there are keys.
+    /// An owner that lets in whom the gate does, and has a certificate where there are keys.
     pub async fn of(gate: impl Into<Arc<Gate>>, keys: Option<Keys>, limits: TcpLimits) -> Self {
         let tls = keys.as_ref().map(|keys| keys.server("owner"));
         let world = Self::speaking(tls, gate, limits).await;

@@ -27,6 +27,7 @@ use tokio::{
 };
 
 use crate::{
+    keys::Keys,
     tcp::TcpWorld,
     world::{
         PATIENCE, REGION, Stalls, World, check_alive, contents, data, eventually, host_memory,
@@ -161,25 +162,29 @@ pub fn add_secret(catalog: &RegionCatalog) {
     secret.memory.write_at(0, &[0x5e; 4096]).unwrap();
 }
 
-pub struct TicketWorld {
-    owner: TcpWorld,
+/// An owner that lets nobody in without a ticket; with `TLS` its data port speaks that only.
+pub struct Guarded<const TLS: bool> {
+    pub owner: TcpWorld,
     parties: Parties,
 }
 
-impl std::ops::Deref for TicketWorld {
+pub type TicketWorld = Guarded<false>;
+
+impl<const TLS: bool> std::ops::Deref for Guarded<TLS> {
     type Target = Parties;
     fn deref(&self) -> &Parties {
         &self.parties
     }
 }
 
-impl TicketWorld {
-    async fn with(limits: TcpLimits) -> Self {
+impl<const TLS: bool> Guarded<TLS> {
+    pub async fn with(limits: TcpLimits) -> Self {
         Self::of(Parties::new(), limits).await
     }
 
     async fn of(parties: Parties, limits: TcpLimits) -> Self {
-        let owner = TcpWorld::behind(Arc::clone(&parties.gate), limits).await;
+        let keys = TLS.then(Keys::new);
+        let owner = TcpWorld::of(Arc::clone(&parties.gate), keys, limits).await;
         add_secret(&owner.catalog);
         Self { owner, parties }
     }
@@ -188,23 +193,26 @@ impl TicketWorld {
         self.office.terms.lock().clone()
     }
 
-    fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.owner.direct.addresses.data.unwrap()
     }
 
     /// Why it is not let in.
     async fn refusal(&self) -> Refusal {
         match self.connect(&self.owner.direct).await.map(drop) {
-            Err(ConnectError::TicketRefused { node, refusal }) => {
-                assert_eq!(node.as_str(), "owner");
-                refusal
-            }
+            Err(error) if error.is_denial() => match error {
+                ConnectError::TicketRefused { node, refusal } => {
+                    assert_eq!(node.as_str(), "owner");
+                    refusal
+                }
+                other => panic!("{other:?}"),
+            },
             other => panic!("{other:?}"),
         }
     }
 }
 
-impl World for TicketWorld {
+impl<const TLS: bool> World for Guarded<TLS> {
     async fn start() -> Self {
         Self::with(TcpLimits::default()).await
     }
@@ -212,7 +220,8 @@ impl World for TicketWorld {
         self.owner.catalog()
     }
     fn transport(&self) -> Arc<dyn Transport> {
-        Arc::new(TcpTransport::default().with_tickets(Arc::clone(&self.wallet)))
+        let reader = self.owner.reader.clone();
+        Arc::new(reader.with_tickets(Arc::clone(&self.wallet)))
     }
     fn peer(&self) -> PeerTarget {
         self.owner.peer()
@@ -222,7 +231,7 @@ impl World for TicketWorld {
     }
 }
 
-impl Stalls for TicketWorld {
+impl<const TLS: bool> Stalls for Guarded<TLS> {
     fn stall_after(&self, bytes: u64) {
         self.owner.stall_after(bytes);
     }
@@ -339,11 +348,11 @@ async fn no_ticket_to_show_is_said_and_is_no_miss() {
     let error = world.connect(&world.owner.direct).await.map(drop);
     assert!(
         matches!(
-            error,
-            Err(ConnectError::NoTicket {
+            &error,
+            Err(error @ ConnectError::NoTicket {
                 why: NoTicket::Unavailable { .. },
                 ..
-            })
+            }) if !error.is_denial()
         ),
         "{error:?}"
     );

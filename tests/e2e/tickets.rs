@@ -173,11 +173,13 @@ async fn who_wants_tickets_where_nobody_signs_them_is_not_read_from() {
     let outcomes = b.pull("n", &[0, 1], None, PATIENCE).await.unwrap();
     assert!(started.elapsed() < PATIENCE, "it does not hang");
     for outcome in outcomes {
-        // Neither a miss nor stale: the block is there, and we may not have it.
-        assert_eq!(outcome.kind(), OutcomeKind::Unreachable, "{outcome:?}");
+        // Neither a miss nor an outage: the block is there, and we may not have it.
+        assert_eq!(outcome.kind(), OutcomeKind::Denied, "{outcome:?}");
         // Whom, and why.
         assert!(outcome.detail.contains("no ticket for a"), "{outcome:?}");
     }
+    let denied = "kvferry_agent_blocks_total{outcome=\"denied\"}";
+    assert_eq!(sample(&cluster, "b", denied).await, 2);
 }
 
 #[tokio::test]

@@ -84,7 +84,8 @@ impl AgentObserved {
             "kvferry_agent_blocks_total",
             "Blocks of pulls by what became of them. stale: every copy was overwritten before it was read, recompute; \
              corrupt: bytes did not match their checksum, look at the owner's memory; locate_failed: no coordinator \
-             answered; no_space: the pool is full of pinned blocks",
+             answered; no_space: the pool is full of pinned blocks; denied: owners \
+             refuse this agent's tickets, or it is given none: rights, clocks, the coordinator's key",
             &pulls.outcomes,
         )?;
         page.counter(

@@ -18,6 +18,7 @@ label! {
         TimedOut = "timed_out",
         LocateFailed = "locate_failed",
         NoSpace = "no_space",
+        Denied = "denied",
         Cancelled = "cancelled",
     }
 }
@@ -34,6 +35,7 @@ impl Outcome {
             OutcomeKind::TimedOut => Self::TimedOut,
             OutcomeKind::LocateFailed => Self::LocateFailed,
             OutcomeKind::NoSpace => Self::NoSpace,
+            OutcomeKind::Denied => Self::Denied,
             OutcomeKind::Cancelled | OutcomeKind::Unspecified => Self::Cancelled,
         }
     }
@@ -155,6 +157,7 @@ mod tests {
             outcome(OutcomeKind::TimedOut),
             outcome(OutcomeKind::NoSpace),
             outcome(OutcomeKind::Missing),
+            outcome(OutcomeKind::Denied),
             outcome(OutcomeKind::Cancelled),
         ];
         metrics.count(&outcomes);
@@ -163,7 +166,7 @@ mod tests {
         assert_eq!(metrics.blocks.of(TransportKind::Tcp).get(), 3);
         assert_eq!(metrics.bytes.of(TransportKind::Shm).get(), 100);
         assert_eq!(metrics.pulled(), (4, 400));
-        assert_eq!((metrics.stale(), metrics.failed()), (1, 2));
+        assert_eq!((metrics.stale(), metrics.failed()), (1, 3));
         let all: u64 = metrics.outcomes.iter().map(|(_, n)| n.get()).sum();
         assert_eq!(all, 4 + outcomes.len() as u64);
     }

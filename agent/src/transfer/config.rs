@@ -16,7 +16,8 @@ pub struct TransferConfig {
     /// Most bytes of data reads in flight in one pull, over all sources (one block is always
     /// allowed): what a single pull may take from the pulls beside it.
     pub inflight_bytes: u64,
-    /// Most generation words in one read: 8 KiB, one small answer.
+    /// Most generation words asked for in one read. They are 8 KiB; what lies between them may be read with them, into as many
+    /// bytes as the driver's scratch has (eight times that).
     pub generation_words: usize,
     /// Bytes given to one source before the next of the same class gets some: runs of neighbouring
     /// blocks stay on one source, where their spans merge.

@@ -42,6 +42,8 @@ pub struct SourceHint {
 pub enum ReadFailure {
     /// The link is gone, with everything on it.
     LinkLost,
+    /// The owner refuses the ticket, and so the link; another one begins with another ticket.
+    Denied,
     /// The owner does not serve that region any more.
     RegionGone,
     /// The owner refuses a span of it.
@@ -61,6 +63,8 @@ pub enum ConnectFailure {
     WrongIncarnation,
     /// It refuses us, or there is no way to it.
     Refused,
+    /// It refuses our tickets, or none is given to us.
+    Denied,
 }
 
 /// Something happened. Events about what is over, or never was, are ignored.

@@ -27,6 +27,8 @@ label! {
         Unreachable = "unreachable",
         /// The owner has something else there now.
         Stale = "stale",
+        /// The owner does not let this agent in.
+        Denied = "denied",
         /// The bytes did not match their checksum.
         Corrupt = "corrupt",
     }
@@ -37,6 +39,7 @@ impl From<Failure> for CopyFailure {
         match failure {
             Failure::Unreachable => Self::Unreachable,
             Failure::Stale => Self::Stale,
+            Failure::Denied => Self::Denied,
             Failure::Corrupt => Self::Corrupt,
         }
     }

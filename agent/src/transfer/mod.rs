@@ -11,6 +11,7 @@
 //!    ▼  ┌──────── next candidate; when none is left, Locate again ◄──┐
 //!  Connect                                                           │
 //!    │  no link, link lost, or it stands still (Suspect) ────────────┤ Unreachable
+//!    │  no ticket is good enough, there or on a second link ─────────┤ Denied
 //!    ▼                                                               │
 //!  Read                 the slot's bytes, into the destination       │
 //!    │  region gone or span refused ─────────────────────────────────┤ Stale
@@ -24,8 +25,8 @@
 //!  Land ─────────────────────────────────────────────────────────────────► Pulled
 //! ```
 //!
-//! A block for which nothing is left gets the most telling of its failures: corrupt before stale before
-//! unreachable ([`Failure`]). At `margin` before the deadline all reads are cancelled; blocks end
+//! A block for which nothing is left gets the most telling of its failures: corrupt before denied before
+//! stale before unreachable ([`Failure`]). At `margin` before the deadline all reads are cancelled; blocks end
 //! `TimedOut` as they settle. At the deadline the rest do too, unsettled: a destination is given back
 //! ([`Command::Abandon`]) only when no operation can touch it any more, however long that takes.
 //!

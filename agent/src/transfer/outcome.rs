@@ -15,6 +15,9 @@ pub enum Outcome {
     Corrupt,
     /// No owner could be reached, or none kept on sending.
     Unreachable,
+    /// Who holds it does not let us read it. Neither a miss nor an outage, and trying again does not help: rights, clocks
+    /// and the coordinator's key are what to look at.
+    Denied,
     /// The deadline came first. Not settled: the destination may still be written to, and is given
     /// back when that has ended.
     TimedOut {
@@ -44,6 +47,7 @@ impl Outcome {
             Self::Stale => OutcomeKind::Stale,
             Self::Corrupt => OutcomeKind::Corrupt,
             Self::Unreachable => OutcomeKind::Unreachable,
+            Self::Denied => OutcomeKind::Denied,
             Self::TimedOut { .. } => OutcomeKind::TimedOut,
             Self::LocateFailed => OutcomeKind::LocateFailed,
             Self::NoSpace | Self::DestinationFailed => OutcomeKind::NoSpace,
@@ -62,14 +66,17 @@ impl Outcome {
 }
 
 /// Why a candidate did not give its block. In order of how telling it is: of several failures of one
-/// block, the greatest is its outcome. Corrupt bytes are what an operator must hear of; a stale hint
-/// says that the owner was there and answered; unreachable says nothing about the block.
+/// block, the greatest is its outcome. Corrupt bytes are what an operator must hear of, and then that an owner that may
+/// have the block does not let us in; a stale hint says that the owner was there and answered; unreachable says nothing
+/// about the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
     /// No link, a lost link, or one that stood still.
     Unreachable,
     /// The owner has something else there now.
     Stale,
+    /// The owner lets us in with no ticket that we can get.
+    Denied,
     /// The bytes did not match the checksum.
     Corrupt,
 }
@@ -79,6 +86,7 @@ impl From<Failure> for Outcome {
         match failure {
             Failure::Unreachable => Self::Unreachable,
             Failure::Stale => Self::Stale,
+            Failure::Denied => Self::Denied,
             Failure::Corrupt => Self::Corrupt,
         }
     }

@@ -328,7 +328,10 @@ impl Shared {
                     if best == Some(transport.kind()) {
                         why = FallbackReason::from(&error);
                     }
-                    last = Some(error);
+                    // Its owner is there, and says why not: more than that another way is shut, too.
+                    if !last.as_ref().is_some_and(ConnectError::is_denial) {
+                        last = Some(error);
+                    }
                 }
             }
         }

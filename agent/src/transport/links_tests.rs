@@ -1,6 +1,7 @@
 use std::sync::atomic::AtomicU64;
 
 use kvferry_proto::NodeAddresses;
+use kvferry_security::ticket::Refusal;
 
 use super::*;
 use crate::{
@@ -96,6 +97,40 @@ async fn the_next_transport_is_used_where_the_best_fails() {
         forced.link(&nowhere, ChecksumPolicy::Off).await,
         Err(ConnectError::NoPath { .. })
     ));
+}
+
+/// A transport whose peers refuse our tickets.
+struct Shut;
+
+impl Transport for Shut {
+    fn kind(&self) -> TransportKind {
+        TransportKind::Shm
+    }
+
+    fn reaches(&self, _: &PeerTarget) -> bool {
+        true
+    }
+
+    fn connect<'a>(
+        &'a self,
+        peer: &'a PeerTarget,
+    ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
+        let refused = ConnectError::TicketRefused {
+            node: peer.node.clone(),
+            refusal: Refusal::Expired,
+        };
+        Box::pin(async { Err(refused) })
+    }
+}
+
+#[tokio::test]
+async fn a_refused_ticket_is_the_reason_also_where_the_next_transport_finds_nobody() {
+    let transports: Vec<Arc<dyn Transport>> =
+        vec![Arc::new(Shut), Arc::new(SimNetwork::new(1).transport())];
+    let links = Links::new(transports, None, LinksConfig::default());
+    let failed = links.link(&peer("a", 1), ChecksumPolicy::Off).await;
+    assert_eq!(links.counters().failures(), 2, "both were tried");
+    assert!(failed.is_err_and(|error| error.is_denial()));
 }
 
 /// The simulated transport under another name.

@@ -23,6 +23,7 @@
 mod chained;
 mod health;
 mod links;
+mod not_secure;
 mod operation;
 mod pending;
 mod random;
@@ -45,9 +46,9 @@ use kvferry_security::ticket::Refusal;
 use crate::tickets::NoTicket;
 pub use health::PeerHealth;
 pub use links::{FallbackReason, LinkCounters, Links, LinksConfig};
+pub use not_secure::NotSecure;
 pub use pending::{CancelRead, Completion, PendingRead};
 pub use straight::{GpuRead, GpuRequest, GpuSpans};
-use tcp::NotSecure;
 
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -297,6 +298,21 @@ pub enum ConnectError {
         /// Why not.
         detail: String,
     },
+}
+
+impl ConnectError {
+    /// Are we kept out, whatever the way? Not where no coordinator could be asked for a ticket: that is an outage.
+    #[must_use]
+    pub fn is_denial(&self) -> bool {
+        matches!(
+            self,
+            Self::TicketRefused { .. }
+                | Self::NoTicket {
+                    why: NoTicket::Denied { .. },
+                    ..
+                }
+        )
+    }
 }
 
 /// A way to reach peers.

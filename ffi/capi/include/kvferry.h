@@ -362,6 +362,11 @@ typedef enum kvf_outcome_kind {
    */
   KVF_OUTCOME_CANCELLED = 10,
   /**
+   * Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
+   * outage, and pulling again does not help: get the right, compare clocks and the coordinator's key.
+   */
+  KVF_OUTCOME_DENIED = 11,
+  /**
    * The agent refused the whole pull; kvf_pull_wait says why. Nothing was written.
    */
   KVF_OUTCOME_REFUSED = 64,
@@ -1438,6 +1443,32 @@ typedef struct kvf_landed_tensor {
 } kvf_landed_tensor;
 
 /**
+ * A set of tensors of a rank.
+ */
+typedef struct kvf_tensor_set {
+  /**
+   * sizeof(kvf_tensor_set).
+   */
+  size_t size;
+  /**
+   * Which set: for pulls that are to get this one.
+   */
+  struct kvf_digest digest;
+  /**
+   * Bytes of a chunk: a block of the namespace.
+   */
+  uint64_t chunk_bytes;
+  /**
+   * Chunks it lies in.
+   */
+  uint32_t chunks;
+  /**
+   * How many tensors there are.
+   */
+  size_t count;
+} kvf_tensor_set;
+
+/**
  * A source in a list, or its standing. Its texts belong to the list, or to the workers, that it came with.
  */
 typedef struct kvf_source_summary {
@@ -1540,32 +1571,6 @@ typedef struct kvf_worker {
    */
   struct kvf_digest digest;
 } kvf_worker;
-
-/**
- * A set of tensors of a rank.
- */
-typedef struct kvf_tensor_set {
-  /**
-   * sizeof(kvf_tensor_set).
-   */
-  size_t size;
-  /**
-   * Which set: for pulls that are to get this one.
-   */
-  struct kvf_digest digest;
-  /**
-   * Bytes of a chunk: a block of the namespace.
-   */
-  uint64_t chunk_bytes;
-  /**
-   * Chunks it lies in.
-   */
-  uint32_t chunks;
-  /**
-   * How many tensors there are.
-   */
-  size_t count;
-} kvf_tensor_set;
 
 /**
  * What came of a put.
@@ -1933,6 +1938,34 @@ enum kvf_status kvf_landed_at(const struct kvf_landed *landed,
 void kvf_landed_free(struct kvf_landed *landed);
 
 /**
+ * The tensors of a source's rank: `*set` says what there is (its size is to be set), and `*tensors` are the caller's, to be given
+ * to kvf_tensors_free. `digest`: of the set wanted where workers differ; NULL: the one with most ready workers.
+ * KVF_SOURCE_UNKNOWN: there is none. Within call_timeout_ms for each 8,192 tensors.
+ */
+enum kvf_status kvf_source_tensors(const struct kvf_agent *agent,
+                                   const struct kvf_source_id *source,
+                                   uint32_t rank,
+                                   const struct kvf_digest *digest_of,
+                                   struct kvf_tensor_set *set,
+                                   struct kvf_tensors **tensors,
+                                   struct kvf_error *error);
+
+/**
+ * One of the tensors, from 0 on. Its texts and its shape belong to the tensors.
+ */
+enum kvf_status kvf_tensors_at(const struct kvf_tensors *tensors,
+                               size_t index,
+                               struct kvf_tensor *tensor,
+                               struct kvf_error *error);
+
+/**
+ * Frees tensors, with their texts. NULL is nothing to free.
+ *
+ * The last call with these.
+ */
+void kvf_tensors_free(struct kvf_tensors *tensors);
+
+/**
  * The sources that coordinators know of, in `*sources`, which is then the caller's, to be given to kvf_sources_free; their
  * number in `*count`. NULL for namespace_name or name_prefix: of every namespace, of every name. More than KVF_MAX_SOURCES:
  * KVF_BOUND_REACHED. Within call_timeout_ms for each thousand.
@@ -1985,34 +2018,6 @@ enum kvf_status kvf_workers_at(const struct kvf_workers *workers,
  * The last call with these.
  */
 void kvf_workers_free(struct kvf_workers *workers);
-
-/**
- * The tensors of a source's rank: `*set` says what there is (its size is to be set), and `*tensors` are the caller's, to be given
- * to kvf_tensors_free. `digest`: of the set wanted where workers differ; NULL: the one with most ready workers.
- * KVF_SOURCE_UNKNOWN: there is none. Within call_timeout_ms for each 8,192 tensors.
- */
-enum kvf_status kvf_source_tensors(const struct kvf_agent *agent,
-                                   const struct kvf_source_id *source,
-                                   uint32_t rank,
-                                   const struct kvf_digest *digest_of,
-                                   struct kvf_tensor_set *set,
-                                   struct kvf_tensors **tensors,
-                                   struct kvf_error *error);
-
-/**
- * One of the tensors, from 0 on. Its texts and its shape belong to the tensors.
- */
-enum kvf_status kvf_tensors_at(const struct kvf_tensors *tensors,
-                               size_t index,
-                               struct kvf_tensor *tensor,
-                               struct kvf_error *error);
-
-/**
- * Frees tensors, with their texts. NULL is nothing to free.
- *
- * The last call with these.
- */
-void kvf_tensors_free(struct kvf_tensors *tensors);
 
 /**
  * Ends workers of a source: they are offered no more at once, and their agents withdraw them. `node`: only this one's; NULL:

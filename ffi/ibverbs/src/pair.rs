@@ -371,6 +371,13 @@ impl<S> QueuePair<S> {
         self.core.max_pieces
     }
 
+    /// Bytes that a SEND or WRITE could carry within its work request, as the device granted without being asked for any.
+    /// READs are all that is posted here, and they carry none.
+    #[must_use]
+    pub fn inline_bytes(&self) -> u32 {
+        self.core.inline_bytes
+    }
+
     /// Where its completions arrive.
     #[must_use]
     pub fn queue(&self) -> &Arc<CompletionQueue> {

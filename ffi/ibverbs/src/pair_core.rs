@@ -97,6 +97,7 @@ pub(crate) struct Core {
     pub(crate) qp_num: u32,
     pub(crate) depth: u32,
     pub(crate) max_pieces: u32,
+    pub(crate) inline_bytes: u32,
     pub(crate) queue: Arc<CompletionQueue>,
     pub(crate) domain: Arc<ProtectionDomain>,
 }
@@ -140,6 +141,7 @@ impl Core {
                 max_recv_wr: 1,
                 max_send_sge: pieces,
                 max_recv_sge: 1,
+                // READs carry no data; what the device grants anyway is written here.
                 max_inline_data: 0,
             },
             ..Default::default()
@@ -168,6 +170,7 @@ impl Core {
             qp_num,
             depth,
             max_pieces: pieces,
+            inline_bytes: attributes.cap.max_inline_data,
             queue: Arc::clone(queue),
             domain: Arc::clone(domain),
         })

@@ -26,10 +26,10 @@ use tonic::{
 };
 
 use super::{
-    data::{DATA, DataSession},
+    configs::Configs,
+    data::DataSession,
     files::{self, TlsFileError, TlsFiles},
     refusal::TlsRefusal,
-    server::H2,
 };
 use crate::{
     reread::Reread,
@@ -123,16 +123,9 @@ pub struct Dialer {
 
 #[derive(Debug)]
 struct Trust {
-    files: Reread<Configs, TlsFileError>,
+    files: Reread<Configs<ClientConfig>, TlsFileError>,
     /// For people.
     ca: PathBuf,
-}
-
-/// The same, for what is spoken over it.
-#[derive(Debug)]
-struct Configs {
-    grpc: Arc<ClientConfig>,
-    data: Arc<ClientConfig>,
 }
 
 impl Dialer {
@@ -294,15 +287,7 @@ fn trust(files: &TlsFiles, ca: &Path) -> Result<Trust, TlsFileError> {
         };
         // A connection lasts for hours; each begins with certificates.
         config.resumption = rustls::client::Resumption::disabled();
-        let spoken = |protocol: &[u8]| {
-            let mut config = config.clone();
-            config.alpn_protocols = vec![protocol.to_vec()];
-            Arc::new(config)
-        };
-        Ok(Configs {
-            grpc: spoken(H2),
-            data: spoken(DATA),
-        })
+        Ok(config.into())
     };
     Ok(Trust {
         files: Reread::open("the client's certificate", paths, load)?,

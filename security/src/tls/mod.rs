@@ -2,6 +2,7 @@
 //! session for what is no gRPC (`data.rs`): the agents' data port.
 
 mod client;
+mod configs;
 mod data;
 mod files;
 mod listener;

@@ -9,26 +9,16 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    data::DATA,
+    configs::Configs,
     files::{self, TlsFileError, TlsFiles},
 };
 use crate::reread::Reread;
 
-/// What gRPC is spoken over.
-pub(super) const H2: &[u8] = b"h2";
-
 /// A server's certificate, read again when its files change.
 #[derive(Debug)]
 pub struct ServerTls {
-    files: Reread<Configs, TlsFileError>,
+    files: Reread<Configs<ServerConfig>, TlsFileError>,
     asks_clients: bool,
-}
-
-/// The same, for what is spoken over it.
-#[derive(Debug)]
-struct Configs {
-    grpc: Arc<ServerConfig>,
-    data: Arc<ServerConfig>,
 }
 
 impl ServerTls {
@@ -69,7 +59,11 @@ impl ServerTls {
     }
 }
 
-fn config(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Configs, TlsFileError> {
+fn config(
+    cert: &Path,
+    key: &Path,
+    ca: Option<&Path>,
+) -> Result<Configs<ServerConfig>, TlsFileError> {
     let (chain, private) = files::pair(cert, key)?;
     let broken = |path: &Path, detail: String| TlsFileError::Broken {
         what: "tls_ca",
@@ -95,13 +89,5 @@ fn config(cert: &Path, key: &Path, ca: Option<&Path>) -> Result<Configs, TlsFile
     // A session that is gone on with is not asked for its certificate again, and connections last for hours.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    let spoken = |protocol: &[u8]| {
-        let mut config = config.clone();
-        config.alpn_protocols = vec![protocol.to_vec()];
-        Arc::new(config)
-    };
-    Ok(Configs {
-        grpc: spoken(H2),
-        data: spoken(DATA),
-    })
+    Ok(config.into())
 }

@@ -131,8 +131,8 @@ impl Flight {
 pub(super) fn failure(error: &ReadError) -> ReadFailure {
     match error {
         ReadError::Cancelled => ReadFailure::Cancelled,
-        // The link is of no more use to us; the next one begins with another ticket.
-        ReadError::LinkLost { .. } | ReadError::TicketRefused { .. } => ReadFailure::LinkLost,
+        ReadError::LinkLost { .. } => ReadFailure::LinkLost,
+        ReadError::TicketRefused { .. } => ReadFailure::Denied,
         ReadError::RegionGone { .. } => ReadFailure::RegionGone,
         ReadError::SpanRefused { .. } => ReadFailure::SpanRefused,
         ReadError::Invalid(_) | ReadError::Local(_) | ReadError::LocalGpu(_) => ReadFailure::Local,

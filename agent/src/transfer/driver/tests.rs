@@ -153,6 +153,21 @@ async fn a_lost_link_is_replaced_by_another_owner() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_owner_that_refuses_the_ticket_denies_the_block() {
+    for (mode, why) in [
+        (Mode::Deny, "signed with a key that it was not told"),
+        (Mode::DenyReads, "does not name that namespace"),
+    ] {
+        let world = World::new(1, 1, false);
+        world.owners[0].set(mode);
+        let (_, outcomes) = pulled(&world, TransferConfig::default(), 1).await;
+        assert_eq!(kinds(&outcomes), [Outcome::Denied]);
+        assert!(outcomes[0].detail.contains(why), "{outcomes:?}");
+        assert_eq!(world.state(0), State::Free);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nobody_reachable_is_said_with_the_last_error() {
     let world = World::new(1, 1, false);
     world.owners[0].set(Mode::Refuse);

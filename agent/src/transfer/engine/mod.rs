@@ -115,7 +115,7 @@ pub struct PullEngine {
     waiting: BlockSet,
     commands: VecDeque<Command>,
     /// Candidates that did not give their block since somebody asked, by why.
-    failed: [u64; 3],
+    failed: [u64; 4],
 }
 
 impl PullEngine {
@@ -142,7 +142,7 @@ impl PullEngine {
             locating: locate::Locating::new(request.blocks, now, config.locate_backoff),
             waiting: BlockSet::default(),
             commands: VecDeque::new(),
-            failed: [0; 3],
+            failed: [0; 4],
             config,
         }
     }
@@ -197,11 +197,12 @@ impl PullEngine {
     }
 
     /// How many candidates did not give their block since the last call, by why.
-    pub fn take_failed(&mut self) -> [(Failure, u64); 3] {
-        let [unreachable, stale, corrupt] = std::mem::take(&mut self.failed);
+    pub fn take_failed(&mut self) -> [(Failure, u64); 4] {
+        let [unreachable, stale, denied, corrupt] = std::mem::take(&mut self.failed);
         [
             (Failure::Unreachable, unreachable),
             (Failure::Stale, stale),
+            (Failure::Denied, denied),
             (Failure::Corrupt, corrupt),
         ]
     }

@@ -36,23 +36,19 @@ impl PullEngine {
             return;
         };
         source.troubled = true;
+        let worth = match failure {
+            ConnectFailure::WrongIncarnation => Failure::Stale,
+            ConnectFailure::Denied => Failure::Denied,
+            ConnectFailure::Unreachable | ConnectFailure::Refused => Failure::Unreachable,
+        };
         source.path = match failure {
-            ConnectFailure::WrongIncarnation => Path::Dead(Failure::Stale),
             ConnectFailure::Unreachable if source.connects < most => Path::Closed,
-            ConnectFailure::Unreachable | ConnectFailure::Refused => {
-                Path::Dead(Failure::Unreachable)
-            }
+            _ => Path::Dead(worth),
         };
         if failure == ConnectFailure::Unreachable && !late {
             self.push(Command::Suspect { source: key });
         }
-        self.send_away(
-            key,
-            match failure {
-                ConnectFailure::WrongIncarnation => Failure::Stale,
-                ConnectFailure::Unreachable | ConnectFailure::Refused => Failure::Unreachable,
-            },
-        );
+        self.send_away(key, worth);
     }
 
     /// Sends the blocks that count on this source elsewhere; those being read come when they settle.
@@ -180,8 +176,12 @@ impl PullEngine {
             ReadFailure::RegionGone => self.region_gone(&op),
             ReadFailure::SpanRefused => self.span_refused(&op),
             ReadFailure::LinkLost => {
-                self.link_lost(&op);
+                self.link_lost(&op, Failure::Unreachable);
                 self.all_failed(&op, Failure::Unreachable);
+            }
+            ReadFailure::Denied => {
+                let worth = self.denied(&op);
+                self.all_failed(&op, worth);
             }
             ReadFailure::Cancelled => self.all_failed(&op, Failure::Unreachable),
         }
@@ -194,7 +194,7 @@ impl PullEngine {
     }
 
     /// The link is to be opened again, if anybody still wants it then.
-    fn link_lost(&mut self, op: &Op) {
+    fn link_lost(&mut self, op: &Op, failure: Failure) {
         let most = self.config.connects;
         let Some(source) = self.sources.get_mut(&op.source) else {
             return;
@@ -205,9 +205,32 @@ impl PullEngine {
         source.troubled = true;
         source.path = match source.connects < most {
             true => Path::Closed,
-            false => Path::Dead(Failure::Unreachable),
+            false => Path::Dead(failure),
         };
-        self.send_away(op.source, Failure::Unreachable);
+        self.send_away(op.source, failure);
+    }
+
+    /// The ticket is refused, and so the link. Gives what that says of the source's blocks: nothing yet where another link
+    /// may follow, which begins with another ticket.
+    fn denied(&mut self, op: &Op) -> Failure {
+        let most = self.config.connects;
+        let last = self
+            .sources
+            .get(&op.source)
+            .is_some_and(|source| source.epoch == op.epoch && source.connects >= most);
+        let failure = match last {
+            true => Failure::Denied,
+            false => Failure::Unreachable,
+        };
+        self.link_lost(op, failure);
+        // Reads beside it may have ended before it, without a reason.
+        if let Some(source) = self.sources.get_mut(&op.source)
+            && last
+            && source.path == Path::Dead(Failure::Unreachable)
+        {
+            source.path = Path::Dead(failure);
+        }
+        failure
     }
 
     /// A block's bytes were wrong. Where its path does not vouch for them that is the path's fault as likely as the

@@ -138,7 +138,15 @@ impl Device {
             max_pieces: CHUNK_PIECES,
             signal_every: SIGNAL_EVERY,
         };
-        QueuePair::new(&self.domain, &self.reading, options)
+        let pair = QueuePair::new(&self.domain, &self.reading, options)?;
+        tracing::debug!(
+            device = self.context.name(),
+            qp_num = pair.qp_num(),
+            depth = pair.depth(),
+            inline_bytes = pair.inline_bytes(),
+            "a queue pair to read with"
+        );
+        Ok(pair)
     }
 
     /// A queue pair that a peer reads with: what is registered with this domain, and nothing else.

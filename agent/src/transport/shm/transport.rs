@@ -98,6 +98,11 @@ impl ShmTransport {
                     refusal,
                 })
             }
+            // There is nobody here to get one from.
+            Err(DescriptorError::TicketNeeded) => Err(ConnectError::TicketRefused {
+                node: peer.node.clone(),
+                refusal: Refusal::Absent,
+            }),
             Err(error @ (DescriptorError::NotAllowed | DescriptorError::Busy)) => {
                 Err(ConnectError::Refused {
                     node: peer.node.clone(),

@@ -24,14 +24,14 @@ use super::{
         ClientHello, FrameError, RefusalReason, SERVER_HELLO_BYTES, ServerHello, Welcome,
         encode_renewal, encode_request,
     },
-    payload::{NotSecure, PayloadTls, insecure},
+    payload::{PayloadTls, insecure},
     reader::Reader,
     socket,
     stream::Stream,
 };
 use crate::{
     tickets::{Held, Wallet},
-    transport::{ConnectError, LocalSpans, PeerTarget, ReadError, operation::Operation},
+    transport::{ConnectError, LocalSpans, NotSecure, PeerTarget, ReadError, operation::Operation},
 };
 
 /// Most reads that wait on one connection, given up ones included. A peer this far behind does not

@@ -23,6 +23,6 @@ mod transport;
 
 pub use frame::FrameError;
 pub use link::TcpLink;
-pub use payload::{NotSecure, PayloadRefusal, PayloadRefusals, PayloadTls};
+pub use payload::{PayloadRefusal, PayloadRefusals, PayloadTls};
 pub use server::{BindError, ServeCounters, TcpLimits, TcpServer};
 pub use transport::{TcpConfig, TcpTransport};

@@ -32,6 +32,9 @@ pub enum kvf_outcome_kind {
     KVF_OUTCOME_NO_SPACE = 9,
     /// Given up by kvf_pull_cancel, kvf_pull_free or kvf_close, or because the agent stops.
     KVF_OUTCOME_CANCELLED = 10,
+    /// Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
+    /// outage, and pulling again does not help: get the right, compare clocks and the coordinator's key.
+    KVF_OUTCOME_DENIED = 11,
     /// The agent refused the whole pull; kvf_pull_wait says why. Nothing was written.
     KVF_OUTCOME_REFUSED = 64,
     /// The connection to the agent ended meanwhile.
@@ -41,10 +44,10 @@ pub enum kvf_outcome_kind {
 }
 
 use kvf_outcome_kind::{
-    KVF_OUTCOME_AGENT_LOST, KVF_OUTCOME_CANCELLED, KVF_OUTCOME_CORRUPT, KVF_OUTCOME_LOCAL,
-    KVF_OUTCOME_LOCATE_FAILED, KVF_OUTCOME_MISSING, KVF_OUTCOME_NO_SPACE, KVF_OUTCOME_PULLED,
-    KVF_OUTCOME_REFUSED, KVF_OUTCOME_STALE, KVF_OUTCOME_TIMED_OUT, KVF_OUTCOME_UNKNOWN,
-    KVF_OUTCOME_UNREACHABLE,
+    KVF_OUTCOME_AGENT_LOST, KVF_OUTCOME_CANCELLED, KVF_OUTCOME_CORRUPT, KVF_OUTCOME_DENIED,
+    KVF_OUTCOME_LOCAL, KVF_OUTCOME_LOCATE_FAILED, KVF_OUTCOME_MISSING, KVF_OUTCOME_NO_SPACE,
+    KVF_OUTCOME_PULLED, KVF_OUTCOME_REFUSED, KVF_OUTCOME_STALE, KVF_OUTCOME_TIMED_OUT,
+    KVF_OUTCOME_UNKNOWN, KVF_OUTCOME_UNREACHABLE,
 };
 
 impl From<OutcomeKind> for kvf_outcome_kind {
@@ -61,6 +64,7 @@ impl From<OutcomeKind> for kvf_outcome_kind {
             OutcomeKind::LocateFailed => KVF_OUTCOME_LOCATE_FAILED,
             OutcomeKind::NoSpace => KVF_OUTCOME_NO_SPACE,
             OutcomeKind::Cancelled => KVF_OUTCOME_CANCELLED,
+            OutcomeKind::Denied => KVF_OUTCOME_DENIED,
         }
     }
 }

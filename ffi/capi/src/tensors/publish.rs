@@ -88,10 +88,8 @@ pub unsafe extern "C" fn kvf_tensors_publish(
                 wait_announced_ms: given.wait_announced_ms,
             };
             let messages = messages(header, tensors(given.tensors, given.tensor_count)?);
-            let own = connection.clone();
-            let answer = connection.run(PUBLISH_TIMEOUT + wait, async move {
-                let stream = tokio_stream::iter(messages);
-                own.answer(own.tensors().publish(stream)).await
+            let answer = connection.call_tensors(PUBLISH_TIMEOUT + wait, |mut api| async move {
+                api.publish(tokio_stream::iter(messages)).await
             })?;
             let told = kvf_publication {
                 source: source_id(&answer.source)?,
@@ -151,9 +149,8 @@ pub unsafe extern "C" fn kvf_tensors_withdraw(
             let place = boundary::optional_out(withdrawn, "withdrawn")?;
             let source = source_bytes(source)?;
             let request = pb::WithdrawTensorsRequest { source, rank };
-            let own = connection.clone();
-            let answer = connection.run(connection.timeout, async move {
-                own.answer(own.tensors().withdraw(request)).await
+            let answer = connection.call_tensors(connection.timeout, |mut api| async move {
+                api.withdraw(request).await
             })?;
             if let Some(place) = place {
                 place.set(c_int::from(answer.withdrawn));

@@ -9,7 +9,7 @@ use kvferry_client::{Cause, Connection, Failure};
 use kvferry_proto::pb::{self, pull_tensors_event::Event, pull_tensors_request::Destination};
 
 use super::{
-    sources::{beyond, free},
+    beyond, free,
     texts::{Tensor, lent},
     words::{
         KVF_MAX_TENSORS, digest, digest_bytes, kvf_digest, kvf_source_id, kvf_tensor, source_bytes,

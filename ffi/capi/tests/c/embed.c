@@ -180,6 +180,12 @@ static void carries(void) {
     munmap(to, SLOTS * BLOCK);
 }
 
+static void *close_it(void *agent) {
+    kvf_error error;
+    EXPECT(KVF_OK, kvf_close(agent, &error));
+    return NULL;
+}
+
 /* An agent that stops makes an engine's words odd before the engine hears of it, whose memory is its own from then on. */
 static void ends_regions_first(void) {
     kvf_agent *agent = embed("stops");
@@ -194,9 +200,14 @@ static void ends_regions_first(void) {
     EXPECT(KVF_OK, kvf_region_open(engine, region, 0, &map, &error));
     const uint64_t *words = mmap(NULL, map.slots * sizeof *words, PROT_READ, MAP_SHARED, map.generations, 0);
     CHECK(words != MAP_FAILED && words[0] > 0 && words[0] % 2 == 0);
-    EXPECT(KVF_OK, kvf_close(agent, &error));
-    for (int i = 0; i < 8; i++) CHECK(words[i] % 2 == 1);
+    pthread_t closing;
+    CHECK(pthread_create(&closing, NULL, close_it, agent) == 0);
     kvf_stats stats = {.size = sizeof stats};
+    /* Looked at when the engine hears of it, not when all is over. */
+    while (kvf_stats_get(engine, &stats, &error) == KVF_OK) {}
+    for (int i = 0; i < 8; i++) CHECK(words[i] % 2 == 1);
+    CHECK(error.status == KVF_AGENT_LOST);
+    CHECK(pthread_join(closing, NULL) == 0);
     EXPECT(KVF_AGENT_LOST, kvf_stats_get(engine, &stats, &error));
     EXPECT(KVF_OK, kvf_close(engine, &error));
     munmap((void *)(size_t)words, map.slots * sizeof *words);

@@ -123,6 +123,9 @@ class Kind(enum.IntEnum):
     """Every slot is pinned or reserved."""
     CANCELLED = 10
     """Given up, or the agent stops."""
+    DENIED = 11
+    """Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
+    outage, and pulling again does not help: get the right, compare clocks and the coordinator's key."""
     REFUSED = 64
     """The agent refused the whole pull; its `result()` raises why. Nothing was written."""
     AGENT_LOST = 65

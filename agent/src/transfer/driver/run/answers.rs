@@ -107,6 +107,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             (Asked::Connect(source, _), Some(Answer::Connected(Err(error)))) => {
                 self.report.failed(source, &error);
                 let failure = match error {
+                    _ if error.is_denial() => ConnectFailure::Denied,
                     ConnectError::Unreachable { .. } => ConnectFailure::Unreachable,
                     ConnectError::WrongIncarnation { .. } => ConnectFailure::WrongIncarnation,
                     ConnectError::Refused { .. }

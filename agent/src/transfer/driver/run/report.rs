@@ -96,6 +96,7 @@ impl<L> Report<L> {
                     .to_owned()
             }
             Outcome::Unreachable => otherwise("no owner could be reached"),
+            Outcome::Denied => otherwise("no owner lets this agent read it"),
             Outcome::TimedOut { .. } => otherwise("the deadline came first"),
             Outcome::LocateFailed => self
                 .locate_error

@@ -6,6 +6,7 @@ use kvferry_memory::{GenerationTable, HostMemory, copy_ranges};
 use kvferry_proto::{
     Generation, Geometry, Incarnation, NodeAddresses, Part, Plane, RegionId, Slot,
 };
+use kvferry_security::ticket::Refusal;
 use parking_lot::Mutex;
 
 use super::*;
@@ -27,6 +28,10 @@ pub(super) enum Mode {
     Lost,
     /// There is no link.
     Refuse,
+    /// There is none for our tickets.
+    Deny,
+    /// Reads are refused for the ticket's sake.
+    DenyReads,
 }
 
 pub(super) struct Owner {
@@ -166,10 +171,14 @@ impl Link for FakeLink {
         }
         let mode = *owner.mode.lock();
         match mode {
-            Mode::Good | Mode::Refuse => PendingRead::settled(owner.copy(&request)),
+            Mode::Good | Mode::Refuse | Mode::Deny => PendingRead::settled(owner.copy(&request)),
             Mode::Lost => PendingRead::settled(Err(ReadError::LinkLost {
                 node: owner.name.clone(),
                 detail: "pulled the plug".into(),
+            })),
+            Mode::DenyReads => PendingRead::settled(Err(ReadError::TicketRefused {
+                node: owner.name.clone(),
+                refusal: Refusal::OtherNamespace,
             })),
             Mode::Hang => {
                 let hung = Arc::new(Hung(Mutex::new(None)));
@@ -315,10 +324,17 @@ impl Connect for World {
     ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
         Box::pin(async move {
             let owner = self.owner(peer);
-            if *self.owners[owner].mode.lock() == Mode::Refuse {
+            let mode = *self.owners[owner].mode.lock();
+            if mode == Mode::Refuse {
                 return Err(ConnectError::Refused {
                     node: peer.node.clone(),
-                    detail: "no ticket".into(),
+                    detail: "too many".into(),
+                });
+            }
+            if mode == Mode::Deny {
+                return Err(ConnectError::TicketRefused {
+                    node: peer.node.clone(),
+                    refusal: Refusal::UnknownKey,
                 });
             }
             let world = self.this.upgrade().unwrap();

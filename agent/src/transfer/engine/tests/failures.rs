@@ -240,6 +240,93 @@ fn a_lost_link_is_opened_once_more_where_nobody_else_has_the_block() {
 }
 
 #[test]
+fn an_owner_that_lets_us_not_in_is_said_to_deny_the_block_whatever_others_answered() {
+    let mut bench = Bench::new(1);
+    bench.engine.config.relocates = 0;
+    bench.connected(vec![vec![at(A, 0), at(B, 0)]], &[A]);
+    bench.on([done(1)]);
+    assert_eq!(
+        bench.on([words(2, &[4])]),
+        [Command::Connect { source: B }],
+        "stale at A"
+    );
+    let denied = Event::ConnectFailed {
+        source: B,
+        failure: ConnectFailure::Denied,
+    };
+    // And it answered: no suspect.
+    assert_eq!(
+        bench.on([denied]),
+        [
+            Command::Abandon { block: 0 },
+            finish(0, Outcome::Denied, Some(B))
+        ]
+    );
+    let failed = bench.engine.take_failed();
+    assert!(failed.contains(&(Failure::Denied, 1)), "{failed:?}");
+}
+
+#[test]
+fn a_ticket_refused_in_mid_read_is_denied_when_another_one_is_too() {
+    let refused_once = || {
+        let mut bench = Bench::new(1);
+        bench.connected(vec![vec![at(A, 0)]], &[A]);
+        assert_eq!(bench.on([failed(1, ReadFailure::Denied)]), []);
+        bench.timeout(ms(20));
+        assert_eq!(
+            bench.on([located(2, vec![vec![at(A, 0)]])]),
+            [Command::Connect { source: A }]
+        );
+        assert_eq!(bench.on([connected(A)]), [read(3, A, &[0])]);
+        bench
+    };
+    let mut bench = refused_once();
+    assert_eq!(bench.on([failed(3, ReadFailure::Denied)]), []);
+    bench.timeout(ms(40));
+    assert_eq!(
+        bench.on([located(4, vec![vec![at(A, 0)]])]),
+        [
+            Command::Abandon { block: 0 },
+            finish(0, Outcome::Denied, Some(A))
+        ]
+    );
+    // Let in with the second ticket: what is found then is what is said.
+    let mut bench = refused_once();
+    bench.engine.config.relocates = 0;
+    bench.on([done(3)]);
+    assert_eq!(
+        bench.on([words(4, &[4])]),
+        [
+            Command::Abandon { block: 0 },
+            finish(0, Outcome::Stale, Some(A))
+        ]
+    );
+}
+
+#[test]
+fn a_refused_ticket_is_the_reason_also_of_reads_that_ended_before_it() {
+    let mut bench = Bench::new(2);
+    bench.engine.config.connects = 1;
+    bench.engine.config.relocates = 1;
+    let elsewhere = Candidate {
+        region: RegionId(2),
+        ..at(A, 1)
+    };
+    let both = || vec![vec![at(A, 0)], vec![elsewhere]];
+    bench.connected(both(), &[A]);
+    bench.on([
+        failed(1, ReadFailure::LinkLost),
+        failed(2, ReadFailure::Denied),
+    ]);
+    bench.timeout(ms(20));
+    let finished = bench.on([located(3, both())]);
+    for block in 0..2 {
+        let expected = finish(block, Outcome::Denied, Some(A));
+        assert!(finished.contains(&expected), "{finished:?}");
+    }
+}
+
+#[test]
 fn a_restarted_owner_makes_its_hints_stale() {
     let mut bench = Bench::new(1);
     bench.prepared(vec![vec![at(A, 0)]]);
@@ -302,7 +389,6 @@ fn connected_unvouched(source: SourceKey) -> Event {
         source,
         capabilities: Capabilities {
             needs_checksum: true,
-            span_bytes: 0,
             ..link()
         },
     }

@@ -316,9 +316,10 @@ impl World {
         let Some(source) = self.connects.pop() else {
             return;
         };
-        let failure = match self.random.below(3) {
-            0 => ConnectFailure::Unreachable,
-            1 => ConnectFailure::WrongIncarnation,
+        let failure = match self.random.below(6) {
+            0 | 1 => ConnectFailure::Unreachable,
+            2 | 3 => ConnectFailure::WrongIncarnation,
+            4 => ConnectFailure::Denied,
             _ => ConnectFailure::Refused,
         };
         let capabilities = self.link;
@@ -426,6 +427,7 @@ impl World {
                 0 => ReadFailure::RegionGone,
                 1 => ReadFailure::SpanRefused,
                 2 if self.random.percent(10) => ReadFailure::Local,
+                3 => ReadFailure::Denied,
                 _ => ReadFailure::LinkLost,
             };
             Event::ReadFailed { op, failure }
