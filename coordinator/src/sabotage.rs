@@ -13,6 +13,8 @@ pub enum Bug {
     FencedSessionKept,
     /// A delta out of order is applied.
     GapIgnored,
+    /// What a heartbeat says of the next delta is passed over.
+    HeartbeatDeltaIgnored,
     /// What an inventory does not name stays.
     InventoryKeeps,
     /// A resync is not asked for, whatever the epoch.

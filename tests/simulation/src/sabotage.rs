@@ -249,6 +249,12 @@ fn crates() -> Vec<Sabotage> {
             &[P::Converges, P::PublishedIsFound],
         ),
         bug(
+            "heartbeat-delta-ignored",
+            Coordinator(C::HeartbeatDeltaIgnored),
+            50,
+            &[P::Converges],
+        ),
+        bug(
             "inventory-keeps",
             Coordinator(C::InventoryKeeps),
             50,

@@ -85,6 +85,19 @@ fn a_pause_within_a_longer_one_does_not_end_it() {
     assert_eq!(report.violation, None);
 }
 
+/// Another: the last delta of a session was lost, and no other followed it to show the gap; heartbeats do.
+#[test]
+fn a_lost_last_delta_is_noticed() {
+    let report = run(&Options {
+        nodes: 7,
+        keep: Some([29, 31].into()),
+        ..Options::small(622)
+    });
+    assert_eq!(report.violation, None);
+    assert!(report.stats.lost_deltas > 0, "nothing was lost");
+    assert_eq!(run(&Options::small(622)).violation, None);
+}
+
 /// Another: a node that has a block in a region that was deleted by force, and is asked to copy it into the one that its
 /// engine registered anew, has it.
 #[test]
