@@ -53,6 +53,8 @@ pub enum Bug {
     LocationRemoveLost,
     /// A block that an order is under way for is ordered once more.
     CopiesOrderedTwice,
+    /// Who says that it copied a block is believed, though the directory shows none.
+    CopiesBelieved,
     /// The end of a session is not noticed by the machine of sources.
     SourcesOutliveNodes,
     /// A removed worker of a source comes back with its next announcement.

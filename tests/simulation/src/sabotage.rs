@@ -251,7 +251,7 @@ fn crates() -> Vec<Sabotage> {
         bug(
             "heartbeat-delta-ignored",
             Coordinator(C::HeartbeatDeltaIgnored),
-            50,
+            20,
             &[P::Converges],
         ),
         bug(
@@ -341,6 +341,12 @@ fn crates() -> Vec<Sabotage> {
         bug(
             "copies-ordered-twice",
             Coordinator(C::CopiesOrderedTwice),
+            50,
+            &[P::CopiesCome],
+        ),
+        bug(
+            "copies-believed",
+            Coordinator(C::CopiesBelieved),
             50,
             &[P::CopiesCome],
         ),
