@@ -13,6 +13,8 @@ pub enum Bug {
     FencedSessionKept,
     /// A delta out of order is applied.
     GapIgnored,
+    /// What a heartbeat says of the next delta is passed over.
+    HeartbeatDeltaIgnored,
     /// What an inventory does not name stays.
     InventoryKeeps,
     /// A resync is not asked for, whatever the epoch.
@@ -51,6 +53,8 @@ pub enum Bug {
     LocationRemoveLost,
     /// A block that an order is under way for is ordered once more.
     CopiesOrderedTwice,
+    /// Who says that it copied a block is believed, though the directory shows none.
+    CopiesBelieved,
     /// The end of a session is not noticed by the machine of sources.
     SourcesOutliveNodes,
     /// A removed worker of a source comes back with its next announcement.

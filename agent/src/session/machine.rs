@@ -71,6 +71,9 @@ pub enum Event {
     InventorySent(u64),
     /// `Command::SendDelta` found that the log does not reach back that far.
     DeltaForgotten,
+    /// `Command::SendDelta` found nothing under that number, which was to be the next: what was recorded had been
+    /// taken back (a region that came and went).
+    DeltaTakenBack(u64),
     /// The coordinator says that it goes away.
     Closing,
     /// The coordinator says that a later incarnation of this node lives.
@@ -94,7 +97,12 @@ pub enum Command {
     /// Send a full inventory.
     SendInventory,
     /// Send a heartbeat.
-    SendHeartbeat(u64),
+    SendHeartbeat {
+        /// Strictly growing.
+        number: u64,
+        /// The delta that comes next, after those sent before this command; 0 while an inventory is due.
+        next_delta: u64,
+    },
     /// Say goodbye, then close the stream.
     SendGoodbye,
     /// Close the stream.
@@ -235,6 +243,7 @@ impl SessionMachine {
                 self.resync();
             }
             Event::DeltaForgotten => self.resync(),
+            Event::DeltaTakenBack(seq) => self.taken_back(seq),
             Event::InventorySent(seq) => {
                 self.state = State::Live { resyncing: false };
                 self.cursor = seq + 1;
@@ -267,8 +276,10 @@ impl SessionMachine {
                 if now >= self.next_heartbeat {
                     self.heartbeats += 1;
                     self.next_heartbeat = now + self.heartbeat;
-                    self.commands
-                        .push_back(Command::SendHeartbeat(self.heartbeats));
+                    self.commands.push_back(Command::SendHeartbeat {
+                        number: self.heartbeats,
+                        next_delta: if self.is_live() { self.cursor } else { 0 },
+                    });
                 }
                 self.send_deltas();
             }
@@ -312,12 +323,30 @@ impl SessionMachine {
             self.resyncs += 1;
             self.commands
                 .retain(|command| !matches!(command, Command::SendDelta(_)));
+            // Those deltas are not sent now: nobody is to miss them.
+            self.limit_heartbeats(0);
             if sabotage::is(Bug::ResyncDropped) {
                 self.state = State::Live { resyncing: false };
                 self.cursor = self.next_delta;
                 return;
             }
             self.commands.push_back(Command::SendInventory);
+        }
+    }
+
+    /// There is no such delta, for now: it is sent when there is, and until then not said to have been.
+    fn taken_back(&mut self, seq: u64) {
+        self.cursor = self.cursor.min(seq);
+        self.next_delta = self.next_delta.min(seq);
+        self.limit_heartbeats(seq);
+    }
+
+    /// Heartbeats that were not sent yet speak of no delta from there on.
+    fn limit_heartbeats(&mut self, most: u64) {
+        for command in &mut self.commands {
+            if let Command::SendHeartbeat { next_delta, .. } = command {
+                *next_delta = most.min(*next_delta);
+            }
         }
     }
 

@@ -266,13 +266,14 @@ impl SessionTask {
             Command::SendDelta(seq) => match self.log.read(seq) {
                 LogEntry::Delta(delta) => self.send(Message::Delta(delta.to_message(seq))).await,
                 LogEntry::Forgotten => self.handle(Event::DeltaForgotten),
-                // The machine only asks for what the log has said it has.
-                LogEntry::UpToDate => debug!(seq, "a delta that is not there was asked for"),
+                // The log said that it has it, and then a region went that had just come.
+                LogEntry::UpToDate => self.handle(Event::DeltaTakenBack(seq)),
             },
             Command::SendInventory => self.send_inventory().await,
-            Command::SendHeartbeat(number) => {
+            Command::SendHeartbeat { number, next_delta } => {
                 let heartbeat = pb::Heartbeat {
                     number,
+                    next_delta,
                     stale_blocks: self.stale_blocks(),
                     reads: self.reads.since(&mut self.told),
                 };

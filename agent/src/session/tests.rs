@@ -31,6 +31,10 @@ fn welcome(epoch: u64, expect_delta: Option<u64>) -> Event {
     }
 }
 
+fn beat(number: u64, next_delta: u64) -> Command {
+    Command::SendHeartbeat { number, next_delta }
+}
+
 /// A machine that was just welcomed and asked for deltas from 1.
 fn live() -> SessionMachine {
     let mut machine = SessionMachine::new(SessionConfig::default());
@@ -186,7 +190,7 @@ fn heartbeats_are_sent_and_silence_ends_the_session() {
     let mut machine = live();
     assert_eq!(machine.poll_timeout(), Some(ms(1000)));
     machine.handle(ms(1000), tick(1));
-    assert_eq!(commands(&mut machine), [Command::SendHeartbeat(1)]);
+    assert_eq!(commands(&mut machine), [beat(1, 1)]);
     machine.handle(ms(1001), Event::HeartbeatAnswered);
     for now in [2000, 3000, 4000, 5000] {
         machine.handle(ms(now), tick(1));
@@ -199,6 +203,65 @@ fn heartbeats_are_sent_and_silence_ends_the_session() {
     machine.handle(ms(5002), welcome(7, Some(1)));
     machine.handle(ms(5002), Event::Disconnected);
     assert_eq!(commands(&mut machine), []);
+}
+
+#[test]
+fn heartbeats_say_which_delta_comes_next_after_what_was_sent() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(4));
+    commands(&mut machine);
+    // Deltas that are found with the heartbeat follow it.
+    machine.handle(ms(1000), tick(6));
+    let (four, five) = (Command::SendDelta(4), Command::SendDelta(5));
+    assert_eq!(commands(&mut machine), [beat(1, 4), four, five]);
+    // The window is full: what is recorded and not sent does not count.
+    machine.handle(ms(1500), tick(1000));
+    commands(&mut machine);
+    machine.handle(ms(2000), tick(1000));
+    assert_eq!(commands(&mut machine), [beat(2, 65)]);
+    // On another stream it is what that coordinator asked for.
+    machine.handle(ms(2001), Event::Disconnected);
+    machine.handle(ms(2500), tick(1000));
+    machine.handle(ms(2500), Event::Connected);
+    machine.handle(ms(2500), welcome(7, Some(1000)));
+    machine.handle(ms(3500), tick(1000));
+    assert_eq!(
+        commands(&mut machine).last(),
+        Some(&beat(3, 1000)),
+        "as it asked"
+    );
+}
+
+#[test]
+fn heartbeats_say_nothing_while_an_inventory_is_due() {
+    let mut machine = live();
+    machine.handle(ms(1), Event::ResyncRequested);
+    machine.handle(ms(1000), tick(9));
+    assert_eq!(commands(&mut machine), [Command::SendInventory, beat(1, 0)]);
+    machine.handle(ms(1001), Event::InventorySent(8));
+    machine.handle(ms(2000), tick(9));
+    assert_eq!(commands(&mut machine), [beat(2, 9)]);
+    // One that waits behind deltas which are not sent any more.
+    machine.handle(ms(2001), tick(12));
+    machine.handle(ms(3000), tick(12));
+    machine.handle(ms(3000), Event::DeltaForgotten);
+    assert_eq!(commands(&mut machine), [beat(3, 0), Command::SendInventory]);
+}
+
+/// It is sent when there is something in it; told as sent before that, each heartbeat would cost an inventory.
+#[test]
+fn a_delta_that_was_taken_back_is_not_said_to_have_been_sent() {
+    let mut machine = live();
+    machine.handle(ms(1), tick(4));
+    machine.handle(ms(1000), tick(4));
+    let sent: Vec<_> = (0..3).filter_map(|_| machine.poll_command()).collect();
+    assert_eq!(sent, [1, 2, 3].map(Command::SendDelta).to_vec());
+    machine.handle(ms(1000), Event::DeltaTakenBack(3));
+    assert_eq!(commands(&mut machine), [beat(1, 3)]);
+    machine.handle(ms(1001), tick(3));
+    assert_eq!(commands(&mut machine), []);
+    machine.handle(ms(1002), tick(4));
+    assert_eq!(commands(&mut machine), [Command::SendDelta(3)]);
 }
 
 #[test]

@@ -273,6 +273,7 @@ impl Node {
         let other = self.draw.below(self.world.plan.nodes.into());
         let heartbeat = pb::Heartbeat {
             number: session.heartbeat,
+            next_delta: self.seq + 1,
             stale_blocks: 1,
             reads: vec![pb::SourceReads {
                 node: format!("node-{other}"),

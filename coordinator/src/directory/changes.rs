@@ -9,7 +9,7 @@ use super::{
     SealedSlots, SessionId,
     bounds::MAX_REFUSED_PER_NODE,
     message::Checked,
-    node::{Node, Standing, SyncState},
+    node::{Node, Progress, Standing, SyncState},
 };
 use crate::sabotage::{self, Bug};
 
@@ -22,6 +22,38 @@ pub(super) struct Shape {
 
 /// The declarations of one message, by id.
 pub(super) type Declared<'a> = BTreeMap<RegionId, &'a RegionDeclaration>;
+
+impl Node {
+    /// The answer to what a heartbeat says of the delta that comes next: where deltas before it were lost, and no other
+    /// came to show the gap, this does.
+    ///
+    /// A stream keeps its order, so what was sent before the heartbeat has been taken in or is lost. One that says less than
+    /// is expected lost nothing. While an inventory is due nothing is asked for again: a session that is out of step costs
+    /// one inventory at a time, and at most one a heartbeat.
+    pub(super) fn missed(&self, session: SessionId, next_delta: Option<u64>) -> Option<Effect> {
+        if sabotage::is(Bug::HeartbeatDeltaIgnored) {
+            return None;
+        }
+        self.progress.lock().gap(session, next_delta?)
+    }
+}
+
+impl Progress {
+    /// Asks for an inventory where deltas before this one are missing, and none is due already.
+    fn gap(&mut self, session: SessionId, got: u64) -> Option<Effect> {
+        let expected = self.expected();
+        let in_step = matches!(self.sync, SyncState::Live);
+        if !in_step || got <= expected || sabotage::is(Bug::GapIgnored) {
+            return None;
+        }
+        self.sync = SyncState::Awaiting;
+        Some(Effect::ResyncRequest {
+            session,
+            expected,
+            got,
+        })
+    }
+}
 
 impl Directory {
     /// The answer to a delta that is not the one that is due; None for the one that is.
@@ -46,15 +78,9 @@ impl Directory {
                 seq: progress.applied,
             }]);
         }
-        if delta.seq > expected && !sabotage::is(Bug::GapIgnored) {
-            progress.sync = SyncState::Awaiting;
-            return Some(vec![Effect::ResyncRequest {
-                session,
-                expected,
-                got: delta.seq,
-            }]);
-        }
-        None
+        progress
+            .gap(session, delta.seq)
+            .map(|request| vec![request])
     }
 
     /// Everything that can be wrong with a delta, before anything of it is applied.

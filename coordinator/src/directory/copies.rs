@@ -144,6 +144,19 @@ impl Directory {
         debug_assert!(flow.is_continue());
     }
 
+    /// Does this node hold the block, as far as is known? Also one that is silent for now.
+    #[must_use]
+    pub fn is_held_by(&self, node: &NodeId, namespace: &NamespaceName, hash: &BlockHash) -> bool {
+        let mut held = false;
+        if let Some(handle) = self.names.get(node) {
+            let hashes = std::slice::from_ref(hash);
+            self.survey_blocks(namespace, hashes, |seen| {
+                held = seen.holders.contains(handle);
+            });
+        }
+        held
+    }
+
     /// Distinct holders, and how many of them stay and are live.
     fn holders(&self, copies: Copies<'_>, holders: &mut Vec<u32>) -> (usize, usize) {
         holders.clear();

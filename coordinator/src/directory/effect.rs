@@ -31,7 +31,7 @@ pub enum Effect {
         session: SessionId,
         /// The delta that was due.
         expected: u64,
-        /// The delta that came.
+        /// The delta that came, or that a heartbeat said comes next.
         got: u64,
     },
     /// Answer a heartbeat.

@@ -31,6 +31,8 @@ pub enum Event {
         session: SessionId,
         /// Echoed.
         number: u64,
+        /// The delta that comes next on the stream; None: not said.
+        next_delta: Option<u64>,
     },
     /// What the node has read from others since it last told.
     Reads {

@@ -108,13 +108,18 @@ impl Directory {
         match event {
             Event::Hello { session, hello } => Begun::done(self.hello(now, session, hello)),
             Event::Delta { session, delta } => self.begin_delta(now, session, delta),
-            Event::Heartbeat { session, number } => {
+            Event::Heartbeat {
+                session,
+                number,
+                next_delta,
+            } => {
                 let mut effects = Vec::new();
-                if let Some(node) = self.heard(now, session, &mut effects) {
-                    if let Some(node) = self.nodes.get(node) {
-                        node.was_read(now, 0);
-                    }
+                if let Some(handle) = self.heard(now, session, &mut effects)
+                    && let Some(node) = self.nodes.get(handle)
+                {
+                    node.was_read(now, 0);
                     effects.push(Effect::HeartbeatAck { session, number });
+                    effects.extend(node.missed(session, next_delta));
                 }
                 Begun::done(effects)
             }
@@ -219,10 +224,14 @@ impl Directory {
                     rest: Some(Rest::new(session, handle, Message::Inventory(part))),
                 })
             }
-            Event::Heartbeat { number, .. } => {
+            Event::Heartbeat {
+                number, next_delta, ..
+            } => {
                 touch(node, now);
                 node.was_read(now, 0);
-                Ok(Begun::done(vec![Effect::HeartbeatAck { session, number }]))
+                let ack = Effect::HeartbeatAck { session, number };
+                let missed = node.missed(session, next_delta);
+                Ok(Begun::done([ack].into_iter().chain(missed).collect()))
             }
             Event::Reads { reads, .. } => {
                 touch(node, now);

@@ -23,7 +23,8 @@ const MAX_BLOCKS_PER_ORDER: usize = 64;
 const MAX_BYTES_PER_ORDER: u64 = 64 << 20;
 /// How long an agent has for an order. After that it counts as failed, whatever is heard later.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a node that failed to copy a block is not told to again.
+/// How long a node that failed to copy a block, or said that it has it where the directory does not show it (it may lie
+/// in a region that is refused), is not told to again.
 const AVOID_FOR_BLOCK: Duration = Duration::from_secs(30);
 /// Blocks whose failures are remembered, and nodes that are left alone. Beyond that all are forgotten:
 /// some are tried again too soon, that is all.
@@ -124,6 +125,16 @@ pub struct Outcome {
     pub copied: usize,
     /// Blocks that were not.
     pub failed: usize,
+}
+
+/// What came of one block of an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Came {
+    Copied,
+    /// Its node does not take blocks, for now.
+    NotNow,
+    /// Its node does not get this one.
+    NotHere,
 }
 
 #[derive(Debug)]
@@ -240,13 +251,16 @@ impl Planner {
     }
 
     /// An agent says what came of an order. None where it is not under way, or not that session's.
+    ///
+    /// `holds`: does the directory show that the order's node has this block? Agents answer after the coordinator has
+    /// acknowledged the copies, so that what is not shown was not made for anybody to find, or is gone again.
     pub fn done(
         &mut self,
         now: Duration,
         session: SessionId,
         id: OrderId,
-        verdict: Verdict,
-        failed: &[u32],
+        (verdict, failed): (Verdict, &[u32]),
+        holds: impl Fn(&Order, &BlockHash) -> bool,
     ) -> Option<Outcome> {
         let known = self.orders.get(&id)?;
         if known.order.session != session {
@@ -271,8 +285,13 @@ impl Planner {
             Verdict::Done | Verdict::Full => failed.iter().copied().collect(),
             Verdict::Busy | Verdict::Refused => (0..order.hashes.len() as u32).collect(),
         };
-        let remembers = verdict == Verdict::Done;
-        Some(self.end(now, known, |index| failed.contains(&index), remembers))
+        let came = |order: &Order, index, hash: &BlockHash| match failed.contains(&index) {
+            true if verdict == Verdict::Done => Came::NotHere,
+            true => Came::NotNow,
+            false if holds(order, hash) || sabotage::is(Bug::CopiesBelieved) => Came::Copied,
+            false => Came::NotHere,
+        };
+        Some(self.end(now, known, came))
     }
 
     /// Ends orders whose time is up.
@@ -295,7 +314,7 @@ impl Planner {
         let over: Vec<OrderId> = over.map(|(id, _)| *id).collect();
         let ended = over.into_iter().filter_map(|id| {
             let known = self.orders.remove(&id)?;
-            Some(self.end(now, known, |_| true, true))
+            Some(self.end(now, known, |_, _, _| Came::NotHere))
         });
         ended.collect()
     }
@@ -305,25 +324,24 @@ impl Planner {
         &mut self,
         now: Duration,
         known: UnderWay,
-        failed: impl Fn(u32) -> bool,
-        remembers: bool,
+        came: impl Fn(&Order, u32, &BlockHash) -> Came,
     ) -> Outcome {
         let UnderWay { order, cause, .. } = known;
         let (mut copied, mut lost) = (0, 0);
-        for (index, hash) in (0..).zip(order.hashes) {
-            self.blocks.remove(&(order.namespace.clone(), hash));
-            if !failed(index) {
-                copied += 1;
-                continue;
-            }
-            lost += 1;
-            if remembers {
-                if self.failures.len() >= MAX_FAILURES {
-                    self.failures.clear();
+        for (index, hash) in (0..).zip(&order.hashes) {
+            let block = (order.namespace.clone(), *hash);
+            self.blocks.remove(&block);
+            match came(&order, index, hash) {
+                Came::Copied => copied += 1,
+                Came::NotNow => lost += 1,
+                Came::NotHere => {
+                    lost += 1;
+                    if self.failures.len() >= MAX_FAILURES {
+                        self.failures.clear();
+                    }
+                    let failed = self.failures.entry(block).or_default();
+                    failed.push((order.node.clone(), now + AVOID_FOR_BLOCK));
                 }
-                let block = (order.namespace.clone(), hash);
-                let failed = self.failures.entry(block).or_default();
-                failed.push((order.node.clone(), now + AVOID_FOR_BLOCK));
             }
         }
         Outcome {

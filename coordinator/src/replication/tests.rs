@@ -78,7 +78,9 @@ fn done(
     verdict: Verdict,
     failed: &[u32],
 ) -> Option<Outcome> {
-    planner.done(at(now), order.session, order.id, verdict, failed)
+    // What is said to be copied is in the directory.
+    let holds = |_: &Order, _: &BlockHash| true;
+    planner.done(at(now), order.session, order.id, (verdict, failed), holds)
 }
 
 #[test]
@@ -187,6 +189,36 @@ fn what_failed_is_tried_elsewhere_and_here_again_later() {
     assert_eq!(plan(&mut planner, 31, &lacking, &targets).orders.len(), 1);
 }
 
+/// Found by the simulation: a node that has the block in a region which was deleted by force says that it has it, and nobody
+/// finds it there. It was told to copy it in every round.
+#[test]
+fn what_is_said_to_be_copied_and_is_not_shown_is_ordered_there_again_later() {
+    let mut planner = Planner::default();
+    let targets = [target(1, "a"), target(2, "b")];
+    let lacking = [lack(7, &[1]), lack(8, &[1])];
+    for round in 0..3 {
+        let now = round * 30;
+        planner.tick(at(now));
+        let order = plan(&mut planner, now, &lacking, &targets).orders.remove(0);
+        assert_eq!(order.hashes, [hash(7), hash(8)]);
+        let shown = |order: &Order, block: &BlockHash| {
+            assert_eq!(order.node, node(2));
+            *block == hash(8)
+        };
+        let said = (Verdict::Done, &[][..]);
+        let outcome = planner.done(at(now), order.session, order.id, said, shown);
+        let outcome = outcome.unwrap();
+        assert_eq!((outcome.copied, outcome.failed), (1, 1));
+        // The other one was made, and went again: nothing speaks against making it anew.
+        for now in [now, now + 29] {
+            let again = plan(&mut planner, now, &lacking, &targets).orders;
+            assert_eq!(again.len(), 1);
+            assert_eq!(again[0].hashes, [hash(8)]);
+            done(&mut planner, now, &again[0], Verdict::Done, &[]);
+        }
+    }
+}
+
 #[test]
 fn who_is_busy_full_or_unwilling_is_left_alone_for_a_while() {
     let targets = [target(1, "a"), target(2, "b")];
@@ -219,7 +251,11 @@ fn orders_end_with_their_time_and_with_their_stream() {
     let lacking = [lack(7, &[1]), lack(8, &[1])];
     let orders = plan(&mut planner, 0, &lacking, &targets).orders;
     assert_eq!(orders.len(), 2);
-    let foreign = planner.done(at(1), SessionId(9), orders[0].id, Verdict::Done, &[]);
+    let foreign = Order {
+        session: SessionId(9),
+        ..orders[0].clone()
+    };
+    let foreign = done(&mut planner, 1, &foreign, Verdict::Done, &[]);
     assert_eq!(foreign, None, "another stream's word");
     assert_eq!(planner.session_ended(at(1), orders[0].session).len(), 1);
     assert_eq!(planner.tick(at(29)), []);
@@ -425,7 +461,11 @@ impl Fleet {
         }
         let failed: Vec<u32> = (kept as u32..order.hashes.len() as u32).collect();
         let (now, session) = (self.now, order.session);
-        let outcome = self.planner.done(now, session, order.id, verdict, &failed);
+        let (said, directory) = ((verdict, &failed[..]), &self.directory);
+        let holds = |order: &Order, hash: &BlockHash| {
+            directory.is_held_by(&order.node, &order.namespace, hash)
+        };
+        let outcome = self.planner.done(now, session, order.id, said, holds);
         self.wants.note(&outcome.unwrap());
     }
 

@@ -100,10 +100,13 @@ impl Hub {
                 let sent = state.try_send(order.session, message);
                 if !sent {
                     // It does not read: it has enough to do.
-                    let verdict = Verdict::Busy;
-                    let ended = inner
-                        .planner
-                        .done(now, order.session, order.id, verdict, &[]);
+                    let ended = inner.planner.done(
+                        now,
+                        order.session,
+                        order.id,
+                        (Verdict::Busy, &[]),
+                        |order, hash| directory.is_held_by(&order.node, &order.namespace, hash),
+                    );
                     if let Some(outcome) = ended {
                         self.order_ended(&mut inner.wants, Ordered::Busy, &outcome);
                     }
@@ -126,11 +129,17 @@ impl Hub {
             replicated::Verdict::Refused => Verdict::Refused,
             replicated::Verdict::Busy | replicated::Verdict::Unspecified => Verdict::Busy,
         };
-        let (order, failed) = (OrderId(message.order), &message.failed);
+        let order = OrderId(message.order);
         let inner = &mut *self.copying().0.lock();
-        let ended = inner
-            .planner
-            .done(self.now(), session, order, verdict, failed);
+        let directory = self.read();
+        let ended = inner.planner.done(
+            self.now(),
+            session,
+            order,
+            (verdict, &message.failed),
+            |order, hash| directory.is_held_by(&order.node, &order.namespace, hash),
+        );
+        drop(directory);
         if let Some(outcome) = ended {
             self.order_ended(&mut inner.wants, verdict.into(), &outcome);
         }

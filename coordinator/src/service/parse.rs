@@ -86,6 +86,12 @@ pub fn inventory(message: pb::Inventory) -> Result<InventoryPart, InvalidMessage
     })
 }
 
+/// Which delta a heartbeat says comes next. Agents that do not say are not asked.
+#[must_use]
+pub fn next_delta(said: u64) -> Option<u64> {
+    (said > 0).then_some(said)
+}
+
 /// What a node has read from others.
 ///
 /// # Errors

@@ -170,8 +170,17 @@ pub(super) fn events(
             session,
             delta: parse::delta(delta).map_err(status::message)?,
         },
-        Message::Heartbeat(pb::Heartbeat { number, reads, .. }) => {
-            let beat = Event::Heartbeat { session, number };
+        Message::Heartbeat(pb::Heartbeat {
+            number,
+            reads,
+            next_delta,
+            ..
+        }) => {
+            let beat = Event::Heartbeat {
+                session,
+                number,
+                next_delta: parse::next_delta(next_delta),
+            };
             let reads = parse::reads(reads)?;
             let told = (!reads.is_empty()).then_some(Event::Reads { session, reads });
             return Ok((beat, told));

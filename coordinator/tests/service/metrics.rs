@@ -35,8 +35,8 @@ async fn what_happens_is_counted_once() {
     let mut two = Agent::join(&mut running, "b", &[1, 2]).await;
     one.say(Said::Heartbeat(pb::Heartbeat {
         number: 1,
-        reads: Vec::new(),
         stale_blocks: 7,
+        ..pb::Heartbeat::default()
     }))
     .await;
     one.hear().await;

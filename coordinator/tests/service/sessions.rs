@@ -43,6 +43,20 @@ async fn a_gap_leads_to_a_resync_and_goodbye_removes() {
     let answer = Told::HeartbeatAck(pb::HeartbeatAck { number: 5 });
     assert_eq!(agent.hear().await, answer);
 
+    // Delta 4 was lost, and no other follows it.
+    let missed = pb::Heartbeat {
+        next_delta: 5,
+        ..beat(6, &[])
+    };
+    agent.say(Said::Heartbeat(missed)).await;
+    let answer = Told::HeartbeatAck(pb::HeartbeatAck { number: 6 });
+    assert_eq!(agent.hear().await, answer);
+    let request = pb::ResyncRequest {
+        expected_seq: 4,
+        got_seq: 5,
+    };
+    assert_eq!(agent.hear().await, Told::Resync(request));
+
     agent.say(Said::Goodbye(pb::Goodbye {})).await;
     agent.end().await.unwrap();
     assert_eq!(running.counts(&[4]).await, [0]);
@@ -258,6 +272,6 @@ fn beat(number: u64, reads: &[(&str, u64)]) -> pb::Heartbeat {
     pb::Heartbeat {
         number,
         reads: reads.iter().map(read).collect(),
-        stale_blocks: 0,
+        ..pb::Heartbeat::default()
     }
 }

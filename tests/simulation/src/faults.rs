@@ -162,6 +162,7 @@ pub(crate) fn schedule(
         });
     }
     faults.extend(around(seed, nodes, wishes, until));
+    faults.extend(last_words(seed, nodes, until));
     if wishes.deletes {
         faults.extend(deletions(seed, coordinators, namespaces, until));
     }
@@ -194,6 +195,21 @@ fn around(seed: u64, nodes: usize, wishes: &Wishes, until: Micros) -> Vec<Fault>
         faults.push(Fault { at, lasts, kind });
     }
     faults
+}
+
+/// The last delta of some nodes is lost, and none follows it: only heartbeats tell. They come when nothing else is done
+/// any more but one publication of each process.
+fn last_words(seed: u64, nodes: usize, until: Micros) -> Vec<Fault> {
+    let mut random = Random::of(seed, 22);
+    let some = random.below(3);
+    let one = |_| Fault {
+        at: until,
+        lasts: 0,
+        kind: Kind::LoseDelta {
+            node: random.below(nodes as u64) as usize,
+        },
+    };
+    (0..some).map(one).collect()
 }
 
 /// What operators delete by force, of the namespaces that there are.

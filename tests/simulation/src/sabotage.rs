@@ -249,6 +249,12 @@ fn crates() -> Vec<Sabotage> {
             &[P::Converges, P::PublishedIsFound],
         ),
         bug(
+            "heartbeat-delta-ignored",
+            Coordinator(C::HeartbeatDeltaIgnored),
+            20,
+            &[P::Converges],
+        ),
+        bug(
             "inventory-keeps",
             Coordinator(C::InventoryKeeps),
             50,
@@ -335,6 +341,12 @@ fn crates() -> Vec<Sabotage> {
         bug(
             "copies-ordered-twice",
             Coordinator(C::CopiesOrderedTwice),
+            50,
+            &[P::CopiesCome],
+        ),
+        bug(
+            "copies-believed",
+            Coordinator(C::CopiesBelieved),
             50,
             &[P::CopiesCome],
         ),

@@ -85,6 +85,27 @@ fn a_pause_within_a_longer_one_does_not_end_it() {
     assert_eq!(report.violation, None);
 }
 
+/// Another: the last delta of a session was lost, and no other followed it to show the gap; heartbeats do.
+#[test]
+fn a_lost_last_delta_is_noticed() {
+    let report = run(&Options {
+        nodes: 7,
+        keep: Some([29, 31].into()),
+        ..Options::small(622)
+    });
+    assert_eq!(report.violation, None);
+    assert!(report.stats.lost_deltas > 0, "nothing was lost");
+    assert_eq!(run(&Options::small(622)).violation, None);
+}
+
+/// Another: a renewal arrived twice, and between the two its node published what was claimed; the first one's answer, on its
+/// way by then, was taken for a wrong word.
+#[test]
+fn a_renewal_that_is_late_for_a_publication_is_no_wrong_word() {
+    let report = run(&Options::small(803));
+    assert_eq!(report.violation, None);
+}
+
 /// Another: a node that has a block in a region that was deleted by force, and is asked to copy it into the one that its
 /// engine registered anew, has it.
 #[test]

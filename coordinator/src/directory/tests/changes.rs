@@ -59,6 +59,83 @@ fn duplicates_are_acknowledged_and_gaps_resynced() {
 }
 
 #[test]
+fn a_heartbeat_tells_of_a_lost_last_delta_once() {
+    for way in [Directory::handle as Way, step_by_step as Way] {
+        let mut directory = directory();
+        join(&mut directory, 1, "a", &[(0, 7, 2)]);
+        let beat = |number, next_delta| Event::Heartbeat {
+            session: SessionId(1),
+            number,
+            next_delta,
+        };
+        let ack_of = |number| Effect::HeartbeatAck {
+            session: SessionId(1),
+            number,
+        };
+        // An agent that does not say, one that is in step, and one that says less than is known.
+        for (number, next_delta) in [(1, None), (2, Some(2)), (3, Some(1))] {
+            let effects = way(&mut directory, at(1), beat(number, next_delta));
+            assert_eq!(effects, [ack_of(number)]);
+        }
+        // Deltas 2 and 3 were lost.
+        let request = Effect::ResyncRequest {
+            session: SessionId(1),
+            expected: 2,
+            got: 4,
+        };
+        assert_eq!(
+            way(&mut directory, at(2), beat(4, Some(4))),
+            [ack_of(4), request.clone()]
+        );
+        // While the inventory is due, and while it comes in, it is not asked for again.
+        assert_eq!(
+            way(&mut directory, at(3), beat(5, Some(4))),
+            [ack_of(5)],
+            "it is due"
+        );
+        let part = |first, last| Event::Inventory {
+            session: SessionId(1),
+            part: InventoryPart {
+                seq: 3,
+                first,
+                last,
+                regions: first
+                    .then(|| declaration(1, "t/m", 16))
+                    .into_iter()
+                    .collect(),
+                sealed: Vec::new(),
+            },
+        };
+        assert_eq!(way(&mut directory, at(4), part(true, false)), []);
+        assert_eq!(
+            way(&mut directory, at(4), beat(6, Some(4))),
+            [ack_of(6)],
+            "it comes in"
+        );
+        assert_eq!(way(&mut directory, at(5), part(false, true)), [ack(1, 3)]);
+        while directory.sweep(1) {}
+        assert_eq!(find(&directory, &[7]), [[""; 0]]);
+        assert_eq!(
+            way(&mut directory, at(6), beat(7, Some(4))),
+            [ack_of(7)],
+            "in step again"
+        );
+        // The next loss is another one, also of a node that was hidden.
+        directory.handle(at(6) + HIDE, Event::Tick);
+        let shown = Effect::NodeShown { node: node("a") };
+        let again = Effect::ResyncRequest {
+            session: SessionId(1),
+            expected: 4,
+            got: 5,
+        };
+        assert_eq!(
+            way(&mut directory, at(7) + HIDE, beat(8, Some(5))),
+            [shown, ack_of(8), again]
+        );
+    }
+}
+
+#[test]
 fn regions_come_and_go() {
     let mut directory = directory();
     join(&mut directory, 1, "a", &[(0, 7, 2)]);

@@ -78,6 +78,7 @@ fn what_only_a_silent_node_has_can_be_claimed() {
     let beat = |session| Event::Heartbeat {
         session: SessionId(session),
         number: 1,
+        next_delta: None,
     };
     directory.handle(HIDE, beat(2));
     directory.handle(HIDE, Event::Tick);

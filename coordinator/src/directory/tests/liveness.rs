@@ -150,6 +150,7 @@ fn silence_hides_then_purges_and_a_word_shows_again() {
     let beat = |number| Event::Heartbeat {
         session: SessionId(1),
         number,
+        next_delta: Some(2),
     };
     assert_eq!(directory.handle(at(2_999), Event::Tick), []);
     assert_eq!(directory.handle(at(3_000), Event::Tick), [hidden]);

@@ -179,6 +179,7 @@ fn readers_are_spread_over_draws_and_away_from_who_serves_much() {
     let beat = Event::Heartbeat {
         session: SessionId(1),
         number: 1,
+        next_delta: None,
     };
     directory.handle(at(60_010), beat);
     assert_eq!(served(&directory, 60_010), 0);

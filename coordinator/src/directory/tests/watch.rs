@@ -138,6 +138,7 @@ fn what_happens_to_a_node_is_one_change() {
         Event::Heartbeat {
             session: SessionId(1),
             number: 1,
+            next_delta: None,
         },
     );
     directory.drain_node(&node("a"), true).unwrap();
@@ -232,7 +233,12 @@ fn a_log_outlasts_its_watchers_for_a_while_and_its_numbers_for_ever() {
     let seq = synced(&mut directory).seq();
     let alive = |directory: &mut Directory, ms: u64| {
         let session = SessionId(1);
-        directory.handle(at(ms), Event::Heartbeat { session, number: 1 });
+        let beat = Event::Heartbeat {
+            session,
+            number: 1,
+            next_delta: None,
+        };
+        directory.handle(at(ms), beat);
         if directory.tick_is_due(at(ms)) {
             directory.handle(at(ms), Event::Tick);
         }

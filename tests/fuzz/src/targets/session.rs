@@ -125,6 +125,7 @@ pub(super) fn conversation(node: &str) -> Vec<Said> {
     };
     let heartbeat = pb::Heartbeat {
         number: 1,
+        next_delta: 2,
         stale_blocks: 2,
         reads: vec![pb::SourceReads {
             node: "b".into(),

@@ -62,6 +62,12 @@ fn run(bytes: &[u8]) {
                 Command::SendDelta(seq) => {
                     assert!((1..next_delta).contains(&seq), "there is no delta {seq}");
                 }
+                Command::SendHeartbeat {
+                    next_delta: said, ..
+                } => assert!(
+                    said == 0 || (machine.acknowledged() < said && said <= next_delta),
+                    "delta {said} is said to come next, of {next_delta}"
+                ),
                 Command::GiveUp => given_up = true,
                 _ => {}
             }

@@ -6,6 +6,7 @@ use super::Broken;
 use crate::{
     conditions::Conditions,
     promise::Promise,
+    report::Stats,
     world::{Up, World, pull::Pull},
 };
 
@@ -29,6 +30,16 @@ pub(crate) fn session_queue<'a>(waiting: impl Iterator<Item = &'a Up>) -> Broken
     let over = deltas > DELTAS_UNACKNOWLEDGED || heartbeats > HEARTBEATS;
     over.then(|| {
         let detail = format!("{deltas} deltas and {heartbeats} heartbeats wait on one stream");
+        (Promise::BoundsHold, detail)
+    })
+}
+
+/// Inventories that were asked for because of a gap: streams keep their order, so each is of a delta that was lost, and
+/// neither a heartbeat nor a later delta asks a second time for the same.
+pub(crate) fn resyncs(stats: &Stats) -> Broken {
+    let (gaps, lost) = (stats.gaps, stats.lost_deltas);
+    (gaps > lost).then(|| {
+        let detail = format!("{gaps} gaps were seen, and {lost} deltas lost");
         (Promise::BoundsHold, detail)
     })
 }

@@ -1,5 +1,5 @@
 //! Copies that are wanted come, and not one more: nothing is ordered that is there or under way, and long after the last
-//! fault no block lacks a copy that some node has room for. A drain that is said to be done leaves nothing behind.
+//! fault no block lacks a copy that some node has room for; who did not copy a block is not told to again at once. A drain that is said to be done leaves nothing behind.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,14 +8,17 @@ use kvferry_coordinator::{
     directory::{Directory, NodeState},
     replication::{Cause, DrainState, Order},
 };
-use kvferry_proto::NodeId;
+use kvferry_proto::{BlockHash, NodeId};
 
 use super::{Broken, published_is_found::places};
 use crate::{
     names::{MODEL, WEIGHTS, namespace_of, number},
     promise::Promise,
-    world::World,
+    world::{UnderWay, World},
 };
+
+/// How long a node that did not copy a block is not told to again.
+const NOT_AGAIN_WITHIN: Duration = Duration::from_secs(30);
 
 fn failed(detail: String) -> Broken {
     Some((Promise::CopiesCome, detail))
@@ -36,6 +39,13 @@ pub(crate) fn ordered(world: &World, coordinator: usize, order: &Order, cause: &
         if twice.any(|order| order.hashes.contains(hash)) {
             return failed(format!(
                 "{hash} is ordered from {told}, and under way already"
+            ));
+        }
+        let tried = (told.clone(), order.namespace.clone(), *hash);
+        let until = here.copying.not_made.get(&tried);
+        if until.is_some_and(|until| here.local(world.now) < *until) {
+            return failed(format!(
+                "{told} is to copy {hash} again, which it just did not"
             ));
         }
         let Some(number) = world.conditions.names.number(namespace, hash.as_bytes()) else {
@@ -60,6 +70,36 @@ pub(crate) fn ordered(world: &World, coordinator: usize, order: &Order, cause: &
         }
     }
     None
+}
+
+/// A node tried to copy blocks. Those that it says failed, and those that readers are not sent to it for all the same, it is
+/// not told to copy again for a while: orders for what cannot be copied are bounded.
+pub(crate) fn answered(world: &mut World, coordinator: usize, order: &UnderWay, failed: &[u32]) {
+    let here = &world.coordinators[coordinator];
+    let Some(directory) = &here.directory else {
+        return;
+    };
+    // Readers are not sent to one that is silent, whatever it has.
+    let speaks = state(directory, &order.node) != Some(NodeState::Hidden);
+    let until = here.local(world.now) + NOT_AGAIN_WITHIN;
+    let names = &world.conditions.names;
+    let namespace = names.namespace(&order.namespace);
+    let shown = |hash: &BlockHash| {
+        let number = namespace.and_then(|namespace| names.number(namespace, hash.as_bytes()));
+        number.is_none_or(|number| {
+            let (holders, all) = holders(world, directory, number);
+            !all || holders.contains(&order.node)
+        })
+    };
+    let blocks = (0..).zip(&order.hashes);
+    let not_made = blocks.filter(|(index, hash)| failed.contains(index) || speaks && !shown(hash));
+    let not_made: Vec<_> = not_made
+        .map(|(_, hash)| (order.node.clone(), order.namespace.clone(), *hash))
+        .collect();
+    let copying = &mut world.coordinators[coordinator].copying;
+    copying
+        .not_made
+        .extend(not_made.into_iter().map(|tried| (tried, until)));
 }
 
 /// Long after the last fault.

@@ -260,6 +260,16 @@ impl World {
                 if let Some(grant) = self.claims.grant(coordinator, epoch, *token) {
                     // Where nothing was held any more, nothing was renewed.
                     grant.expires = if held > 0 { local + call.ttl } else { local };
+                    let fulfilled = grant.numbers.is_subset(&grant.maybe_fulfilled);
+                    if held == 0 && fulfilled {
+                        // Its own node has published all of it. An answer to the same question, asked before that and on
+                        // its way, is no wrong word: what is stored is nobody's.
+                        let ended = |grant: &Grant| {
+                            (grant.coordinator, grant.epoch, grant.token)
+                                == (coordinator, epoch, *token)
+                        };
+                        self.claims.granted.retain(|grant| !ended(grant));
+                    }
                 }
                 Some((held > 0).then_some(*token))
             }

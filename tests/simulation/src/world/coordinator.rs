@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     conditions::{HEARTBEAT, HIDE_AFTER, PURGE_AFTER},
-    invariants::{fenced_is_void, namespaces_are_apart},
+    invariants::{bounds_hold, fenced_is_void, namespaces_are_apart},
     promise::Promise,
     queue::{MS, Micros},
     wishes::Wishes,
@@ -153,9 +153,11 @@ impl World {
             Up::Said(Message::Inventory(part)) => {
                 parse::inventory(part).map(|part| DirectoryEvent::Inventory { session, part })
             }
-            Up::Said(Message::Heartbeat(pb::Heartbeat { number, .. })) => {
-                Ok(DirectoryEvent::Heartbeat { session, number })
-            }
+            Up::Said(Message::Heartbeat(said)) => Ok(DirectoryEvent::Heartbeat {
+                session,
+                number: said.number,
+                next_delta: parse::next_delta(said.next_delta),
+            }),
             Up::Said(Message::Replicated(said)) => {
                 return self.replicated(coordinator, session, &said);
             }
@@ -230,6 +232,8 @@ impl World {
                 got,
             } => {
                 self.stats.gaps += 1;
+                let broken = bounds_hold::resyncs(&self.stats);
+                self.check(broken);
                 let request = pb::ResyncRequest {
                     expected_seq: expected,
                     got_seq: got,

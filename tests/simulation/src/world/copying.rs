@@ -9,7 +9,7 @@ use kvferry_coordinator::{
     replication::{OrderId, Planner, Rounds, Sight, Verdict, Wants},
 };
 use kvferry_proto::{
-    BlockHash, NamespaceName,
+    BlockHash, NamespaceName, NodeId,
     pb::{self, coordinator_message::Message as Answer, replicated},
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct Copying {
     rounds: Rounds,
     /// The simulation's own account: blocks of orders that have not ended.
     pub(crate) under_way: BTreeMap<OrderId, UnderWay>,
+    /// And copies that were not made, though their nodes had tried: when they are not ordered there before.
+    pub(crate) not_made: BTreeMap<(NodeId, NamespaceName, BlockHash), Duration>,
     operators_at: Micros,
 }
 
@@ -45,6 +47,7 @@ pub(crate) struct Copying {
 #[derive(Debug)]
 pub(crate) struct UnderWay {
     session: SessionId,
+    pub(crate) node: NodeId,
     pub(crate) namespace: NamespaceName,
     pub(crate) hashes: Vec<BlockHash>,
     until: Duration,
@@ -94,6 +97,7 @@ impl World {
             copying.wants.note(&outcome);
         }
         copying.under_way.retain(|_, order| local < order.until);
+        copying.not_made.retain(|_, until| local < *until);
         copying
             .wants
             .tick(local, |node| directory.is_draining(node));
@@ -142,6 +146,7 @@ impl World {
             let under_way = &mut self.coordinators[coordinator].copying.under_way;
             let known = UnderWay {
                 session: order.session,
+                node: order.node,
                 namespace: order.namespace,
                 hashes: order.hashes,
                 until: local + order.timeout,
@@ -174,14 +179,24 @@ impl World {
         let (order, now) = (OrderId(message.order), self.now);
         let here = &mut self.coordinators[coordinator];
         let local = here.local(now);
-        let copying = &mut here.copying;
-        let ended = copying
-            .planner
-            .done(local, session, order, verdict, &message.failed);
+        let (copying, Some(directory)) = (&mut here.copying, &here.directory) else {
+            return;
+        };
+        let ended = copying.planner.done(
+            local,
+            session,
+            order,
+            (verdict, &message.failed),
+            |order, hash| directory.is_held_by(&order.node, &order.namespace, hash),
+        );
         if let Some(outcome) = ended {
             self.stats.copies_made += outcome.copied as u64;
             copying.wants.note(&outcome);
-            copying.under_way.remove(&order);
+            if let Some(known) = copying.under_way.remove(&order)
+                && verdict == Verdict::Done
+            {
+                copies_come::answered(self, coordinator, &known, &message.failed);
+            }
         }
     }
 

@@ -277,8 +277,8 @@ impl World {
         }
     }
 
-    /// The last fault is over: what remains is work that has begun, and one publication each, which
-    /// shows a coordinator the gap of a delta that was lost last.
+    /// The last fault is over: what remains is work that has begun, and one publication each, of which
+    /// some are lost on their way.
     pub(super) fn calm_down(&mut self) {
         let living: Vec<_> = self
             .processes

@@ -47,6 +47,7 @@ use crate::{
     wishes::{COPIES_WITHIN, Wishes},
 };
 pub(crate) use coordinator::Coordinator;
+pub(crate) use copying::UnderWay;
 pub(crate) use event::{Act, Event};
 pub(crate) use network::Up;
 use network::{Cut, Stream};

@@ -99,12 +99,17 @@ impl World {
                         .machine
                         .handle(now, SessionEvent::DeltaForgotten);
                 }
-                LogEntry::UpToDate => {}
+                LogEntry::UpToDate => {
+                    process.sessions[session]
+                        .machine
+                        .handle(now, SessionEvent::DeltaTakenBack(seq));
+                }
             },
             Command::SendInventory => self.send_inventory(process, session),
-            Command::SendHeartbeat(number) => {
+            Command::SendHeartbeat { number, next_delta } => {
                 let heartbeat = Message::Heartbeat(pb::Heartbeat {
                     number,
+                    next_delta,
                     reads: Vec::new(),
                     stale_blocks: 0,
                 });

@@ -65,7 +65,10 @@ enum Said {
         regions: Vec<Declare>,
         sealed: Vec<(u32, Added)>,
     },
-    Heartbeat,
+    /// `skew` of the next delta from the expected number; None: not said.
+    Heartbeat {
+        skew: Option<i64>,
+    },
     Goodbye,
     Ended,
     /// A second one.
@@ -148,6 +151,9 @@ fn said() -> impl Strategy<Value = Said> {
             added,
             changes,
         });
+    // From the smallest on: those in step first.
+    let skew = prop_oneof![3 => Just(None), 3 => Just(Some(0i64)), 1 => (-2..3i64).prop_map(Some)];
+    let heartbeat = skew.prop_map(|skew| Said::Heartbeat { skew });
     let seq = prop_oneof![9 => Just(3u64), 1 => 0..6u64];
     let sealed = vec((1..4u32, added()), 0..3);
     let regions = vec(declare(), 0..3);
@@ -168,7 +174,7 @@ fn said() -> impl Strategy<Value = Said> {
     prop_oneof![
             300 => delta,
             200 => inventory,
-            20 => Just(Said::Heartbeat),
+            20 => heartbeat,
     4 => Just(Said::Goodbye), 4 => Just(Said::Ended), 2 => Just(Said::Hello),
         ]
 }
@@ -258,9 +264,10 @@ fn event(session: u64, expected: u64, said: &Said) -> Event {
                     .collect(),
             },
         },
-        Said::Heartbeat => Event::Heartbeat {
+        Said::Heartbeat { skew } => Event::Heartbeat {
             session: id,
             number: 1,
+            next_delta: skew.map(|skew| expected.saturating_add_signed(skew)),
         },
         Said::Goodbye => Event::Goodbye { session: id },
         Said::Ended => Event::SessionEnded { session: id },
@@ -313,6 +320,11 @@ fn run(directory: &mut Directory, model: &mut Model, operation: &Operation, way:
                 .collect();
             let want = std::mem::take(&mut model.surplus);
             assert!(unswept || hinted == want, "{hinted:?}, not {want:?}");
+            let asked = effects.iter().find_map(|effect| match effect {
+                Effect::ResyncRequest { expected, got, .. } => Some((*expected, *got)),
+                _ => None,
+            });
+            assert_eq!(asked, std::mem::take(&mut model.asked));
             effects
         }
         Operation::Tick { advance_ms } => {

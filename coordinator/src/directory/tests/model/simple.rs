@@ -25,6 +25,8 @@ pub(super) struct Model {
     pub(super) locations: Locations,
     /// Copies the last operation's sender is told of: region, slot, generation.
     pub(super) surplus: Vec<(u32, u32, u64)>,
+    /// The gap for which the last operation's sender is asked for an inventory: the delta expected, and the one named.
+    pub(super) asked: Option<(u64, u64)>,
 }
 
 #[derive(Debug, Clone)]
@@ -261,7 +263,11 @@ impl Model {
 
     fn apply(&mut self, index: usize, said: &Said) -> Result<(), Wrong> {
         match said {
-            Said::Heartbeat => Ok(()),
+            Said::Heartbeat { skew } => {
+                let skew = skew.unwrap_or(0);
+                self.gap(index, skew);
+                Ok(())
+            }
             Said::Goodbye => {
                 self.nodes.remove(&index);
                 Ok(())
@@ -308,6 +314,18 @@ impl Model {
         }
     }
 
+    /// Something after the expected delta is spoken of: an inventory is asked for, unless one is due.
+    fn gap(&mut self, index: usize, skew: i64) -> bool {
+        let node = self.node(index);
+        let gap = skew > 0 && matches!(node.sync, SyncState::Live);
+        if gap {
+            node.sync = SyncState::Awaiting;
+            let expected = node.applied + 1;
+            self.asked = Some((expected, expected.saturating_add_signed(skew)));
+        }
+        gap
+    }
+
     fn node(&mut self, index: usize) -> &mut Node {
         self.nodes.get_mut(&index).unwrap()
     }
@@ -325,10 +343,10 @@ impl Model {
         if !matches!(node.sync, SyncState::Live) || seq <= node.applied {
             return Ok(());
         }
-        if seq > node.applied + 1 {
-            node.sync = SyncState::Awaiting;
+        if self.gap(index, skew) {
             return Ok(());
         }
+        let node = self.node(index);
         let known: BTreeSet<u32> = node.regions.keys().copied().collect();
         for region in removed {
             node.regions.remove(region);
