@@ -284,6 +284,8 @@ impl<const N: usize> Sharded<N> {
         ControlFlow::Continue(())
     }
 
+    /// In groups, so that many misses overlap: while a group's copies are visited, the entries of the next group and the
+    /// buckets of the one after are on their way.
     fn look_up_chunk<B>(
         &self,
         hashes: &[u8],
@@ -302,11 +304,11 @@ impl<const N: usize> Sharded<N> {
             &bits[start..count.min(start + GROUP)]
         };
         let groups = count.div_ceil(GROUP);
-        let mut homes = homes(&locked, group(0));
+        let mut homes = ask_buckets(&locked, group(0));
         let mut guesses = [[None; GROUP]; 2];
         for number in 0..=groups {
-            guess(&locked, group(number), &homes, &mut guesses[number % 2]);
-            homes = self::homes(&locked, group(number + 1));
+            ask_entries(&locked, group(number), &homes, &mut guesses[number % 2]);
+            homes = ask_buckets(&locked, group(number + 1));
             if let Some(number) = number.checked_sub(1) {
                 let (bits, guesses) = (group(number), &guesses[number % 2]);
                 self.visit_group(&locked, hashes, number * GROUP, (bits, guesses), visit)?;
@@ -366,7 +368,7 @@ fn shard<'a, const N: usize>(locked: &'a Locked<'_, N>, bits: u64) -> Option<&'a
 
 /// Asks for a group's buckets. Asking is a loop of nothing else: a processor has as many page walks under way as it
 /// sees such instructions at a time.
-fn homes<'a, const N: usize>(
+fn ask_buckets<'a, const N: usize>(
     locked: &'a Locked<'_, N>,
     bits: &[u64],
 ) -> [Option<&'a Bucket>; GROUP] {
@@ -379,7 +381,7 @@ fn homes<'a, const N: usize>(
 }
 
 /// Reads a group's buckets, and asks for the entries that they name.
-fn guess<'a, const N: usize>(
+fn ask_entries<'a, const N: usize>(
     locked: &'a Locked<'_, N>,
     bits: &[u64],
     homes: &[Option<&Bucket>; GROUP],
