@@ -280,6 +280,35 @@ pub(crate) enum NamespacesAction {
         #[arg(long)]
         force: bool,
     },
+    /// What is wanted of one: quotas, and how long locations are kept.
+    ///
+    /// Without options what was said is shown. Each option says one thing anew and leaves the others; 0 takes it back. A coordinator
+    /// that restarts has to be told again.
+    Policy(PolicyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PolicyArgs {
+    /// Its name.
+    pub(crate) name: String,
+    /// Slots that nodes may declare in it, all together: a region beyond is refused.
+    #[arg(long, value_name = "SLOTS")]
+    pub(crate) max_slots: Option<u64>,
+    /// The same in bytes of blocks.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_slot_bytes: Option<ByteSize>,
+    /// Nodes that hold a block at most: copies beyond are the first that their pools evict.
+    #[arg(long, value_name = "COPIES")]
+    pub(crate) copies_wanted: Option<u32>,
+    /// Blocks with a location in shared storage: beyond, the least recently used are forgotten.
+    #[arg(long, value_name = "BLOCKS")]
+    pub(crate) max_locations: Option<u64>,
+    /// The same in bytes of blocks.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_location_bytes: Option<ByteSize>,
+    /// How long after it was put a location is forgotten.
+    #[arg(long, value_name = "MS")]
+    pub(crate) location_ttl_ms: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -16,8 +16,8 @@ use kvferry_proto::{
     pb::{
         agent_client::AgentClient, claims_client::ClaimsClient,
         coordinator_client::CoordinatorClient, local_claims_client::LocalClaimsClient,
-        replication_client::ReplicationClient, sources_client::SourcesClient,
-        tensors_client::TensorsClient, watch_client::WatchClient,
+        locations_client::LocationsClient, replication_client::ReplicationClient,
+        sources_client::SourcesClient, tensors_client::TensorsClient, watch_client::WatchClient,
     },
     reason_of,
 };
@@ -310,6 +310,11 @@ pub(crate) async fn watch(reach: &Reach) -> Result<WatchClient<Line>, ClientErro
 pub(crate) async fn replication(reach: &Reach) -> Result<ReplicationClient<Line>, ClientError> {
     Ok(ReplicationClient::new(coordinator_line(reach).await?)
         .max_encoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Connects to a coordinator to say what is wanted of a namespace.
+pub(crate) async fn locations(reach: &Reach) -> Result<LocationsClient<Line>, ClientError> {
+    Ok(LocationsClient::new(coordinator_line(reach).await?))
 }
 
 /// Connects to a coordinator's sources.

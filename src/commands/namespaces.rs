@@ -1,4 +1,4 @@
-//! `kvferry namespaces`: list, describe, create, delete.
+//! `kvferry namespaces`: list, describe, create, delete, and what is wanted of one.
 
 use kvferry_proto::{
     ChecksumPolicy, HashLen, InvalidMessage, Layout, NamespaceName, NamespaceSpec, pb,
@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::tool::ToolError;
 use crate::{
-    cli::{CreateArgs, NamespacesAction, NamespacesArgs},
-    client::{self, Call, Coordinator},
+    cli::{CreateArgs, NamespacesAction, NamespacesArgs, PolicyArgs},
+    client::{self, Call, Coordinator, Reach},
     failure::Done,
     output::{self, OutputError},
     size::ByteSize,
@@ -93,6 +93,7 @@ pub(crate) async fn run(args: NamespacesArgs) -> Result<Done, ToolError> {
                 .await?;
             print_deleted(&name, answer.blocks_removed, args.json)?;
         }
+        NamespacesAction::Policy(wanted) => policy(&args.reach, wanted, args.json).await?,
     }
     Ok(Done::All)
 }
@@ -114,6 +115,83 @@ fn spec(create: &CreateArgs) -> Result<NamespaceSpec, InvalidMessage> {
             _ => ChecksumPolicy::Off,
         },
     })
+}
+
+/// Says what is wanted of a namespace, and shows it.
+async fn policy(reach: &Reach, wanted: PolicyArgs, json: bool) -> Result<(), ToolError> {
+    let mut client = client::locations(reach).await?;
+    let request = pb::GetNamespacePolicyRequest {
+        namespace: wanted.name.clone(),
+    };
+    let mut info = Call::coordinator("see the namespace's policy", reach.bound())
+        .answer(client.get_namespace_policy(request))
+        .await?;
+    let policy = info.policy.get_or_insert_default();
+    let before = *policy;
+    let bytes = |size: ByteSize| size.0;
+    let told = |to: &mut u64, wanted: Option<u64>| *to = wanted.unwrap_or(*to);
+    told(&mut policy.max_slots, wanted.max_slots);
+    told(&mut policy.max_slot_bytes, wanted.max_slot_bytes.map(bytes));
+    told(&mut policy.max_locations, wanted.max_locations);
+    told(
+        &mut policy.max_location_bytes,
+        wanted.max_location_bytes.map(bytes),
+    );
+    told(&mut policy.location_ttl_ms, wanted.location_ttl_ms);
+    policy.copies_wanted = wanted.copies_wanted.unwrap_or(policy.copies_wanted);
+    if *policy != before {
+        let request = pb::SetNamespacePolicyRequest {
+            namespace: wanted.name.clone(),
+            policy: info.policy,
+        };
+        info = Call::coordinator("set the namespace's policy", reach.bound())
+            .answer(client.set_namespace_policy(request))
+            .await?;
+    }
+    print_policy(&wanted.name, &info, json)?;
+    Ok(())
+}
+
+fn print_policy(name: &str, info: &pb::NamespacePolicyInfo, json: bool) -> Result<(), OutputError> {
+    #[derive(Serialize)]
+    struct Policy<'a> {
+        name: &'a str,
+        max_slots: Option<u64>,
+        max_slot_bytes: Option<u64>,
+        copies_wanted: Option<u32>,
+        max_locations: Option<u64>,
+        max_location_bytes: Option<u64>,
+        location_ttl_ms: Option<u64>,
+        locations: u64,
+    }
+    let policy = info.policy.unwrap_or_default();
+    let wish = |value: u64| (value != 0).then_some(value);
+    let policy = Policy {
+        name,
+        max_slots: wish(policy.max_slots),
+        max_slot_bytes: wish(policy.max_slot_bytes),
+        copies_wanted: (policy.copies_wanted != 0).then_some(policy.copies_wanted),
+        max_locations: wish(policy.max_locations),
+        max_location_bytes: wish(policy.max_location_bytes),
+        location_ttl_ms: wish(policy.location_ttl_ms),
+        locations: info.locations,
+    };
+    if json {
+        return output::json(&policy);
+    }
+    let said = |wish: Option<String>| wish.unwrap_or_else(|| "-".into());
+    let count = |wish: Option<u64>| said(wish.map(|count| count.to_string()));
+    let bytes = |wish: Option<u64>| said(wish.map(|bytes| ByteSize(bytes).to_string()));
+    output::facts([
+        ("namespace", name.to_owned()),
+        ("slots, most", count(policy.max_slots)),
+        ("their bytes, most", bytes(policy.max_slot_bytes)),
+        ("copies wanted", count(policy.copies_wanted.map(u64::from))),
+        ("locations", policy.locations.to_string()),
+        ("locations, most", count(policy.max_locations)),
+        ("their bytes, most", bytes(policy.max_location_bytes)),
+        ("a location's ms", count(policy.location_ttl_ms)),
+    ])
 }
 
 async fn describe(

@@ -60,6 +60,28 @@ async fn a_file_put_on_one_node_is_got_on_another() {
     let (code, out, _) = run(&["namespaces", "--coordinator", &coordinator], &dir).await;
     assert_eq!(code, 0);
     assert!(out.contains("files"), "{out}");
+    let policy = [
+        "namespaces",
+        "policy",
+        "files",
+        "--coordinator",
+        &coordinator,
+        "--json",
+    ];
+    let (code, out, error) =
+        run(&[&policy[..], &["--max-slot-bytes", "1MiB"]].concat(), &dir).await;
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("1048576"), "{out}");
+    let (_, out, _) = run(&[&policy[..], &["--copies-wanted", "2"]].concat(), &dir).await;
+    assert!(
+        out.contains("1048576") && out.contains("\"copies_wanted\": 2"),
+        "{out}"
+    );
+    let (_, out, _) = run(&[&policy[..], &["--max-slot-bytes", "0"]].concat(), &dir).await;
+    assert!(
+        !out.contains("1048576") && out.contains("\"copies_wanted\": 2"),
+        "{out}"
+    );
     let (code, out, error) = run(
         &[
             "locate",

@@ -157,4 +157,11 @@ impl BoundReached {
             remedy: "remove regions, or raise the coordinator's max_slots",
         }
     }
+    pub(super) fn slots_of_namespace(most: u64) -> Self {
+        Self {
+            what: "slots in this namespace's regions",
+            limit: most,
+            remedy: "remove regions of it, or raise its quota (`kvferry namespaces policy`)",
+        }
+    }
 }

@@ -222,6 +222,9 @@ impl Catalog {
         if self.slots + u64::from(slots) > self.bounds.slots {
             return Err(BoundReached::slots(&self.bounds).into());
         }
+        if let Some(namespace) = self.namespace(&spec.name) {
+            namespace.check_slots(slots)?;
+        }
         let handle = self.find_or_create(spec).map_err(|error| match error {
             CreateNamespaceError::Mismatch(text) => RegionRefusal::NamespaceMismatch(text),
             CreateNamespaceError::Bound(bound) => bound.into(),
@@ -239,6 +242,7 @@ impl Catalog {
         self.slots += u64::from(slots);
         if let Some(namespace) = self.namespaces.get_mut(handle) {
             namespace.regions.insert(region);
+            namespace.slots += u64::from(slots);
         }
         self.tell_region(region);
         Ok(region)
@@ -267,9 +271,11 @@ impl Catalog {
             return;
         }
         region.gone = true;
-        self.slots -= u64::from(region.slot_count());
+        let slots = u64::from(region.slot_count());
+        self.slots -= slots;
         if let Some(namespace) = self.namespaces.get_mut(region.namespace) {
             namespace.regions.remove(&handle);
+            namespace.slots -= slots;
         }
         self.sweeps.start(handle);
     }

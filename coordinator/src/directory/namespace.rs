@@ -17,6 +17,8 @@ pub(super) struct Namespace {
     pub(super) index: Index,
     /// Handles of the regions that are part of it; not those that went.
     pub(super) regions: BTreeSet<u32>,
+    /// Of those regions.
+    pub(super) slots: u64,
     /// What changes, while somebody watches and a little longer.
     pub(super) log: Option<Arc<Log>>,
     pub(super) policy: NamespacePolicy,
@@ -31,9 +33,19 @@ impl Namespace {
             index: Index::counted(spec.hash_len, spec.layout.block_bytes(), totals),
             spec,
             regions: BTreeSet::new(),
+            slots: 0,
             log: None,
             policy: NamespacePolicy::default(),
             locations: Mutex::default(),
+        }
+    }
+
+    /// May so many more slots be declared?
+    pub(super) fn check_slots(&self, more: u32) -> Result<(), BoundReached> {
+        let most = self.policy.most_slots(self.spec.layout.block_bytes());
+        match self.slots + u64::from(more) > most {
+            true => Err(BoundReached::slots_of_namespace(most)),
+            false => Ok(()),
         }
     }
 

@@ -19,15 +19,27 @@ pub struct NamespacePolicy {
     /// Nodes that should hold a block at most. Who adds another copy is told that it may give that one
     /// up first. Never zero.
     pub copies_wanted: Option<u32>,
+    /// Slots that nodes may declare in it, all together: a block in memory needs one, so that a namespace leaves others
+    /// theirs. A region beyond is refused. Lowered, what is declared stays.
+    pub max_slots: Option<u64>,
+    /// The same in bytes of blocks.
+    pub max_slot_bytes: Option<u64>,
 }
 
 impl NamespacePolicy {
-    /// The quota in blocks of so many bytes.
+    /// The quota of locations, in blocks of so many bytes.
     pub(super) fn most_locations(&self, block_bytes: u64) -> u64 {
-        let by_bytes = self
-            .max_location_bytes
-            .map(|most| most / block_bytes.max(1));
-        let by_count = self.max_locations.unwrap_or(u64::MAX);
-        by_count.min(by_bytes.unwrap_or(u64::MAX))
+        most(self.max_locations, self.max_location_bytes, block_bytes)
     }
+
+    /// The quota of slots for blocks of so many bytes.
+    pub(super) fn most_slots(&self, block_bytes: u64) -> u64 {
+        most(self.max_slots, self.max_slot_bytes, block_bytes)
+    }
+}
+
+/// The lower of two quotas, in blocks.
+fn most(blocks: Option<u64>, bytes: Option<u64>, block_bytes: u64) -> u64 {
+    let by_bytes = bytes.map(|most| most / block_bytes.max(1));
+    blocks.unwrap_or(u64::MAX).min(by_bytes.unwrap_or(u64::MAX))
 }

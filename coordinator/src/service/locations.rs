@@ -87,6 +87,8 @@ impl locations_server::Locations for LocationsService {
             max_locations: wish(policy.max_locations),
             max_location_bytes: wish(policy.max_location_bytes),
             copies_wanted: (policy.copies_wanted != 0).then_some(policy.copies_wanted),
+            max_slots: wish(policy.max_slots),
+            max_slot_bytes: wish(policy.max_slot_bytes),
         };
         let set = self
             .hub
@@ -158,6 +160,8 @@ fn describe(hub: &Hub, name: &NamespaceName) -> Result<pb::NamespacePolicyInfo, 
             max_locations: policy.max_locations.unwrap_or(0),
             max_location_bytes: policy.max_location_bytes.unwrap_or(0),
             copies_wanted: policy.copies_wanted.unwrap_or(0),
+            max_slots: policy.max_slots.unwrap_or(0),
+            max_slot_bytes: policy.max_slot_bytes.unwrap_or(0),
         }),
         locations,
     })

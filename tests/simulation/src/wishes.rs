@@ -63,6 +63,7 @@ impl Wishes {
             max_locations: random.pick(&[None, None, Some(3), Some(9)]),
             max_location_bytes: random.pick(&[None, None, Some(5 * block + 1)]),
             copies_wanted: random.pick(&[None, Some(1), Some(2)]),
+            ..NamespacePolicy::default()
         };
         // Of their own, too: a world of one tenant whom nobody deletes is what it was.
         let mut apart = Random::of(seed, 19);
@@ -74,7 +75,7 @@ impl Wishes {
             location_ttl: apart.pick(&[None, Some(3)]).map(Duration::from_secs),
             max_locations: apart.pick(&[None, Some(2), Some(6)]),
             max_location_bytes: apart.pick(&[None, Some(4 * others_block)]),
-            copies_wanted: None,
+            ..NamespacePolicy::default()
         };
         let deletes = few && apart.permille(250);
         let wishes = Self {

@@ -133,6 +133,55 @@ fn a_stored_block_needs_no_claim_and_storing_fulfils_one() {
 }
 
 #[test]
+fn a_quota_of_slots_refuses_a_region_and_leaves_others_theirs() {
+    let mut directory = directory();
+    let quota = |slots, bytes| NamespacePolicy {
+        max_slots: slots,
+        max_slot_bytes: bytes,
+        ..NamespacePolicy::default()
+    };
+    join(&mut directory, 1, "a", &[(0, 7, 2)]);
+    let name = namespace("t/m");
+    let mut seq = 1;
+    let mut declare = |directory: &mut Directory, region, name: &str| {
+        seq += 1;
+        let delta = Delta {
+            seq,
+            regions_added: vec![declaration(region, name, 16)],
+            ..Delta::default()
+        };
+        let session = SessionId(1);
+        let effects = directory.handle(at(1), Event::Delta { session, delta });
+        effects.into_iter().find_map(|effect| match effect {
+            Effect::RegionRefused { refusal, .. } => Some(refusal.to_string()),
+            _ => None,
+        })
+    };
+    directory.set_policy(&name, quota(Some(31), None)).unwrap();
+    let refused = declare(&mut directory, 2, "t/m").unwrap();
+    assert!(
+        refused.contains("31") && refused.contains("quota"),
+        "{refused}"
+    );
+    assert_eq!(declare(&mut directory, 3, "t/other"), None, "another's");
+    directory
+        .set_policy(&name, quota(None, Some(32 * BLOCK_BYTES)))
+        .unwrap();
+    assert_eq!(declare(&mut directory, 4, "t/m"), None, "just enough");
+    // Lowered: what is there stays.
+    directory.set_policy(&name, quota(Some(1), None)).unwrap();
+    assert_ne!(find(&directory, &[7]), [[""; 0]]);
+    // What goes makes room.
+    let goodbye = Event::Goodbye {
+        session: SessionId(1),
+    };
+    directory.handle(at(2), goodbye);
+    directory.set_policy(&name, quota(Some(16), None)).unwrap();
+    join(&mut directory, 2, "b", &[(0, 7, 2)]);
+    assert_ne!(find(&directory, &[7]), [[""; 0]]);
+}
+
+#[test]
 fn a_quota_forgets_the_least_recently_used_leaves() {
     let mut directory = with_node();
     let quota = |most, bytes| NamespacePolicy {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use kvferry_proto::{Labels, Location};
 use proptest::{collection::vec, option, prelude::*};
 
-use super::{HASHES, LIMITS, NAMESPACES, simple::Model};
+use super::{HASHES, LIMITS, NAMESPACES, SLOTS, simple::Model};
 use crate::directory::{
     Directory, LocateMode, LocateQuery, NamespacePolicy, PutLocations,
     tests::{at, hash, namespace, packed},
@@ -37,6 +37,7 @@ pub(super) struct Policy {
     ttl_ms: Option<u64>,
     most: Option<u64>,
     pub(super) copies: Option<u32>,
+    pub(super) slots: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -99,11 +100,13 @@ pub(super) fn operation() -> impl Strategy<Value = Operation> {
         option::of(1..20_000u64),
         option::weighted(0.4, 0..5u64),
         copies,
+        option::weighted(0.2, 0..4 * u64::from(SLOTS)),
     );
-    let policy = policy.prop_map(|(ttl_ms, most, copies)| Policy {
+    let policy = policy.prop_map(|(ttl_ms, most, copies, slots)| Policy {
         ttl_ms,
         most,
         copies,
+        slots,
     });
     let policy =
         (0..2usize, policy).prop_map(|(namespace, policy)| Operation::Policy { namespace, policy });
@@ -176,6 +179,8 @@ pub(super) fn run(directory: &mut Directory, model: &mut Model, operation: &Oper
                 max_locations: policy.most,
                 max_location_bytes: None,
                 copies_wanted: policy.copies,
+                max_slots: policy.slots,
+                max_slot_bytes: None,
             };
             let name = namespace(NAMESPACES[*space]);
             let told = directory.set_policy(&name, wish);

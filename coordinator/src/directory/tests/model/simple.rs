@@ -385,7 +385,9 @@ impl Model {
         let node_full = node.accepted().count() >= LIMITS.regions_per_node as usize;
         let deleted = matches!(node.regions.get(&declare.region), Some(Standing::Deleted));
         let fits = match self.namespaces.get(&declare.namespace) {
-            Some(variant) => *variant == declare.variant,
+            Some(variant) => {
+                *variant == declare.variant && self.slots_fit_namespace(declare.namespace)
+            }
             None => !namespaces_full,
         };
         let standing = if deleted {
@@ -400,6 +402,13 @@ impl Model {
             })
         };
         self.node(index).regions.insert(declare.region, standing);
+    }
+
+    fn slots_fit_namespace(&self, namespace: usize) -> bool {
+        let accepted = self.nodes.values().flat_map(Node::accepted);
+        let theirs = accepted.filter(|(_, region)| region.namespace == namespace);
+        let quota = self.locations.policy(namespace).slots;
+        (theirs.count() as u64 + 1) * u64::from(SLOTS) <= quota.unwrap_or(u64::MAX)
     }
 
     fn inventory(
