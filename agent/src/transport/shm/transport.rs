@@ -103,12 +103,15 @@ impl ShmTransport {
                 node: peer.node.clone(),
                 refusal: Refusal::Absent,
             }),
-            Err(error @ (DescriptorError::NotAllowed | DescriptorError::Busy)) => {
-                Err(ConnectError::Refused {
-                    node: peer.node.clone(),
-                    detail: error.to_string(),
-                })
-            }
+            Err(error @ DescriptorError::NotAllowed) => Err(ConnectError::UserRefused {
+                node: peer.node.clone(),
+                transport: TransportKind::Shm.as_str(),
+                detail: error.to_string(),
+            }),
+            Err(error @ DescriptorError::Busy) => Err(ConnectError::Refused {
+                node: peer.node.clone(),
+                detail: error.to_string(),
+            }),
             Err(error) => Err(ConnectError::Unreachable {
                 node: peer.node.clone(),
                 address: path.clone(),
