@@ -22,7 +22,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::announce::{AgentReady, CoordinatorReady};
+use crate::{
+    announce::{AgentReady, CoordinatorReady},
+    commands::keys::{self, KeysError},
+};
 
 /// The running program, also where its file was replaced meanwhile.
 pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
@@ -30,6 +33,10 @@ pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 const READY_BOUND: Duration = Duration::from_secs(20);
 /// How long an orderly end may take.
 const STOP_BOUND: Duration = Duration::from_secs(10);
+/// The coordinator's name, in logs and in its certificate.
+const COORDINATOR: &str = "coordinator";
+/// Where an agent's metrics are read.
+const METRICS: &str = "--listen-metrics";
 /// Lines of each log that are shown when something fails.
 const LOG_TAIL: usize = 15;
 
@@ -48,6 +55,8 @@ pub(crate) enum ClusterError {
         line: String,
         source: serde_json::Error,
     },
+    #[error("no certificates for the cluster: {0}")]
+    Keys(#[from] KeysError),
     #[error("{name} could not be stopped: {source}")]
     Stop { name: String, source: io::Error },
     #[error("{name} did not stop within {STOP_BOUND:?} of SIGTERM and was killed")]
@@ -89,6 +98,16 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts the coordinator, then the agents, each ready before the next.
     pub(crate) async fn start(plans: &[AgentPlan]) -> Result<Self, ClusterError> {
+        Self::start_as(plans, false).await
+    }
+
+    /// As [`Cluster::start`]; all of them have certificates of a CA that is made for it, and speak TLS only. Whether
+    /// payload is by TLS too is up to the plans.
+    pub(crate) async fn start_by_tls(plans: &[AgentPlan]) -> Result<Self, ClusterError> {
+        Self::start_as(plans, true).await
+    }
+
+    async fn start_as(plans: &[AgentPlan], by_tls: bool) -> Result<Self, ClusterError> {
         let directory = tempfile::Builder::new()
             .prefix("kvferry-cluster-")
             .tempdir()
@@ -96,15 +115,27 @@ impl Cluster {
                 name: "the cluster".to_owned(),
                 source,
             })?;
-        let arguments = ["--listen", "127.0.0.1:0", "--listen-metrics", "off"].map(OsString::from);
+        let flags = ["--listen", "127.0.0.1:0", "--listen-metrics", "off"].map(OsString::from);
+        let mut arguments = Vec::from(flags);
+        if by_tls {
+            let nodes = plans.iter().map(|plan| plan.node.as_str());
+            let names: Vec<_> = nodes.chain([COORDINATOR]).collect();
+            keys::throw_away(directory.path(), &names)?;
+            arguments.extend(tls_flags(directory.path(), COORDINATOR));
+        }
         let mut coordinator =
-            Process::start("coordinator", "coordinator", &arguments, directory.path())?;
+            Process::start(COORDINATOR, "coordinator", &arguments, directory.path())?;
         let started = async {
             let ready: CoordinatorReady = coordinator.ready().await?;
-            let url = format!("http://{}", ready.listen);
+            let scheme = if by_tls { "https" } else { "http" };
+            let url = format!("{scheme}://{}", ready.listen);
             let mut agents = Vec::with_capacity(plans.len());
             for plan in plans {
-                agents.push(AgentProcess::start(plan, &url, directory.path()).await?);
+                let more = match by_tls {
+                    true => tls_flags(directory.path(), &plan.node),
+                    false => Vec::new(),
+                };
+                agents.push(AgentProcess::start(plan, &url, directory.path(), more).await?);
             }
             Ok((ready.pid, agents))
         };
@@ -157,6 +188,7 @@ impl AgentProcess {
         plan: &AgentPlan,
         coordinator: &str,
         directory: &Path,
+        more: Vec<OsString>,
     ) -> Result<Self, ClusterError> {
         let socket = directory.join(format!("{}.sock", plan.node));
         let arguments = [
@@ -164,16 +196,19 @@ impl AgentProcess {
             ("--coordinators", coordinator.into()),
             ("--listen-peer", "127.0.0.1:0".into()),
             ("--listen-data", "127.0.0.1:0".into()),
-            // Who wants them asks for them.
-            ("--listen-metrics", "off".into()),
             ("--socket", socket.into()),
         ];
-        let more = plan.settings.iter();
-        let more = more.map(|(flag, value)| (*flag, OsString::from(value)));
+        let settings = plan.settings.iter();
+        let settings = settings.map(|(flag, value)| (*flag, OsString::from(value)));
+        // Who wants them asks for them.
+        let asked = plan.settings.iter().any(|(flag, _)| *flag == METRICS);
+        let metrics = (!asked).then(|| (METRICS, "off".into()));
         let arguments: Vec<OsString> = arguments
             .into_iter()
-            .chain(more)
+            .chain(settings)
+            .chain(metrics)
             .flat_map(|(flag, value)| [flag.into(), value])
+            .chain(more)
             .collect();
         let mut process = Process::start(&plan.node, "agent", &arguments, directory)?;
         let ready = match process.ready().await {
@@ -285,6 +320,18 @@ impl Process {
             }
         }
     }
+}
+
+/// What [`keys::throw_away`] made for this name.
+fn tls_flags(directory: &Path, name: &str) -> Vec<OsString> {
+    let files = [
+        ("--tls-ca", "ca.pem".to_owned()),
+        ("--tls-cert", format!("{name}.pem")),
+        ("--tls-key", format!("{name}.key")),
+    ];
+    let flags = files.into_iter();
+    let flags = flags.flat_map(|(flag, file)| [flag.into(), directory.join(file).into()]);
+    flags.collect()
 }
 
 fn show_logs(directory: &Path) {

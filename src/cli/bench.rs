@@ -24,7 +24,8 @@ sizes. Any list given (block sizes, planes, batches, ...) measures every combina
 Examples:
   kvferry bench transfer --report transfer.html
   kvferry bench transfer --transport tcp --block-bytes 64KiB,1MiB --batch 1,64 --json > now.jsonl
-  kvferry bench transfer --planes 80x8KiB,64x32KiB --batch 64")]
+  kvferry bench transfer --planes 80x8KiB,64x32KiB --batch 64
+  kvferry bench transfer --transport tcp,tcp-tls                     # what does TLS cost?")]
     Transfer(TransferArgs),
     /// Measure a coordinator on this host: publish, locate in a closed and an open loop, churn, a vanishing node.
     #[command(after_help = "\
@@ -62,8 +63,9 @@ pub(crate) struct TransferArgs {
     /// Few points and short rounds: does everything work?
     #[arg(long)]
     pub(crate) quick: bool,
-    /// How bytes travel: tcp, shm or rdma [default: tcp and shm]. Over software RDMA devices blocks always
-    /// carry checksums.
+    /// How bytes travel: tcp, tcp-tls, shm or rdma [default: tcp and shm]. tcp-tls: payload by TLS
+    /// (`data_tls`), and all that is said between processes too, with certificates made for the run. Over
+    /// software RDMA devices blocks always carry checksums.
     #[arg(long, value_delimiter = ',', value_parser = transport)]
     pub(crate) transport: Vec<Transport>,
     /// Block sizes, for blocks in one piece.
@@ -132,7 +134,7 @@ pub(crate) struct PullsArgs {
     #[arg(long, value_name = "SOCKET")]
     pub(crate) reader: PathBuf,
     /// The way they must take.
-    #[arg(long, value_parser = transport)]
+    #[arg(long, value_parser = way)]
     pub(crate) transport: Transport,
     /// Bytes of a block.
     #[arg(long)]
@@ -171,12 +173,15 @@ pub(crate) enum YardstickRole {
 }
 
 fn transport(word: &str) -> Result<Transport, &'static str> {
-    match word {
-        "tcp" => Ok(Transport::Tcp),
-        "shm" => Ok(Transport::Shm),
-        "rdma" => Ok(Transport::Rdma),
-        _ => Err("tcp, shm or rdma"),
-    }
+    let named = |transport: &Transport| transport.as_str() == word;
+    let found = Transport::ALL.into_iter().find(named);
+    found.ok_or("tcp, tcp-tls, shm or rdma")
+}
+
+/// As outcomes of agents that run already have it: they do not say whether it was by TLS.
+fn way(word: &str) -> Result<Transport, &'static str> {
+    let found = transport(word).ok().filter(|way| way.of_agent() == word);
+    found.ok_or("tcp, shm or rdma")
 }
 
 /// What `--planes` is not.
@@ -196,6 +201,14 @@ fn planes(word: &str) -> Result<(u32, ByteSize), NotPlanes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transports_have_the_names_that_reports_have() {
+        assert_eq!(transport("tcp-tls"), Ok(Transport::TcpTls));
+        assert!(transport("tls").is_err());
+        assert_eq!(way("tcp"), Ok(Transport::Tcp));
+        assert!(way("tcp-tls").is_err());
+    }
 
     #[test]
     fn pieces_are_a_number_and_a_size() {

@@ -21,6 +21,7 @@ use kvferry_bench::transfer::{
     table,
     yardstick::{self, Role, Yardstick, read_bw::Device},
 };
+use kvferry_observe::read_page;
 
 use crate::{
     announce::AgentReady,
@@ -42,6 +43,9 @@ const QUICK: (u32, u32, u32) = (1, 50, 0);
 /// Memory of each yardstick process at least, where only the path is to be seen.
 const QUICK_YARDSTICK_BYTES: u64 = 16 << 20;
 
+/// Of an agent's metrics: TLS handshakes at its data port that succeeded.
+const SESSIONS_BY_TLS: &str = "kvferry_agent_data_handshakes_total{outcome=\"done\"}";
+
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BenchError {
@@ -57,6 +61,10 @@ pub(crate) enum BenchError {
     Run { path: PathBuf, source: CompareError },
     #[error("not compared: {0}")]
     Compare(#[from] CompareError),
+    #[error("the owner counts no TLS session at its data port: what was to be by TLS was not")]
+    InClear,
+    #[error("the owner's metrics cannot be read: {0}")]
+    Metrics(io::Error),
     #[error("rdma cannot be measured here: {0}")]
     NoRdma(#[from] rdma::NoRdma),
     #[error(transparent)]
@@ -149,8 +157,7 @@ async fn transfer(args: &TransferArgs) -> Result<Done, BenchError> {
 /// Every combination of what was listed; the documented ones where nothing was.
 fn points(args: &TransferArgs) -> Vec<Point> {
     let wanted = |point: &Point| match args.transport.is_empty() {
-        // A card is not everywhere.
-        true => point.transport != Transport::Rdma,
+        true => point.transport.is_usual(),
         false => args.transport.contains(&point.transport),
     };
     let lists = [
@@ -192,7 +199,7 @@ fn points(args: &TransferArgs) -> Vec<Point> {
             .collect(),
     };
     let mut points = Vec::new();
-    for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {
+    for transport in Transport::ALL {
         for &connections in &or(&args.connections, 4) {
             for &readers in &or(&args.readers, 1) {
                 for &(planes, plane_bytes) in &shapes {
@@ -261,6 +268,9 @@ async fn measure_all(
                     return Err(BenchError::Point { name, source });
                 }
             };
+            if point.transport.by_tls() {
+                must_be_by_tls(&cluster).await?;
+            }
             if args.json {
                 output::json_line(&result)?;
             }
@@ -274,7 +284,7 @@ async fn measure_all(
 
 async fn start(point: &Point) -> Result<Cluster, BenchError> {
     let plan = |node: String| {
-        let mut plan = AgentPlan::new(node, point.transport.as_str());
+        let mut plan = AgentPlan::new(node, point.transport.of_agent());
         let connections = point.connections.to_string();
         plan.settings
             .push(("--tcp-connections-per-peer", connections));
@@ -282,7 +292,30 @@ async fn start(point: &Point) -> Result<Cluster, BenchError> {
     };
     let mut plans = vec![plan("owner".to_owned())];
     plans.extend((1..=point.readers).map(|number| plan(format!("reader-{number}"))));
-    Ok(Cluster::start(&plans).await?)
+    if !point.transport.by_tls() {
+        return Ok(Cluster::start(&plans).await?);
+    }
+    for plan in &mut plans {
+        plan.settings.push(("--data-tls", "true".to_owned()));
+        // What went by TLS is asked for there.
+        plan.settings
+            .push(("--listen-metrics", "127.0.0.1:0".to_owned()));
+    }
+    Ok(Cluster::start_by_tls(&plans).await?)
+}
+
+/// A figure of TLS is none where the owner's data port has not spoken any.
+async fn must_be_by_tls(cluster: &Cluster) -> Result<(), BenchError> {
+    let owner = cluster.agents().next().and_then(|owner| owner.metrics);
+    let metrics = owner.ok_or(BenchError::InClear)?;
+    let page = read_page(metrics, "/metrics").await;
+    let (_, page) = page.map_err(BenchError::Metrics)?;
+    let mut samples = page.lines().filter_map(|line| line.split_once(' '));
+    let sessions = samples.find(|(name, _)| *name == SESSIONS_BY_TLS);
+    match sessions.and_then(|(_, count)| count.parse().ok()) {
+        None | Some(0u64) => Err(BenchError::InClear),
+        Some(_) => Ok(()),
+    }
 }
 
 fn fleet(cluster: &Cluster) -> Result<Fleet, BenchError> {

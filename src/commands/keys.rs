@@ -6,6 +6,7 @@ mod ticket;
 
 use std::{
     io::{self, Read},
+    net::Ipv4Addr,
     path::Path,
 };
 
@@ -99,6 +100,26 @@ pub(crate) fn run(args: &KeysArgs) -> Result<Done, KeysError> {
         KeysAction::Ticket { file, rotate } => ticket_key(file, *rotate),
     }?;
     Ok(Done::All)
+}
+
+/// For processes of one run on this host: a CA whose key nobody keeps, and a certificate for each of these names and for
+/// loopback, valid for a day: `ca.pem`, and NAME.pem and NAME.key for each.
+pub(crate) fn throw_away(dir: &Path, names: &[&str]) -> Result<(), KeysError> {
+    let store = Store::open(dir, false)?;
+    let authority = Authority::make("throw-away", 1)?;
+    store.write("ca.pem", &authority.certificate, Kind::Public)?;
+    for name in names {
+        let (pem, key) = (store::file(name, "pem")?, store::file(name, "key")?);
+        let made = authority.issue(&Subject {
+            name,
+            dns: &[],
+            ip: &[Ipv4Addr::LOCALHOST.into()],
+            days: 1,
+        })?;
+        store.write(&key, &made.key, Kind::Secret)?;
+        store.write(&pem, &made.certificate, Kind::Public)?;
+    }
+    Ok(())
 }
 
 fn ca(store: &Store, name: &str, days: u32) -> Result<(), KeysError> {

@@ -295,6 +295,32 @@ async fn a_read_is_cancelled_though_the_owner_does_not_map() {
     eventually("lost", || link.is_lost()).await;
 }
 
+/// An agent that lets this user not in says so, and that is no outage; one that is only busy is another matter.
+#[tokio::test]
+async fn a_user_who_is_turned_away_is_kept_out() {
+    let directory = tempfile::tempdir().unwrap();
+    // As answers to a hello have it.
+    for (status, denies) in [(2, true), (3, false)] {
+        let path = directory.path().join(format!("{status}.sock"));
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut hello = [0; 16];
+            stream.read_exact(&mut hello).await.unwrap();
+            hello[6] = status;
+            stream.write_all(&hello).await.unwrap();
+        });
+        let target = peer(NodeAddresses {
+            shm: Some(path.to_str().unwrap().to_owned()),
+            host_id: host_id(),
+            ..NodeAddresses::default()
+        });
+        let refused = ShmTransport::default().connect(&target).await;
+        let error = refused.map(drop).unwrap_err();
+        assert_eq!(error.is_denial(), denies, "{error}");
+    }
+}
+
 /// Mapped memory outlives its owner's sockets.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_under_way_survives_its_owner() {

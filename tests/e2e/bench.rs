@@ -144,7 +144,7 @@ async fn a_coordinator_is_measured() {
 #[tokio::test]
 async fn transfers_are_measured() {
     let dir = tempfile::tempdir().unwrap();
-    let words = "bench transfer --quick --publish --block-bytes 1MiB --batch 8 --slice-ms 20 --transport tcp,shm --json --report page.html";
+    let words = "bench transfer --quick --publish --block-bytes 1MiB --batch 8 --slice-ms 20 --transport tcp,tcp-tls,shm --json --report page.html";
     let (code, out, error) = run(&words.split(' ').collect::<Vec<_>>(), dir.path()).await;
     assert_eq!(code, 0, "{out}\n{error}");
     let points = lines(&out);
@@ -152,7 +152,9 @@ async fn transfers_are_measured() {
         .iter()
         .map(|p| p["point"]["transport"].as_str())
         .collect();
-    assert_eq!(transports, [Some("tcp"), Some("shm")]);
+    assert_eq!(transports, [Some("tcp"), Some("tcp-tls"), Some("shm")]);
+    let yardsticks: Vec<_> = points.iter().map(|p| &p["yardsticks"][0]["name"]).collect();
+    assert_eq!(yardsticks[0], yardsticks[1], "the same beside both");
     for point in &points {
         assert!(number(point, "/gb_per_s/median") > 0.0);
         assert!(number(point, "/batches") >= 1.0);

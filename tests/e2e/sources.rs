@@ -1,7 +1,11 @@
 //! Sets of tensors: published by one agent and pulled by another byte for byte, from whoever still has
 //! them, going on where it was interrupted, and known again after the coordinator's restart.
 
-use std::{fs::File, os::unix::fs::FileExt, time::Duration};
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
@@ -489,6 +493,33 @@ async fn a_set_is_pulled_once_it_is_ready_and_is_stale_while_it_is_written_to() 
     a.engine.api.abort(abort).await.unwrap();
     a.say(&memory, true).await;
     becomes(&cluster, &source, "a", State::Ready, Cause::Unspecified).await;
+}
+
+#[tokio::test]
+async fn a_pull_ends_at_once_where_nobody_lets_it_read() {
+    let mut cluster = Cluster::start().await;
+    // Wants tickets, and no coordinator signs any.
+    let shut = ["--require-tickets", "always"];
+    let mut a = Node::start_with(&mut cluster, "a", &shut).await;
+    let mut b = Node::start(&mut cluster, "b").await;
+    let (_ours, source) = a.publish().await;
+    let to = b.memory().await;
+    let began = Instant::now();
+    let (_, events) = b.begin(&source, into(&to), |_| ()).await.unwrap();
+    let (outcomes, summary) = end(events).await;
+    // By its deadline it would have ended anyway.
+    assert!(began.elapsed() < Duration::from_millis(u64::from(TIMEOUT_MS) / 2));
+    assert_eq!(summary.rounds, 1, "{summary:?}");
+    assert_eq!(summary.tensors_failed as usize, tensors().len());
+    for outcome in outcomes {
+        assert_eq!(outcome.kind(), OutcomeKind::Denied, "{outcome:?}");
+        assert!(outcome.detail.contains("no ticket for a"), "{outcome:?}");
+    }
+    // It is well, and others may be let in: no reader's report makes it stale.
+    assert_eq!(
+        worker(&cluster, &source, "a").await,
+        Some((State::Ready, Cause::Unspecified))
+    );
 }
 
 #[tokio::test]

@@ -196,7 +196,7 @@ async fn memory_is_mapped_by_allowed_users_with_a_ticket_only() {
         directory.join("agent.sock")
     };
     fs::set_permissions(cluster.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let socket_b = own("b");
+    let (socket_b, socket_c) = (own("b"), own("c"));
     // One that lets nobody in, one that lets this user in.
     let closed = cluster.agent("closed", &[]).await;
     let from = closed.region(namespace("n"), 4).await;
@@ -208,8 +208,20 @@ async fn memory_is_mapped_by_allowed_users_with_a_ticket_only() {
     b.pool(namespace("n"), 16).await;
     let outcomes = b.pull("n", &[0, 1], None, PATIENCE).await.unwrap();
     for outcome in outcomes {
-        assert_eq!(outcome.kind(), OutcomeKind::Unreachable, "{outcome:?}");
+        assert_eq!(outcome.kind(), OutcomeKind::Denied, "{outcome:?}");
+        assert!(
+            outcome
+                .detail
+                .contains("closed lets this user not in by shm"),
+            "{outcome:?}"
+        );
     }
+    // Where sockets may be used they are.
+    let c = cluster
+        .agent_as(Some(NOBODY), "c", &socket_c, &[], &[])
+        .await;
+    c.pool(namespace("n"), 16).await;
+    pull(&c, 0..2, "tcp").await;
     let uid = NOBODY.to_string();
     let open = cluster.agent("open", &["--allow-uid", &uid]).await;
     let from = open.region(namespace("n"), 4).await;

@@ -85,7 +85,8 @@ impl AgentObserved {
             "Blocks of pulls by what became of them. stale: every copy was overwritten before it was read, recompute; \
              corrupt: bytes did not match their checksum, look at the owner's memory; locate_failed: no coordinator \
              answered; no_space: the pool is full of pinned blocks; denied: owners \
-             refuse this agent's tickets, or it is given none: rights, clocks, the coordinator's key",
+             refuse this agent's tickets or its user, or it is given none: rights, clocks, the \
+             coordinator's key, allow_uids",
             &pulls.outcomes,
         )?;
         page.counter(

@@ -11,7 +11,8 @@
 //!    ▼  ┌──────── next candidate; when none is left, Locate again ◄──┐
 //!  Connect                                                           │
 //!    │  no link, link lost, or it stands still (Suspect) ────────────┤ Unreachable
-//!    │  no ticket is good enough, there or on a second link ─────────┤ Denied
+//!    │  no ticket is good enough, there or on a second link, or ─────┤ Denied
+//!    │  this user is let in by none of the ways there are            │
 //!    ▼                                                               │
 //!  Read                 the slot's bytes, into the destination       │
 //!    │  region gone or span refused ─────────────────────────────────┤ Stale

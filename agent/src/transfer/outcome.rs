@@ -75,7 +75,7 @@ pub enum Failure {
     Unreachable,
     /// The owner has something else there now.
     Stale,
-    /// The owner lets us in with no ticket that we can get.
+    /// The owner lets us in with no ticket that we can get, or not our user.
     Denied,
     /// The bytes did not match the checksum.
     Corrupt,

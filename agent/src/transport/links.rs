@@ -115,7 +115,7 @@ impl Links {
     /// connect bounds, at once while the peer is backed off from. Must be called on a tokio runtime.
     ///
     /// # Errors
-    /// [`ConnectError`] of the last transport tried.
+    /// [`ConnectError`]: the most telling of those of all transports tried.
     pub async fn link(
         &self,
         peer: &PeerTarget,
@@ -227,6 +227,7 @@ fn passes(error: &ConnectError) -> bool {
         ConnectError::NoTicket { why, .. } => matches!(why, NoTicket::Unavailable { .. }),
         ConnectError::WrongIncarnation { .. }
         | ConnectError::Refused { .. }
+        | ConnectError::UserRefused { .. }
         | ConnectError::TicketRefused { .. }
         | ConnectError::Insecure { .. }
         | ConnectError::NoPath { .. } => false,
@@ -328,10 +329,10 @@ impl Shared {
                     if best == Some(transport.kind()) {
                         why = FallbackReason::from(&error);
                     }
-                    // Its owner is there, and says why not: more than that another way is shut, too.
-                    if !last.as_ref().is_some_and(ConnectError::is_denial) {
-                        last = Some(error);
-                    }
+                    last = Some(match last {
+                        Some(before) => ConnectError::or_more_telling(before, error),
+                        None => error,
+                    });
                 }
             }
         }

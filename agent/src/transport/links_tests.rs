@@ -99,8 +99,10 @@ async fn the_next_transport_is_used_where_the_best_fails() {
     ));
 }
 
-/// A transport whose peers refuse our tickets.
-struct Shut;
+/// A transport whose peers refuse our tickets, or our user.
+struct Shut {
+    by_user: bool,
+}
 
 impl Transport for Shut {
     fn kind(&self) -> TransportKind {
@@ -115,22 +117,64 @@ impl Transport for Shut {
         &'a self,
         peer: &'a PeerTarget,
     ) -> BoxFuture<'a, Result<Arc<dyn Link>, ConnectError>> {
-        let refused = ConnectError::TicketRefused {
-            node: peer.node.clone(),
-            refusal: Refusal::Expired,
+        let node = peer.node.clone();
+        let refused = match self.by_user {
+            true => ConnectError::UserRefused {
+                node,
+                transport: TransportKind::Shm.as_str(),
+                detail: "see its lists".into(),
+            },
+            false => ConnectError::TicketRefused {
+                node,
+                refusal: Refusal::Expired,
+            },
         };
         Box::pin(async { Err(refused) })
     }
 }
 
+/// What a pull hears of `a`, which is shut by the one transport; `there` says whether the other one finds it.
+async fn shut(by_user: bool, there: Option<bool>) -> Result<Arc<dyn Link>, ConnectError> {
+    let mut transports: Vec<Arc<dyn Transport>> = vec![Arc::new(Shut { by_user })];
+    if let Some(there) = there {
+        let network = SimNetwork::new(1);
+        if there {
+            start(&network, &peer("a", 1));
+        }
+        transports.push(Arc::new(network.transport()));
+    }
+    let ways = transports.len() as u64;
+    // Whoever comes first.
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        let links = Links::new(transports.clone(), None, LinksConfig::default());
+        found.push(links.link(&peer("a", 1), ChecksumPolicy::Off).await);
+        let failures = links.counters().failures();
+        assert!(failures == ways || found.iter().all(Result::is_ok));
+        transports.reverse();
+    }
+    let said: Vec<_> = found.iter().map(|f| f.as_ref().err()).collect();
+    assert_eq!(format!("{:?}", said[0]), format!("{:?}", said[1]));
+    found.remove(0)
+}
+
 #[tokio::test]
 async fn a_refused_ticket_is_the_reason_also_where_the_next_transport_finds_nobody() {
-    let transports: Vec<Arc<dyn Transport>> =
-        vec![Arc::new(Shut), Arc::new(SimNetwork::new(1).transport())];
-    let links = Links::new(transports, None, LinksConfig::default());
-    let failed = links.link(&peer("a", 1), ChecksumPolicy::Off).await;
-    assert_eq!(links.counters().failures(), 2, "both were tried");
+    let failed = shut(false, Some(false)).await;
     assert!(failed.is_err_and(|error| error.is_denial()));
+}
+
+#[tokio::test]
+async fn a_refused_user_is_the_reason_only_where_there_is_no_other_way() {
+    let alone = shut(true, None).await;
+    assert!(alone.is_err_and(|error| error.is_denial()));
+    // The other way may be well again soon: an outage.
+    let nobody_there = shut(true, Some(false)).await;
+    assert!(matches!(
+        nobody_there,
+        Err(ConnectError::Unreachable { .. })
+    ));
+    assert!(shut(true, Some(true)).await.is_ok(), "it is taken");
 }
 
 /// The simulated transport under another name.

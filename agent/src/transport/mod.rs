@@ -263,6 +263,17 @@ pub enum ConnectError {
         /// Why.
         detail: String,
     },
+    /// The peer lets this process's user in by no connection of that transport; by another one it may. No use in trying
+    /// again soon.
+    #[error("{node} lets this user not in by {transport}: {detail}")]
+    UserRefused {
+        /// Whom.
+        node: NodeId,
+        /// Which transport.
+        transport: &'static str,
+        /// What to look at.
+        detail: String,
+    },
     /// The peer refuses our ticket, and refused the one before it: no use in trying again soon.
     #[error("{node} refuses the ticket: {refusal}")]
     TicketRefused {
@@ -301,9 +312,26 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Are we kept out, whatever the way? Not where no coordinator could be asked for a ticket: that is an outage.
+    /// Are we kept out? Not where no coordinator could be asked for a ticket: that is an outage.
     #[must_use]
     pub fn is_denial(&self) -> bool {
+        matches!(self, Self::UserRefused { .. }) || self.denies_every_way()
+    }
+
+    /// Of what several transports to one peer found, what there is to say: that it keeps us out whatever the way, before
+    /// what ails any one way, before that one way is not for us. Of two alike the later.
+    #[must_use]
+    pub(crate) fn or_more_telling(self, later: Self) -> Self {
+        match (&self, &later) {
+            _ if self.denies_every_way() => self,
+            (Self::UserRefused { .. }, _) => later,
+            (_, Self::UserRefused { .. }) => self,
+            _ => later,
+        }
+    }
+
+    /// A ticket is asked for whatever the way.
+    fn denies_every_way(&self) -> bool {
         matches!(
             self,
             Self::TicketRefused { .. }

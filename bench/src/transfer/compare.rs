@@ -135,6 +135,9 @@ pub(crate) mod tests {
         assert_eq!(verdict(0.9, 0.5), Verdict::Worse);
         assert_eq!(verdict(0.9, 0.91), Verdict::Same);
         assert!(changes(&[result(1024, 1.0)], &[result(2048, 1.0)]).is_empty());
+        let mut by_tls = result(1024, 0.5);
+        by_tls.point.transport = Transport::TcpTls;
+        assert!(changes(&[result(1024, 1.0)], &[by_tls]).is_empty());
     }
 
     #[test]

@@ -21,14 +21,15 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
     let mut page = page::begin("kvferry bench transfer", "kvferry: transfers", machine);
     page += "<p>Every pull goes the whole way: located at the coordinator, read, validated against the \
              owner's generation words, sealed and published. Beside it, in the same rounds and in turn, \
-             the yardstick: plain sockets of the same shape, or plain copies between shared mappings. \
+             the yardstick: plain sockets of the same shape (in clear, also beside tcp-tls), or plain copies \
+             between shared mappings. \
              The ratio of the two is what to look at; gigabytes a second are this machine's.</p>";
     page += &cards(results);
     page += "<h2>Ratio to the yardstick</h2><figure>";
     page += &bars(&ratios(results), "the yardstick");
     page += "<p class=\"legend\">Median over rounds; the line shows the worst and the best round.</p></figure>";
     page += "<h2>Throughput over block size</h2><div class=\"plots\">";
-    for transport in [Transport::Tcp, Transport::Shm, Transport::Rdma] {
+    for transport in Transport::ALL {
         page += &throughput(results, transport);
     }
     page += "</div><h2>Time of a call</h2><p class=\"soft\">Share of calls that took at most so long; the \
@@ -97,15 +98,21 @@ fn ratios(results: &[PointResult]) -> Vec<Bar> {
 /// Lines by planes, the yardstick dashed.
 fn throughput(results: &[PointResult], transport: Transport) -> String {
     let mut ours: BTreeMap<bool, Vec<(f64, f64)>> = BTreeMap::new();
-    let mut theirs = Vec::new();
+    let (mut theirs, mut clear) = (Vec::new(), Vec::new());
     let mut marks = Vec::new();
     for result in results {
         let point = &result.point;
         let usual = !point.checksum && !point.publish && point.in_flight == 1 && point.readers == 1;
-        if point.transport != transport || !usual || point.batch < 2 {
+        if !usual || point.batch < 2 {
             continue;
         }
         let x = point.block_bytes() as f64;
+        if transport.by_tls() && point.transport == Transport::Tcp && point.planes == 1 {
+            clear.push((x, result.gb_per_s.median));
+        }
+        if point.transport != transport {
+            continue;
+        }
         marks.push(x);
         let line = ours.entry(point.planes > 1).or_default();
         line.push((x, result.gb_per_s.median));
@@ -131,6 +138,9 @@ fn throughput(results: &[PointResult], transport: Transport) -> String {
             false => line("kvferry, one plane", points, false, 0),
             true => line("kvferry, many planes", points, false, 1),
         });
+    }
+    if !clear.is_empty() {
+        lines.push(line("kvferry, one plane, in clear", clear, false, 2));
     }
     marks.sort_by(f64::total_cmp);
     // Marks closer than a factor of two would be written over each other.
@@ -198,6 +208,22 @@ mod tests {
         assert!(page.contains("two cores &amp; a half"));
         assert!(page.contains("sockets &lt;1 &amp; 2&gt;"));
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+        assert!(!page.contains("NaN"));
+        assert!(!page.contains("in clear</text>"), "there is nothing by TLS");
+    }
+
+    #[test]
+    fn points_by_tls_are_drawn_beside_those_in_clear() {
+        let clear = [result(65_536, 0.5), result(1 << 20, 0.97)];
+        let by_tls = clear.clone().map(|mut result| {
+            result.point.transport = Transport::TcpTls;
+            result.name = result.point.name();
+            result
+        });
+        let page = page(&[clear, by_tls].concat(), "a machine");
+        assert!(
+            page.contains("tcp-tls 64 x 1MiB") && page.contains("kvferry, one plane, in clear")
+        );
         assert!(!page.contains("NaN"));
     }
 }

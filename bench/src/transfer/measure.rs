@@ -68,8 +68,9 @@ pub fn yardsticks(point: &Point, slice: Duration, read_bw: bool) -> Vec<Task> {
             card.chain([task(Kind::Sockets, 1), task(Kind::Sockets, 4)])
                 .collect()
         }
-        Transport::Tcp if point.batch < 4 => vec![task(Kind::Sockets, 1)],
-        Transport::Tcp => vec![
+        // By TLS too: what it costs shows in how much less of the same is reached.
+        Transport::Tcp | Transport::TcpTls if point.batch < 4 => vec![task(Kind::Sockets, 1)],
+        Transport::Tcp | Transport::TcpTls => vec![
             task(Kind::Sockets, 1),
             task(Kind::Sockets, 4),
             // The whole batch as one piece: what sockets give where nobody asks for blocks.

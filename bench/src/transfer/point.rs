@@ -17,6 +17,9 @@ const MAX_WORKING_BLOCKS: u64 = 1 << 17;
 pub enum Transport {
     /// Sockets.
     Tcp,
+    /// Sockets, payload by TLS. Measured only where it is asked for.
+    #[serde(rename = "tcp-tls")]
+    TcpTls,
     /// The owner's memory, mapped.
     Shm,
     /// READs by a network card. Measured only where it is asked for: most machines have none.
@@ -24,14 +27,40 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// As the agent's `--transport` has it.
+    /// All of them, in the order in which they are measured.
+    pub const ALL: [Self; 4] = [Self::Tcp, Self::TcpTls, Self::Shm, Self::Rdma];
+
+    /// In a word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::TcpTls => "tcp-tls",
             Self::Shm => "shm",
             Self::Rdma => "rdma",
         }
+    }
+
+    /// As the agent's `--transport` and its outcomes have it: whether a socket's bytes are encrypted is another setting.
+    #[must_use]
+    pub fn of_agent(self) -> &'static str {
+        match self {
+            Self::TcpTls => Self::Tcp.as_str(),
+            other => other.as_str(),
+        }
+    }
+
+    /// Is payload, and all else between processes, by TLS?
+    #[must_use]
+    pub fn by_tls(self) -> bool {
+        self == Self::TcpTls
+    }
+
+    /// Is it measured where nothing is said of transports? What needs a card is not, nor what measures the others' points
+    /// once more.
+    #[must_use]
+    pub fn is_usual(self) -> bool {
+        matches!(self, Self::Tcp | Self::Shm)
     }
 }
 
@@ -135,7 +164,7 @@ impl Point {
             planes => format!("({planes} x {})", size(self.plane_bytes)),
         };
         let mut name = format!("{} {} x {shape}", self.transport.as_str(), self.batch);
-        if self.transport == Transport::Tcp && self.connections != 4 {
+        if self.transport.of_agent() == "tcp" && self.connections != 4 {
             name += &format!(", {} conn", self.connections);
         }
         if self.in_flight != 1 {
@@ -171,6 +200,7 @@ pub fn quick() -> Vec<Point> {
     vec![
         Point::new(Transport::Tcp, 256 << 10, 16),
         Point::new(Transport::Tcp, 0, 8).planes(80, 8 << 10),
+        Point::new(Transport::TcpTls, 256 << 10, 16),
         Point::new(Transport::Shm, 1 << 20, 8),
         Point::new(Transport::Rdma, 256 << 10, 16),
     ]
@@ -226,6 +256,16 @@ pub fn usual() -> Vec<Point> {
         rdma(0, 64).planes(80, 8 * kib),
         rdma(0, 64).planes(64, 32 * kib),
     ]);
+    // What TLS costs is told by two points that differ in nothing else.
+    let clear: Vec<_> = points
+        .iter()
+        .filter(|p| p.transport == Transport::Tcp)
+        .cloned()
+        .collect();
+    points.extend(clear.into_iter().map(|point| Point {
+        transport: Transport::TcpTls,
+        ..point
+    }));
     points.sort_by_key(|point| (point.transport, point.connections));
     points
 }
@@ -248,5 +288,31 @@ mod tests {
         let names: std::collections::BTreeSet<_> = usual().iter().map(Point::name).collect();
         assert_eq!(names.len(), usual().len());
         assert!(names.contains("tcp 64 x (80 x 8KiB)"));
+        assert!(names.contains("tcp-tls 64 x (80 x 8KiB)"));
+    }
+
+    #[test]
+    fn every_point_in_clear_has_its_twin_by_tls() {
+        let of = |transport| {
+            let points = usual()
+                .into_iter()
+                .filter(move |p| p.transport == transport);
+            points
+                .map(|p| Point {
+                    transport: Transport::Tcp,
+                    ..p
+                })
+                .collect::<Vec<_>>()
+        };
+        assert!(!of(Transport::Tcp).is_empty());
+        assert_eq!(of(Transport::Tcp), of(Transport::TcpTls));
+    }
+
+    #[test]
+    fn transports_are_written_as_they_are_asked_for() {
+        for transport in Transport::ALL {
+            let written = serde_json::to_string(&transport).unwrap();
+            assert_eq!(written, format!("\"{}\"", transport.as_str()));
+        }
     }
 }

@@ -194,7 +194,7 @@ async fn lane(
         // With several readers each would find the blocks at another: all are to come from the owner.
         let private = point.readers > 1;
         let pulled = engine
-            .pull(hashes, slots, point.transport.as_str(), private)
+            .pull(hashes, slots, point.transport.of_agent(), private)
             .await?;
         calls.push((call, began.elapsed(), pulled));
         if Instant::now() >= until || point.publish {

@@ -30,7 +30,7 @@ impl From<&ConnectError> for FallbackReason {
     fn from(error: &ConnectError) -> Self {
         match error {
             ConnectError::Unreachable { .. } => Self::Unreachable,
-            ConnectError::Refused { .. } => Self::Refused,
+            ConnectError::Refused { .. } | ConnectError::UserRefused { .. } => Self::Refused,
             ConnectError::NoPath { .. } => Self::NoPath,
             ConnectError::TicketRefused { .. } | ConnectError::NoTicket { .. } => Self::Ticket,
             ConnectError::Insecure { .. } => Self::Insecure,

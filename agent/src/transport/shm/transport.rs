@@ -1,6 +1,6 @@
 //! The reader's way to owners on the same host.
 
-use std::{path::Path, sync::Arc};
+use std::{io::ErrorKind, path::Path, sync::Arc};
 
 use kvferry_security::ticket::Refusal;
 
@@ -103,18 +103,31 @@ impl ShmTransport {
                 node: peer.node.clone(),
                 refusal: Refusal::Absent,
             }),
-            Err(error @ (DescriptorError::NotAllowed | DescriptorError::Busy)) => {
-                Err(ConnectError::Refused {
-                    node: peer.node.clone(),
-                    detail: error.to_string(),
-                })
-            }
+            Err(error) if turns_user_away(&error) => Err(ConnectError::UserRefused {
+                node: peer.node.clone(),
+                transport: TransportKind::Shm.as_str(),
+                detail: format!("see its allow_uids: {error}"),
+            }),
+            Err(error @ DescriptorError::Busy) => Err(ConnectError::Refused {
+                node: peer.node.clone(),
+                detail: error.to_string(),
+            }),
             Err(error) => Err(ConnectError::Unreachable {
                 node: peer.node.clone(),
                 address: path.clone(),
                 detail: error.to_string(),
             }),
         }
+    }
+}
+
+/// Does the owner, or the kernel for it, let nobody of this user in? Where no other user is listed its socket is its own
+/// user's.
+fn turns_user_away(error: &DescriptorError) -> bool {
+    match error {
+        DescriptorError::NotAllowed => true,
+        DescriptorError::Connect { source, .. } => source.kind() == ErrorKind::PermissionDenied,
+        _ => false,
     }
 }
 

@@ -338,7 +338,11 @@ impl Run {
                 self.round(batch, &mut unreadable).await?;
             }
             self.report(&unreadable).await;
-            if self.plan.left() == 0 || self.region_gone() || self.nobody_left().await {
+            if self.plan.left() == 0
+                || self.region_gone()
+                || self.only_denied()
+                || self.nobody_left().await
+            {
                 break;
             }
             if self.plan.left() < before {
@@ -528,6 +532,16 @@ impl Run {
 
     fn region_gone(&self) -> bool {
         self.api.store.region(self.region.id).is_none()
+    }
+
+    /// Is all that is missing kept from us? That does not pass by itself. Where some of it may still come, the rest is asked
+    /// for again with it.
+    fn only_denied(&self) -> bool {
+        let denied = |place: &usize| {
+            let failure = self.failures.get(*place).and_then(Option::as_ref);
+            failure.is_some_and(|(kind, _)| *kind == pb::OutcomeKind::Denied)
+        };
+        self.plan.missing().iter().all(denied)
     }
 
     /// Are all workers of the rank gone for good? An outage says nothing.

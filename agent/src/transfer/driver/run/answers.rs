@@ -111,6 +111,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                     ConnectError::Unreachable { .. } => ConnectFailure::Unreachable,
                     ConnectError::WrongIncarnation { .. } => ConnectFailure::WrongIncarnation,
                     ConnectError::Refused { .. }
+                    | ConnectError::UserRefused { .. }
                     | ConnectError::NoPath { .. }
                     | ConnectError::TicketRefused { .. }
                     | ConnectError::NoTicket { .. }
