@@ -89,6 +89,7 @@ def arguments():
     parser.add_argument("--block-bytes", type=int, default=1 << 20)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--tuned", action="store_true", help="with what serves the peer better here, where it is not the default")
     parser.add_argument("--owner", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -102,11 +103,13 @@ def serve(make):
     known, blob, keep = make(pool, args)
     wire.put({"known": known, "sums": pool.sums(args.block_bytes)})
     wire.put(blob)
-    while wire.take() == "processor":
-        wire.put(processor_seconds())
-    # Some peers do not end when they are told to.
-    del keep
-    os._exit(0)
+    try:
+        while wire.take() == "processor":
+            wire.put(processor_seconds())
+        del keep
+    finally:
+        # Some peers do not end when they are told to, and a reader may have gone without a word.
+        os._exit(0)
 
 
 def measure(script, name, connect):

@@ -35,9 +35,9 @@ def run(command):
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def python_round(interpreter, script, point, args):
+def python_round(interpreter, script, point, args, *more):
     block, batch = point
-    command = [interpreter, str(HERE / script), "--block-bytes", str(block), "--batch", str(batch)]
+    command = [interpreter, str(HERE / script), "--block-bytes", str(block), "--batch", str(batch), *more]
     (line,) = run([*command, "--seconds", str(args.seconds)])
     if not line["right"]:
         raise RuntimeError(f"WRONG BYTES: {line['name']}")
@@ -57,7 +57,8 @@ def kvferry_round(program, point, args):
         "gb_per_s": line["gb_per_s"]["median"],
         "batch_p50_us": line["batch_us"]["p50"],
         "batch_p99_us": line["batch_us"]["p99"],
-        "core_seconds_per_gb": line["owner_core_seconds_per_gb"] + line["reader_core_seconds_per_gb"],
+        # Engine and coordinator too: of the peers all is counted.
+        "core_seconds_per_gb": sum(line[f"{who}_core_seconds_per_gb"] for who in ("owner", "reader", "other")),
     }
     beside = line["yardsticks"][0]
     sockets = {
@@ -188,6 +189,7 @@ def main():
         contenders.append(lambda point: python_round(args.mooncake, "mooncake_te.py", point, args))
     if args.nixl:
         contenders.append(lambda point: python_round(args.nixl, "nixl_ucx.py", point, args))
+        contenders.append(lambda point: python_round(args.nixl, "nixl_ucx.py", point, args, "--tuned"))
     rounds = []
     for number in range(args.rounds):
         for block in args.block_bytes:
