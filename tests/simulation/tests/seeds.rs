@@ -106,6 +106,18 @@ fn a_renewal_that_is_late_for_a_publication_is_no_wrong_word() {
     assert_eq!(report.violation, None);
 }
 
+/// Another: a namespace was deleted while a router that stood still watched it, and was there again; the changes of both were
+/// kept, twice what a coordinator may keep.
+#[test]
+fn of_a_deleted_namespace_no_changes_are_kept() {
+    let report = run(&Options {
+        nodes: 7,
+        keep: Some([13, 14, 17, 25].into()),
+        ..Options::small(2661)
+    });
+    assert_eq!(report.violation, None);
+}
+
 /// Another: a node that has a block in a region that was deleted by force, and is asked to copy it into the one that its
 /// engine registered anew, has it.
 #[test]

@@ -123,12 +123,17 @@ impl Log {
         }
     }
 
-    /// The namespace is gone: watchers are told once they have read what there is.
+    /// The namespace is gone, and watchers are told that and nothing more. One who reads nothing keeps the log, and
+    /// would keep its changes, while another of that name has one of its own.
     pub(super) fn end(&self) {
         let mut ring = self.ring.lock();
         ring.ended = true;
+        let moot = std::mem::take(&mut ring.changes);
+        let bytes = std::mem::take(&mut ring.bytes);
+        self.counts.watch_log_bytes.add(-(bytes as i64));
         let waiting = std::mem::take(&mut ring.waiting);
         drop(ring);
+        drop(moot);
         waiting.into_iter().for_each(Waker::wake);
     }
 
@@ -189,6 +194,9 @@ impl Ring {
     }
 
     fn after(&self, seq: u64, max_bytes: usize) -> Result<Next, WatchEnd> {
+        if self.ended {
+            return Err(WatchEnd::Deleted);
+        }
         let skipped = match seq.checked_sub(self.oldest()) {
             Some(skipped) => skipped,
             None if sabotage::is(Bug::WatchGapUntold) => 0,
@@ -204,9 +212,6 @@ impl Ring {
             })
             .cloned()
             .collect();
-        if changes.is_empty() && self.ended {
-            return Err(WatchEnd::Deleted);
-        }
         let last = seq + changes.len() as u64;
         Ok((changes, last))
     }
