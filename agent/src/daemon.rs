@@ -348,8 +348,10 @@ impl Agent {
             tasks.spawn(metrics.serve(observed, stop.clone().cancelled_owned()));
         }
         tasks.spawn(housekeeping(self.api.clone(), self.gone, stop.clone()));
+        let stop_telling = stop.child_token();
         for coordinator in 0..self.api.sessions.len() {
-            tasks.spawn(keep_announced(self.api.clone(), coordinator, stop.clone()));
+            let stop = stop_telling.clone();
+            tasks.spawn(keep_announced(self.api.clone(), coordinator, stop));
         }
         tasks.spawn(self.data.serve(stop_data.clone().cancelled_owned()));
         tasks.spawn(self.shm.serve(stop_data.clone().cancelled_owned()));
@@ -361,6 +363,8 @@ impl Agent {
             }),
         };
         info!("stopping");
+        // Sets of tensors end with the node: that their regions go first is nothing to be told.
+        stop_telling.cancel();
         // Words odd first: engines hear of our end by what comes after it.
         api.end_engines();
         stop.cancel();

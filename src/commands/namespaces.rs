@@ -184,13 +184,13 @@ fn print_policy(name: &str, info: &pb::NamespacePolicyInfo, json: bool) -> Resul
     let bytes = |wish: Option<u64>| said(wish.map(|bytes| ByteSize(bytes).to_string()));
     output::facts([
         ("namespace", name.to_owned()),
-        ("slots, most", count(policy.max_slots)),
-        ("their bytes, most", bytes(policy.max_slot_bytes)),
+        ("slots at most", count(policy.max_slots)),
+        ("slot bytes at most", bytes(policy.max_slot_bytes)),
         ("copies wanted", count(policy.copies_wanted.map(u64::from))),
         ("locations", policy.locations.to_string()),
-        ("locations, most", count(policy.max_locations)),
-        ("their bytes, most", bytes(policy.max_location_bytes)),
-        ("a location's ms", count(policy.location_ttl_ms)),
+        ("locations at most", count(policy.max_locations)),
+        ("location bytes at most", bytes(policy.max_location_bytes)),
+        ("location TTL, ms", count(policy.location_ttl_ms)),
     ])
 }
 

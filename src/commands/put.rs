@@ -75,7 +75,7 @@ pub(crate) enum PutError {
         slots: u32,
     },
     #[error(
-        "the coordinator had not confirmed the blocks after {wait_ms} ms: others may not find them yet; `kvferry stats` shows the agent's coordinators"
+        "the coordinator had not confirmed the blocks after {wait_ms} ms: others may not find them; `kvferry stats` says what the agent's coordinators answered"
     )]
     NotAnnounced { wait_ms: u32 },
     #[error(transparent)]

@@ -1,5 +1,9 @@
 //! What a person at a shell sees: put, get, locate, nodes, namespaces, and the demo itself.
 
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
 use crate::cluster::{Cluster, run};
 
 #[tokio::test]
@@ -103,4 +107,38 @@ async fn the_demo_does_its_job_on_a_small_scale() {
     let (code, out, error) = run(&["demo", "--bytes", "64MiB"], dir.path()).await;
     assert_eq!(code, 0, "{out}\n{error}");
     assert!(out.contains("tcp") && out.contains("shm"), "{out}");
+}
+
+#[tokio::test]
+async fn blocks_beyond_a_quota_are_said_to_be_found_by_nobody_until_it_is_raised() {
+    let mut cluster = Cluster::start().await;
+    cluster.agent("a", &[]).await;
+    let dir = cluster.dir.path().to_owned();
+    let coordinator = format!("http://{}", cluster.coordinator_address);
+    let socket = cluster.socket("a").display().to_string();
+    let tool = async |words: &str| {
+        let reach = ["--coordinator", &coordinator, "--socket", &socket];
+        let words: Vec<&str> = words.split(' ').chain(reach).collect();
+        run(&words, &dir).await
+    };
+    std::fs::write(dir.join("file"), vec![7; 200_000]).unwrap();
+    let (code, _, error) = tool("namespaces create tight --planes 1 --plane-bytes 64KiB").await;
+    assert_eq!(code, 0, "{error}");
+    let (code, _, error) = tool("namespaces policy tight --max-slots 3").await;
+    assert_eq!(code, 0, "{error}");
+    // Its manifest is written all the same: the blocks are there.
+    let (code, _, error) = tool("put file -n tight --pool-bytes 1MiB --wait-ms 20000").await;
+    assert!(code != 0 && error.contains("kvferry stats"), "{error}");
+    let (_, out, _) = tool("stats").await;
+    assert!(out.contains("quota"), "{out}");
+    let (code, _, error) = tool("namespaces policy tight --max-slots 0").await;
+    assert_eq!(code, 0, "{error}");
+    // The agent is asked to declare it again.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while tool("locate --manifest file.kvf.json").await.0 != 0 {
+        assert!(Instant::now() < deadline, "nobody finds the blocks");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let (code, out, error) = tool("put file -n tight --wait-ms 20000").await;
+    assert_eq!(code, 0, "{out}{error}");
 }

@@ -1,6 +1,6 @@
 //! Carries out what the [`SessionMachine`](super::SessionMachine) decides: one task per coordinator.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use kvferry_proto::{
     Generation, Incarnation, Labels, MAX_MESSAGE_BYTES, NodeAddresses, NodeId, RegionId, Slot,
@@ -36,6 +36,8 @@ use crate::{
 
 /// Messages between the machine and the wire; beyond it the coordinator is slow and we wait.
 const OUTBOUND_MESSAGES: usize = 64;
+/// Refused regions that are remembered: as many as a coordinator remembers of a node.
+const MAX_REFUSED: usize = 4_096;
 /// A coordinator that takes no message for this long is as good as gone.
 const SEND_BOUND: Duration = Duration::from_secs(10);
 /// Opening a channel takes no longer.
@@ -71,6 +73,8 @@ pub struct SessionStatus {
     pub resyncs: u64,
     /// The last thing that went wrong; empty while connected.
     pub last_error: String,
+    /// Regions that the coordinator refuses, as far as it said: nobody finds their blocks by it.
+    pub refused: BTreeSet<RegionId>,
     /// A later incarnation of this node took over: this agent must stop.
     pub superseded: bool,
 }
@@ -319,6 +323,8 @@ impl SessionTask {
 
     async fn send_inventory(&mut self) {
         let (parts, seq) = (self.inventory)();
+        // All regions are declared anew, and refused anew.
+        self.status.send_modify(|status| status.refused.clear());
         info!(
             coordinator = %self.address,
             parts = parts.len(),
@@ -399,12 +405,14 @@ impl SessionTask {
                 return self.tick();
             }
             Answer::Resync(request) => {
-                warn!(
-                    coordinator = %self.address,
-                    expected = request.expected_seq,
-                    got = request.got_seq,
-                    "the coordinator saw a gap"
-                );
+                if request.got_seq > request.expected_seq {
+                    warn!(
+                        coordinator = %self.address,
+                        expected = request.expected_seq,
+                        got = request.got_seq,
+                        "the coordinator saw a gap"
+                    );
+                }
                 Event::ResyncRequested
             }
             Answer::HeartbeatAck(_) => Event::HeartbeatAnswered,
@@ -420,8 +428,12 @@ impl SessionTask {
                     "the coordinator refuses a region, nobody will find its blocks: {}",
                     refused.message
                 );
-                self.status
-                    .send_modify(|status| status.last_error = refused.message);
+                self.status.send_modify(|status| {
+                    status.last_error = refused.message;
+                    if status.refused.len() < MAX_REFUSED {
+                        status.refused.insert(RegionId(refused.region));
+                    }
+                });
                 return;
             }
             Answer::Surplus(surplus) => {

@@ -36,26 +36,47 @@ impl Node {
         }
         self.progress.lock().gap(session, next_delta?)
     }
+
+    /// Asks for an inventory where a region was refused that might not be any more.
+    fn hear_again(&self) -> Option<Effect> {
+        let refused = self.regions.values().any(|it| *it == Standing::Refused);
+        let session = self.session.filter(|_| refused)?;
+        self.progress.lock().ask(session, None)
+    }
 }
 
 impl Progress {
     /// Asks for an inventory where deltas before this one are missing, and none is due already.
     fn gap(&mut self, session: SessionId, got: u64) -> Option<Effect> {
-        let expected = self.expected();
-        let in_step = matches!(self.sync, SyncState::Live);
-        if !in_step || got <= expected || sabotage::is(Bug::GapIgnored) {
+        if got <= self.expected() || sabotage::is(Bug::GapIgnored) {
+            return None;
+        }
+        self.ask(session, Some(got))
+    }
+
+    /// Asks for an inventory, unless one is due already.
+    fn ask(&mut self, session: SessionId, got: Option<u64>) -> Option<Effect> {
+        if !matches!(self.sync, SyncState::Live) {
             return None;
         }
         self.sync = SyncState::Awaiting;
+        let expected = self.expected();
         Some(Effect::ResyncRequest {
             session,
             expected,
-            got,
+            got: got.unwrap_or(expected),
         })
     }
 }
 
 impl Directory {
+    /// Asks every node that was refused a region for all that it has.
+    pub(super) fn hear_refused_again(&self) -> Vec<Effect> {
+        let nodes = self.names.values();
+        let nodes = nodes.filter_map(|handle| self.nodes.get(*handle));
+        nodes.filter_map(Node::hear_again).collect()
+    }
+
     /// The answer to a delta that is not the one that is due; None for the one that is.
     pub(super) fn out_of_turn(
         &self,

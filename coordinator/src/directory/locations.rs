@@ -8,7 +8,7 @@ use std::{ops::ControlFlow, sync::atomic::Ordering, time::Duration};
 use kvferry_proto::{BlockHash, HashError, Location, NamespaceName, PackedHashes};
 
 use super::{
-    BoundReached, ClaimEnd, Directory, LocationEnd, NamespacePolicy, NamespaceUnknown,
+    BoundReached, ClaimEnd, Directory, Effect, LocationEnd, NamespacePolicy, NamespaceUnknown,
     bounds::MAX_HASHES_PER_PUT, location_table::Put, namespace::Namespace,
 };
 use crate::sabotage::{self, Bug};
@@ -159,7 +159,8 @@ impl Directory {
         Ok(found)
     }
 
-    /// Says what is wanted of a namespace.
+    /// Says what is wanted of a namespace. Where more slots may be declared in it than before, nodes that were refused a
+    /// region are asked for an inventory, which declares it again.
     ///
     /// # Errors
     /// [`NamespaceUnknown`].
@@ -167,13 +168,15 @@ impl Directory {
         &mut self,
         name: &NamespaceName,
         policy: NamespacePolicy,
-    ) -> Result<(), NamespaceUnknown> {
-        match self.catalog.find_mut(name) {
-            Some(namespace) => {
-                namespace.policy = policy;
-                Ok(())
-            }
-            None => Err(NamespaceUnknown { name: name.clone() }),
+    ) -> Result<Vec<Effect>, NamespaceUnknown> {
+        let Some(namespace) = self.catalog.find_mut(name) else {
+            return Err(NamespaceUnknown { name: name.clone() });
+        };
+        let block_bytes = namespace.spec.layout.block_bytes();
+        let before = std::mem::replace(&mut namespace.policy, policy);
+        match policy.most_slots(block_bytes) > before.most_slots(block_bytes) {
+            true => Ok(self.hear_refused_again()),
+            false => Ok(Vec::new()),
         }
     }
 

@@ -92,7 +92,10 @@ impl locations_server::Locations for LocationsService {
         };
         let set = self
             .hub
-            .update(|directory| (directory.set_policy(&name, policy), Vec::new()));
+            .update(|directory| match directory.set_policy(&name, policy) {
+                Ok(effects) => (Ok(()), effects),
+                Err(error) => (Err(error), Vec::new()),
+            });
         set.map_err(|error| status::namespace_unknown(&error))?;
         describe(&self.hub, &name).map(Response::new)
     }

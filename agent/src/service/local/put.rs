@@ -61,12 +61,13 @@ impl LocalApi {
         }
         writer.finish()?;
         let (blocks_stored, blocks_already_present) = (writer.stored, writer.present);
+        let region = writer.region.id;
         drop(writer);
         let wait = Duration::from_millis(first.wait_announced_ms.into());
         Ok(pb::PutResponse {
             blocks_stored,
             blocks_already_present,
-            announced: self.announced(wait).await,
+            announced: self.announced(region, wait).await,
         })
     }
 }

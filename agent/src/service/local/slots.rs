@@ -79,7 +79,10 @@ impl LocalApi {
             .await
             .map_err(|_| Status::internal("sealing failed"))??;
         let announced = self
-            .announced(Duration::from_millis(request.wait_announced_ms.into()))
+            .announced(
+                RegionId(request.region),
+                Duration::from_millis(request.wait_announced_ms.into()),
+            )
             .await;
         let mut response = pb::SealResponse {
             announced,
@@ -157,15 +160,17 @@ impl LocalApi {
     }
 
     /// Waits until every coordinator has confirmed everything recorded so far; false when one had not
-    /// in time.
-    pub(super) async fn announced(&self, wait: Duration) -> bool {
+    /// in time, or refuses the region.
+    pub(super) async fn announced(&self, region: RegionId, wait: Duration) -> bool {
         let position = self.log.seal_position();
         let all = async {
             for session in &self.sessions {
                 let mut status = session.clone();
                 let confirmed = status.wait_for(|status| status.acknowledged >= position);
-                if confirmed.await.is_err() {
-                    return false;
+                // A refusal comes before the word that takes in what the region was declared with.
+                match confirmed.await {
+                    Ok(status) if !status.refused.contains(&region) => {}
+                    _ => return false,
                 }
             }
             true

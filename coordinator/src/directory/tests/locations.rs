@@ -164,12 +164,34 @@ fn a_quota_of_slots_refuses_a_region_and_leaves_others_theirs() {
         "{refused}"
     );
     assert_eq!(declare(&mut directory, 3, "t/other"), None, "another's");
-    directory
-        .set_policy(&name, quota(None, Some(32 * BLOCK_BYTES)))
-        .unwrap();
-    assert_eq!(declare(&mut directory, 4, "t/m"), None, "just enough");
-    // Lowered: what is there stays.
-    directory.set_policy(&name, quota(Some(1), None)).unwrap();
+    // Raised: who was refused is heard again, once.
+    let enough = quota(None, Some(48 * BLOCK_BYTES));
+    let asked = Effect::ResyncRequest {
+        session: SessionId(1),
+        expected: 4,
+        got: 4,
+    };
+    assert_eq!(directory.set_policy(&name, enough), Ok(vec![asked]));
+    let regions = [(1, "t/m"), (2, "t/m"), (3, "t/other"), (4, "t/m")];
+    let part = InventoryPart {
+        seq: 3,
+        first: true,
+        last: true,
+        regions: regions.map(|(id, name)| declaration(id, name, 16)).into(),
+        sealed: vec![(RegionId(1), sealed(&[(0, 7, 2)]))],
+    };
+    let session = SessionId(1);
+    let effects = directory.handle(at(1), Event::Inventory { session, part });
+    assert_eq!(effects, [ack(1, 3)], "just enough for all of them");
+    // Lowered: what is there stays, and nobody is asked.
+    assert_eq!(
+        directory.set_policy(&name, quota(Some(1), None)),
+        Ok(vec![])
+    );
+    assert_eq!(
+        directory.set_policy(&name, quota(Some(2), None)),
+        Ok(vec![])
+    );
     assert_ne!(find(&directory, &[7]), [[""; 0]]);
     // What goes makes room.
     let goodbye = Event::Goodbye {

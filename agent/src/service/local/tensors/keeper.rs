@@ -34,6 +34,8 @@ const MESSAGE_BYTES: usize = 1 << 20;
 pub(crate) async fn keep_announced(api: LocalApi, coordinator: usize, stop: CancellationToken) {
     let keeper = Keeper { api, coordinator };
     tokio::select! {
+        // First: after it nothing more is told, whatever woke this.
+        biased;
         () = stop.cancelled() => {}
         () = keeper.run() => {}
     }
@@ -117,7 +119,7 @@ impl Keeper {
                 Standing::Initialising => pb::SourceState::Initialising,
                 Standing::Rewritten => pb::SourceState::Stale,
                 // Not ready before the chunks can be found.
-                Standing::Ready if !self.lists(set.position) => {
+                Standing::Ready if !self.lists(&set) => {
                     told = Told::InPart;
                     pb::SourceState::Initialising
                 }
@@ -196,10 +198,14 @@ impl Keeper {
             .await;
     }
 
-    /// Does the coordinator list everything up to a delta?
-    fn lists(&self, position: u64) -> bool {
+    /// Does the coordinator list a set's chunks?
+    fn lists(&self, set: &Set) -> bool {
         let session = self.api.sessions.get(self.coordinator);
-        session.is_some_and(|session| session.borrow().acknowledged >= position)
+        session.is_some_and(|session| {
+            let status = session.borrow();
+            let refused = set.regions().any(|it| status.refused.contains(&it));
+            status.acknowledged >= set.position && !refused
+        })
     }
 
     #[allow(clippy::result_large_err)] // tonic's signature

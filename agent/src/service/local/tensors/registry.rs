@@ -77,10 +77,14 @@ impl Set {
         })
     }
 
+    /// Where it lies; a region as often as there are runs in it.
+    pub(super) fn regions(&self) -> impl Iterator<Item = RegionId> + '_ {
+        self.runs.as_slice().iter().map(|run| run.region)
+    }
+
     /// Has a region of it gone?
     fn is_lost(&self, store: &Store) -> bool {
-        let mut regions = self.runs.as_slice().iter().map(|run| run.region);
-        regions.any(|region| store.region(region).is_none())
+        self.regions().any(|region| store.region(region).is_none())
     }
 
     /// A fingerprint of its slots' generation words; None where a region of it has gone. A generation

@@ -185,8 +185,11 @@ pub(super) fn run(directory: &mut Directory, model: &mut Model, operation: &Oper
             let name = namespace(NAMESPACES[*space]);
             let told = directory.set_policy(&name, wish);
             assert_eq!(told.is_ok(), model.namespaces.contains_key(space));
-            if told.is_ok() {
-                model.locations.policies.insert(*space, *policy);
+            if let Ok(effects) = told {
+                let before = model.locations.policies.insert(*space, *policy);
+                let before = before.unwrap_or_default().slots.unwrap_or(u64::MAX);
+                let raised = policy.slots.unwrap_or(u64::MAX) > before;
+                assert_eq!(effects.len(), model.hear_refused_again(raised));
             }
         }
     }

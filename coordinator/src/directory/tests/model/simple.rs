@@ -404,6 +404,16 @@ impl Model {
         self.node(index).regions.insert(declare.region, standing);
     }
 
+    /// How many nodes are asked for an inventory where a quota was raised: those that were refused a region.
+    pub(super) fn hear_refused_again(&mut self, raised: bool) -> usize {
+        let nodes = self.nodes.values_mut().filter(|node| {
+            let mut standings = node.regions.values();
+            let refused = standings.any(|standing| matches!(standing, Standing::Refused));
+            raised && refused && node.session.is_some() && matches!(node.sync, SyncState::Live)
+        });
+        nodes.map(|node| node.sync = SyncState::Awaiting).count()
+    }
+
     fn slots_fit_namespace(&self, namespace: usize) -> bool {
         let accepted = self.nodes.values().flat_map(Node::accepted);
         let theirs = accepted.filter(|(_, region)| region.namespace == namespace);
