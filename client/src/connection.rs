@@ -153,8 +153,7 @@ impl Connection {
         T: Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
     {
-        let (connection, asked) = (self.clone(), ask(self.api()));
-        self.run(timeout, async move { connection.answer(asked).await })
+        self.answer_within(timeout, ask(self.api()))
     }
 
     /// As [`Connection::call`], about sets of tensors.
@@ -170,7 +169,15 @@ impl Connection {
         T: Send + 'static,
         F: Future<Output = Result<Response<T>, Status>> + Send + 'static,
     {
-        let (connection, asked) = (self.clone(), ask(self.tensors()));
+        self.answer_within(timeout, ask(self.tensors()))
+    }
+
+    fn answer_within<T: Send + 'static>(
+        &self,
+        timeout: Duration,
+        asked: impl Future<Output = Result<Response<T>, Status>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let connection = self.clone();
         self.run(timeout, async move { connection.answer(asked).await })
     }
 

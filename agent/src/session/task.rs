@@ -405,13 +405,13 @@ impl SessionTask {
                 return self.tick();
             }
             Answer::Resync(request) => {
-                if request.got_seq > request.expected_seq {
-                    warn!(
-                        coordinator = %self.address,
-                        expected = request.expected_seq,
-                        got = request.got_seq,
-                        "the coordinator saw a gap"
-                    );
+                match (request.expected_seq, request.got_seq) {
+                    (0, 0) => {
+                        info!(coordinator = %self.address, "the coordinator hears refused regions again");
+                    }
+                    (expected, got) => {
+                        warn!(coordinator = %self.address, expected, got, "the coordinator saw a gap");
+                    }
                 }
                 Event::ResyncRequested
             }

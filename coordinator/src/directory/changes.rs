@@ -41,31 +41,32 @@ impl Node {
     fn hear_again(&self) -> Option<Effect> {
         let refused = self.regions.values().any(|it| *it == Standing::Refused);
         let session = self.session.filter(|_| refused)?;
-        self.progress.lock().ask(session, None)
+        let asked = self.progress.lock().await_inventory();
+        asked.then_some(Effect::DeclareAgain { session })
     }
 }
 
 impl Progress {
     /// Asks for an inventory where deltas before this one are missing, and none is due already.
     fn gap(&mut self, session: SessionId, got: u64) -> Option<Effect> {
-        if got <= self.expected() || sabotage::is(Bug::GapIgnored) {
-            return None;
-        }
-        self.ask(session, Some(got))
-    }
-
-    /// Asks for an inventory, unless one is due already.
-    fn ask(&mut self, session: SessionId, got: Option<u64>) -> Option<Effect> {
-        if !matches!(self.sync, SyncState::Live) {
-            return None;
-        }
-        self.sync = SyncState::Awaiting;
         let expected = self.expected();
+        if got <= expected || sabotage::is(Bug::GapIgnored) || !self.await_inventory() {
+            return None;
+        }
         Some(Effect::ResyncRequest {
             session,
             expected,
-            got: got.unwrap_or(expected),
+            got,
         })
+    }
+
+    /// An inventory is due from now on; false where one is already, and is not to be asked for again.
+    fn await_inventory(&mut self) -> bool {
+        let in_step = matches!(self.sync, SyncState::Live);
+        if in_step {
+            self.sync = SyncState::Awaiting;
+        }
+        in_step
     }
 }
 

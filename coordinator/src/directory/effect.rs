@@ -34,6 +34,11 @@ pub enum Effect {
         /// The delta that came, or that a heartbeat said comes next.
         got: u64,
     },
+    /// Nothing is missing, but a region that was refused might not be any more: ask for an inventory, which declares it again.
+    DeclareAgain {
+        /// To whom.
+        session: SessionId,
+    },
     /// Answer a heartbeat.
     HeartbeatAck {
         /// To whom.

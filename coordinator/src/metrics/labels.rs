@@ -158,6 +158,8 @@ label! {
         Hello = "hello",
         /// A delta was missing.
         Gap = "gap",
+        /// A region of it was refused that might not be any more.
+        Refused = "refused",
     }
 }
 

@@ -113,6 +113,7 @@ impl Metrics {
         match effect {
             Effect::Welcome { resync: true, .. } => self.resyncs.of(Resync::Hello).inc(),
             Effect::ResyncRequest { .. } => self.resyncs.of(Resync::Gap).inc(),
+            Effect::DeclareAgain { .. } => self.resyncs.of(Resync::Refused).inc(),
             Effect::NodeRemoved { cause, .. } => self.removals.of(Removed::from(*cause)).inc(),
             Effect::RegionRefused { refusal, .. } => {
                 self.refusals.of(Refused::from(refusal)).inc();

@@ -295,7 +295,7 @@ fn sessions(metrics: &Metrics, page: &mut Page<'_>) -> fmt::Result {
     page.counters(
         "kvferry_coordinator_resyncs_total",
         "Full inventories that were asked for. hello: this coordinator or the agent was restarted; gap: a delta was \
-         missing, which should not be",
+         missing, which should not be; refused: a quota was raised, and a region that was refused may be declared again",
         &metrics.resyncs,
     )?;
     page.counters(

@@ -99,14 +99,10 @@ impl Hub {
                 let message = Message::Replicate(Box::new(self::order(directory, &order, draw)));
                 let sent = state.try_send(order.session, message);
                 if !sent {
-                    // It does not read: it has enough to do.
-                    let ended = inner.planner.done(
-                        now,
-                        order.session,
-                        order.id,
-                        (Verdict::Busy, &[]),
-                        |order, hash| directory.is_held_by(&order.node, &order.namespace, hash),
-                    );
+                    // It does not read: it has enough to do, and has copied nothing.
+                    let busy = (Verdict::Busy, &[][..]);
+                    let (session, id) = (order.session, order.id);
+                    let ended = inner.planner.done(now, session, id, busy, |_, _| false);
                     if let Some(outcome) = ended {
                         self.order_ended(&mut inner.wants, Ordered::Busy, &outcome);
                     }

@@ -42,6 +42,10 @@ pub(super) fn message(config: &HubConfig, effect: Effect) -> Option<(SessionId, 
             };
             (session, Message::Resync(request))
         }
+        Effect::DeclareAgain { session } => {
+            tracing::info!(session = session.0, "refused regions are heard again");
+            (session, Message::Resync(pb::ResyncRequest::default()))
+        }
         Effect::HeartbeatAck { session, number } => {
             (session, Message::HeartbeatAck(pb::HeartbeatAck { number }))
         }

@@ -362,8 +362,9 @@ typedef enum kvf_outcome_kind {
    */
   KVF_OUTCOME_CANCELLED = 10,
   /**
-   * Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
-   * outage, and pulling again does not help: get the right, compare clocks and the coordinator's key.
+   * Who holds it does not let this agent read it: with no ticket that it can get, or not its user. Compute it. Neither a
+   * miss nor an outage, and pulling again does not help: get the right, compare clocks and the coordinator's key, look at
+   * the owner's allow_uids.
    */
   KVF_OUTCOME_DENIED = 11,
   /**

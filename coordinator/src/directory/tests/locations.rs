@@ -166,10 +166,8 @@ fn a_quota_of_slots_refuses_a_region_and_leaves_others_theirs() {
     assert_eq!(declare(&mut directory, 3, "t/other"), None, "another's");
     // Raised: who was refused is heard again, once.
     let enough = quota(None, Some(48 * BLOCK_BYTES));
-    let asked = Effect::ResyncRequest {
+    let asked = Effect::DeclareAgain {
         session: SessionId(1),
-        expected: 4,
-        got: 4,
     };
     assert_eq!(directory.set_policy(&name, enough), Ok(vec![asked]));
     let regions = [(1, "t/m"), (2, "t/m"), (3, "t/other"), (4, "t/m")];

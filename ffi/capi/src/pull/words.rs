@@ -32,8 +32,9 @@ pub enum kvf_outcome_kind {
     KVF_OUTCOME_NO_SPACE = 9,
     /// Given up by kvf_pull_cancel, kvf_pull_free or kvf_close, or because the agent stops.
     KVF_OUTCOME_CANCELLED = 10,
-    /// Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
-    /// outage, and pulling again does not help: get the right, compare clocks and the coordinator's key.
+    /// Who holds it does not let this agent read it: with no ticket that it can get, or not its user. Compute it. Neither a
+    /// miss nor an outage, and pulling again does not help: get the right, compare clocks and the coordinator's key, look at
+    /// the owner's allow_uids.
     KVF_OUTCOME_DENIED = 11,
     /// The agent refused the whole pull; kvf_pull_wait says why. Nothing was written.
     KVF_OUTCOME_REFUSED = 64,

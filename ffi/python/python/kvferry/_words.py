@@ -124,8 +124,9 @@ class Kind(enum.IntEnum):
     CANCELLED = 10
     """Given up, or the agent stops."""
     DENIED = 11
-    """Who holds it does not let this agent read it, with no ticket that it can get: compute it. Neither a miss nor an
-    outage, and pulling again does not help: get the right, compare clocks and the coordinator's key."""
+    """Who holds it does not let this agent read it: with no ticket that it can get, or not its user. Compute it. Neither a
+    miss nor an outage, and pulling again does not help: get the right, compare clocks and the coordinator's key, look at
+    the owner's allow_uids."""
     REFUSED = 64
     """The agent refused the whole pull; its `result()` raises why. Nothing was written."""
     AGENT_LOST = 65

@@ -1,5 +1,6 @@
 //! Copies that are wanted come, and not one more: nothing is ordered that is there or under way, and long after the last
-//! fault no block lacks a copy that some node has room for; who did not copy a block is not told to again at once. A drain that is said to be done leaves nothing behind.
+//! fault no block lacks a copy that some node has room for; who did not copy a block is not told to again at once. A drain
+//! that is said to be done leaves nothing behind.
 
 use std::{collections::BTreeSet, time::Duration};
 

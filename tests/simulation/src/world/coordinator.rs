@@ -240,6 +240,10 @@ impl World {
                 };
                 self.send_down(session.0, Down::Said(Answer::Resync(request)));
             }
+            Effect::DeclareAgain { session } => {
+                let request = pb::ResyncRequest::default();
+                self.send_down(session.0, Down::Said(Answer::Resync(request)));
+            }
             Effect::HeartbeatAck { session, number } => {
                 let ack = pb::HeartbeatAck { number };
                 self.send_down(session.0, Down::Said(Answer::HeartbeatAck(ack)));
