@@ -53,9 +53,10 @@ impl Inner {
         self.first + self.closed.len() as u64
     }
 
-    fn close(&mut self) {
+    /// Ends the open batch; false where there is nothing in it.
+    fn close(&mut self) -> bool {
         if self.open.is_empty() {
-            return;
+            return false;
         }
         let mut closed = std::mem::take(&mut self.open);
         closed.shrink();
@@ -64,6 +65,7 @@ impl Inner {
             self.closed.pop_front();
             self.first += 1;
         }
+        true
     }
 }
 
@@ -116,15 +118,24 @@ impl ChangeLog {
         !self.inner.lock().open.is_empty()
     }
 
-    /// The number of the last delta that has everything recorded so far. Called under the store's
+    /// The number of the last delta that has everything recorded so far, which is told at once. Called under the store's
     /// lock it says which deltas an inventory contains.
     pub fn seal_position(&self) -> u64 {
         let mut inner = self.inner.lock();
-        inner.close();
-        inner.next() - 1
+        let closed = inner.close();
+        let position = inner.next() - 1;
+        drop(inner);
+        if closed {
+            self.wake();
+        }
+        position
     }
 
-    /// Wakes when something was recorded.
+    fn wake(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Wakes when a batch was begun, and when one is complete.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -136,13 +147,12 @@ impl ChangeSink for ChangeLog {
         let mut inner = self.inner.lock();
         let begins = inner.open.is_empty();
         inner.open.fold(change);
-        if inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS {
-            inner.close();
-        }
+        let full = inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS;
+        let closed = full && inner.close();
         drop(inner);
         // Once per batch: a session that was woken finds everything that is recorded until it reads.
-        if begins {
-            self.changed.send_modify(|count| *count += 1);
+        if begins || closed {
+            self.wake();
         }
     }
 }

@@ -45,8 +45,9 @@ const CONNECT_BOUND: Duration = Duration::from_secs(5);
 /// A goodbye must be on its way by then; a coordinator that misses it hides the node a little later.
 const GOODBYE_BOUND: Duration = Duration::from_secs(1);
 
-/// A delta that is still being filled waits for the acknowledgement of the one before, but no longer than this. So many
-/// small changes are few deltas when there is much to tell, and the first one goes at once when there is not.
+/// For so long a delta is filled, unless somebody closes it: who waits for what it says, or it is full. What a pull takes
+/// and seals is one delta that way instead of two, and most of it travels when the pull has ended; a reader who hears of
+/// a slot that late finds its generation odd and asks again.
 const GATHER: Duration = Duration::from_millis(2);
 
 /// What this agent says of itself in every hello.
@@ -246,9 +247,9 @@ impl SessionTask {
     fn tick(&mut self) {
         let (_, next) = self.log.bounds();
         let open = self.log.has_open();
-        let gathers = open && self.machine.awaits_acknowledgement();
-        let until = self.gathering.unwrap_or_else(|| Instant::now() + GATHER);
-        self.gathering = (gathers && Instant::now() < until).then_some(until);
+        let now = Instant::now();
+        let until = self.gathering.unwrap_or(now + GATHER);
+        self.gathering = (open && now < until).then_some(until);
         // A delta that is still open counts: asking for it closes it.
         let next_delta = next + u64::from(open && self.gathering.is_none());
         self.handle(Event::Tick { next_delta });

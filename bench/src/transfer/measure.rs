@@ -57,6 +57,7 @@ pub fn yardsticks(point: &Point, slice: Duration, read_bw: bool) -> Vec<Task> {
     let task = |kind, lanes| Task {
         kind,
         block_bytes: point.block_bytes(),
+        pieces: 1,
         batch: point.batch,
         lanes,
         millis: slice.as_millis() as u64,
@@ -70,16 +71,23 @@ pub fn yardsticks(point: &Point, slice: Duration, read_bw: bool) -> Vec<Task> {
         }
         // By TLS too: what it costs shows in how much less of the same is reached.
         Transport::Tcp | Transport::TcpTls if point.batch < 4 => vec![task(Kind::Sockets, 1)],
-        Transport::Tcp | Transport::TcpTls => vec![
-            task(Kind::Sockets, 1),
-            task(Kind::Sockets, 4),
+        Transport::Tcp | Transport::TcpTls => {
+            let mut tasks = vec![task(Kind::Sockets, 1), task(Kind::Sockets, 4)];
+            // The same blocks in as many pieces: what gathering and scattering them costs sockets.
+            if point.planes > 1 {
+                tasks.push(Task {
+                    pieces: point.planes,
+                    ..task(Kind::Sockets, 1)
+                });
+            }
             // The whole batch as one piece: what sockets give where nobody asks for blocks.
-            Task {
+            tasks.push(Task {
                 block_bytes: point.batch_bytes().min(YARDSTICK_BYTES),
                 batch: 1,
                 ..task(Kind::Sockets, 1)
-            },
-        ],
+            });
+            tasks
+        }
         Transport::Shm => vec![task(Kind::Memcpy, 1), task(Kind::Memcpy, 2)],
     }
 }

@@ -1,7 +1,8 @@
 //! What the machine gives without kvferry: plain sockets and plain copies, in processes of their own.
 //!
 //! The owner serves bytes of its memory, request by request; the reader asks for the blocks of a batch
-//! with one write, and takes the answers block by block. No validation, no directory, no engine: the
+//! with one write, and takes the answers block by block. Blocks in many pieces are gathered and scattered by vectored
+//! writes and reads, a block a call. No validation, no directory, no engine: the
 //! least that a transfer of that shape can cost.
 
 mod child;
@@ -32,6 +33,8 @@ pub struct Task {
     pub kind: Kind,
     /// Bytes of a block.
     pub block_bytes: u64,
+    /// Pieces that a block lies in, on both sides, each in a part of the memory of its own.
+    pub pieces: u32,
     /// Blocks of a batch.
     pub batch: u32,
     /// Connections, or threads that copy.
@@ -56,7 +59,11 @@ impl Task {
     /// In a few words.
     #[must_use]
     pub fn name(&self) -> String {
-        let shape = format!("{} x {}", self.batch, size(self.block_bytes));
+        let block = match u64::from(self.pieces) {
+            0 | 1 => size(self.block_bytes),
+            pieces => format!("({pieces} x {})", size(self.block_bytes / pieces)),
+        };
+        let shape = format!("{} x {block}", self.batch);
         match self.kind {
             Kind::Sockets => format!("sockets {shape}, {} conn", self.lanes),
             Kind::ReadBw => format!("ib_read_bw {}", size(self.block_bytes)),

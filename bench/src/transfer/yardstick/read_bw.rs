@@ -162,6 +162,7 @@ mod tests {
 
     fn task(millis: u64) -> Task {
         Task {
+            pieces: 1,
             kind: Kind::ReadBw,
             block_bytes: 65_536,
             batch: 64,
