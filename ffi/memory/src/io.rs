@@ -119,6 +119,29 @@ pub fn receive(socket: BorrowedFd<'_>, pieces: &mut [PieceMut<'_>]) -> io::Resul
     })
 }
 
+/// Has a TCP socket become readable only when so many bytes have arrived, or it ends, or its buffer is full. Where more are there
+/// already it becomes readable at once.
+///
+/// # Errors
+/// What the kernel says.
+pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer and the length are those of a live integer, which the kernel only reads.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
+        )
+    };
+    match set {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Takes up to `len` bytes from a TCP socket and throws them away in the kernel, without waiting.
 /// 0 is the end of the stream.
 ///
@@ -162,6 +185,36 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)
+    }
+
+    fn is_readable(socket: &TcpStream, within_ms: libc::c_int) -> bool {
+        let mut asked = libc::pollfd {
+            fd: socket.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the pointer is to one live pollfd, as the count says.
+        let ready = unsafe { libc::poll(&raw mut asked, 1, within_ms) };
+        ready == 1
+    }
+
+    #[test]
+    fn a_socket_is_readable_from_its_low_water_on() {
+        let (mut client, server) = pair();
+        set_receive_low_water(server.as_fd(), 1000).unwrap();
+        client.write_all(&[1; 999]).unwrap();
+        assert!(!is_readable(&server, 50));
+        client.write_all(&[1]).unwrap();
+        assert!(is_readable(&server, 10_000));
+        // What is there counts at once where less is asked for.
+        set_receive_low_water(server.as_fd(), 2000).unwrap();
+        assert!(!is_readable(&server, 0));
+        set_receive_low_water(server.as_fd(), 1).unwrap();
+        assert!(is_readable(&server, 0));
+        // The end is told whatever is asked for.
+        set_receive_low_water(server.as_fd(), 2000).unwrap();
+        drop(client);
+        assert!(is_readable(&server, 10_000));
     }
 
     #[test]

@@ -22,5 +22,5 @@ pub use copy::{copy_ranges, fold_ranges};
 pub use error::{AccessError, MemoryError};
 pub use generations::{GenerationTable, GenerationView};
 pub use host::{HostMemory, HugePages};
-pub use io::{MAX_PIECES, Piece, PieceMut, discard, receive, send};
+pub use io::{MAX_PIECES, Piece, PieceMut, discard, receive, send, set_receive_low_water};
 pub use prefetch::prefetch;

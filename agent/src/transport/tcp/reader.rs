@@ -6,7 +6,9 @@ use std::{
     sync::Arc,
 };
 
-use kvferry_memory::{AccessError, HostMemory, MemoryError, PieceMut, discard, receive};
+use kvferry_memory::{
+    AccessError, HostMemory, MemoryError, PieceMut, discard, receive, set_receive_low_water,
+};
 use tokio::io::Interest;
 
 use super::{
@@ -25,6 +27,11 @@ use crate::transport::{
 const INBOX_BYTES: u64 = 4 << 10;
 /// Most payload taken in one call: how long a cancel may have to wait for the lock (about 0.2 ms).
 const RECEIVE_BYTES: u64 = 1 << 20;
+
+/// Payload that is worth waking up for, where as much is still to come: two segments of loopback, a quarter of a millisecond of 4
+/// Gbit/s. A reader that is faster than its owner sleeps and wakes less often, at a fifth less of its processor's time. Not more: a
+/// network that takes as long as a stall for it would look like one.
+const LOW_WATER_BYTES: u32 = 128 << 10;
 
 /// Why a connection can no longer be read.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +60,8 @@ pub(super) struct Reader {
     start: u64,
     end: u64,
     current: Option<Current>,
+    /// So many bytes wake it.
+    low_water: u32,
 }
 
 /// The response whose payload is arriving.
@@ -69,6 +78,7 @@ impl Reader {
             start: 0,
             end: 0,
             current: None,
+            low_water: 1,
         })
     }
 
@@ -92,7 +102,11 @@ impl Reader {
                     tokio::task::consume_budget().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Err(error) = stream.readable().await {
+                    let waited = match self.set_low_water(stream) {
+                        Ok(()) => stream.readable().await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = waited {
                         return error.into();
                     }
                 }
@@ -100,6 +114,23 @@ impl Reader {
                 Err(error) => return error.into(),
             }
         }
+    }
+
+    /// Before it waits: for how much. By TLS a record's beginning may have been taken already, so that less than is left
+    /// still comes.
+    fn set_low_water(&mut self, stream: &Stream) -> io::Result<()> {
+        let Stream::Clear(socket) = stream else {
+            return Ok(());
+        };
+        let want = match &self.current {
+            Some(current) if current.left >= LOW_WATER_BYTES.into() => LOW_WATER_BYTES,
+            _ => 1,
+        };
+        if want != self.low_water {
+            set_receive_low_water(socket.as_fd(), want)?;
+            self.low_water = want;
+        }
+        Ok(())
     }
 
     /// One system call's worth, without waiting. 0 is the end of the stream.
