@@ -26,7 +26,11 @@ type Extra = Arc<Mutex<Option<Vec<u8>>>>;
 
 impl Proxy {
     pub async fn start(owner: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap(), owner).await
+    }
+
+    pub async fn start_at(listen: SocketAddr, owner: SocketAddr) -> Self {
+        let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let budget = watch::Sender::new(u64::MAX);
         let cut = Arc::new(Notify::new());

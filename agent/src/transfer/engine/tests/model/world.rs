@@ -91,6 +91,7 @@ pub(in super::super) struct World {
     corrupt: bool,
     outage: u64,
     cancelled: bool,
+    given_up: BTreeSet<u32>,
 }
 
 impl World {
@@ -175,6 +176,7 @@ impl World {
             locate: None,
             connects: Vec::new(),
             cancelled: false,
+            given_up: BTreeSet::new(),
         }
     }
 
@@ -265,6 +267,11 @@ impl World {
             6 if self.random.below(500) == 0 => {
                 self.cancelled = true;
                 self.tell(Event::Cancel);
+            }
+            7 if self.random.below(200) == 0 => {
+                let block = self.random.below(self.local.len() as u64 + 1) as u32;
+                self.given_up.insert(block);
+                self.tell(Event::GiveUp { block });
             }
             _ => self.settle(),
         }

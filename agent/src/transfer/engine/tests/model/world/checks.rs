@@ -78,6 +78,7 @@ impl World {
         assert!(!self.cancelled && !slots.is_empty());
         for read in &slots {
             self.assert_untouched(read.block);
+            assert!(!self.given_up.contains(&read.block), "nobody wants it");
         }
         let bytes = |count: usize| count as u64 * BLOCK;
         // Here all blocks have checksums, or none has.
@@ -121,6 +122,9 @@ impl World {
             assert!(matches!(local.place, Place::None | Place::Gone));
         }
         assert!(outcome != Outcome::Corrupt || self.corrupt);
+        if matches!(outcome, Outcome::Cancelled { .. }) {
+            assert!(self.cancelled || self.given_up.contains(&block));
+        }
         if outcome == Outcome::Pulled {
             self.assert_right(block);
         }
