@@ -68,12 +68,7 @@ impl Stages {
     }
 
     /// Waits without the GIL until so many have landed or the pull has ended; whether that is so.
-    pub(crate) fn wait(
-        &self,
-        py: Python<'_>,
-        stages: u32,
-        timeout: Option<f64>,
-    ) -> PyResult<bool> {
+    pub(crate) fn wait(&self, py: Python<'_>, stages: u32, timeout: Option<f64>) -> PyResult<bool> {
         patiently(py, timeout, |until: Instant| {
             let mut inner = self.inner.lock();
             while !inner.has(stages) {

@@ -67,8 +67,8 @@ class Gate:
                 owner = socket.create_connection(self._owner)
             except OSError:
                 return
-            for function in (lambda: self._forward(reader, owner, False), lambda: self._forward(owner, reader, True)):
-                threading.Thread(target=function, daemon=True).start()
+            for way in ((reader, owner, False), (owner, reader, True)):
+                threading.Thread(target=self._forward, args=way, daemon=True).start()
 
     def _forward(self, source: socket.socket, to: socket.socket, counted: bool) -> None:
         try:

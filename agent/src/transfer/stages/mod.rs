@@ -88,8 +88,8 @@ pub async fn pull_in_stages<L: Locate, C: Connect, D: Landing>(
     let config = TransferConfig {
         // All parts of a block are asked for in one question, of as many blocks as one may have.
         locate_blocks: all.blocks as usize,
-        // A read ends with a stage: what waits for it does not wait for the next one.
-        op_blocks: config.op_blocks.min(blocks as usize),
+        // Who waits for a stage does not wait for the next one.
+        group_blocks: blocks,
         ..config
     };
     let parts = Parts {

@@ -240,6 +240,23 @@ async fn a_block_without_room_and_one_that_cannot_be_sealed_fail_alone() {
     assert!(states.eq(free));
 }
 
+/// A missing block does not make a read of one stage go on with the next.
+#[tokio::test(start_paused = true)]
+async fn reads_end_with_their_stage_whatever_is_missing() {
+    let world = World::new(1, BLOCKS, false);
+    *world.no_room.lock() = Some(0);
+    world.owners[0].hold_up_after(1, false);
+    let mut pull = Pulling::start(&world);
+    pull.until(0, BLOCKS as usize - 1).await;
+    settle().await;
+    assert_eq!(world.owners[0].held_up(), 2);
+    assert!((1..BLOCKS).all(|block| !world.holds(block, STAGES[1].clone())));
+    world.owners[0].resume(2);
+    let (_, outcomes) = pull.end().await;
+    assert_eq!(outcomes[0], Outcome::NoSpace);
+    assert_eq!(outcomes[1..], [Outcome::Pulled; BLOCKS as usize - 1]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_and_a_slot_that_is_not_there_end_as_without_stages() {
     let world = World::new(1, BLOCKS, false);

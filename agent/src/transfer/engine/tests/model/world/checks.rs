@@ -94,6 +94,8 @@ impl World {
                 .sum();
             let sum = |used: usize| bytes(used + slots.len());
             assert!(slots.len() <= self.config.op_blocks);
+            let group = |read: &SlotRead| read.block / self.config.group_blocks;
+            assert!(slots.iter().all(|read| group(read) == group(&slots[0])));
             assert!(sum(0) <= self.link.max_bytes.max(BLOCK));
             assert!(here == 0 || sum(here) <= self.link.window_bytes);
             assert!(all == 0 || sum(all) <= self.config.inflight_bytes);
