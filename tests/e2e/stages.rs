@@ -1,6 +1,6 @@
 //! Pulls in stages: an engine hears of a block's first planes before its last ones have come, and of nothing that is not there.
 
-#[allow(dead_code)] // Of the conformance suite, which does more with it.
+#[allow(dead_code, unreachable_pub)] // Of the conformance suite, which does more with it.
 #[path = "../conformance/proxy.rs"]
 mod proxy;
 
@@ -162,7 +162,7 @@ async fn a_stage_is_told_while_the_next_is_held_up() {
     // Nothing more is told but that it is under way.
     let more = async {
         while pull.stages == 1 {
-            pull.next(&to).await
+            pull.next(&to).await;
         }
     };
     assert!(timeout(Duration::from_millis(300), more).await.is_err());
