@@ -42,7 +42,7 @@ def whole_storage(parts: list[Part], layer: torch.Tensor) -> torch.Tensor:
 def stages_of(layers: list[str], plane_bytes: int, blocks: int) -> tuple[list[int], dict[str, int]]:
     """How a load of so many blocks comes by layers: the planes of each stage, and how many stages a layer waits for. `layers`
     names each plane's, in order. A stage is one layer, or several where one is not worth a stage."""
-    worth = max(STAGE_BYTES // max(plane_bytes * blocks, 1), 1)
+    worth = -(-STAGE_BYTES // max(plane_bytes * blocks, 1))
     most = max(MAX_PARTS // max(blocks, 1), 1)
     least = max(worth, -(-len(layers) // most))
     stages: list[int] = []
