@@ -9,6 +9,9 @@
 mod ending;
 mod pieces;
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeSet, ops::Range, sync::Arc, time::Duration};
 
 use kvferry_proto::NodeId;

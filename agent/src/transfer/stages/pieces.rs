@@ -23,7 +23,7 @@ fn block_of(part: BlockIndex, blocks: u32) -> BlockIndex {
 
 /// Owners of parts: those of their blocks, asked for once however many parts are.
 pub(super) struct PieceLocate<L> {
-    whole: Arc<L>,
+    pub(super) whole: Arc<L>,
     blocks: u32,
 }
 

@@ -17,6 +17,9 @@ use crate::transport::{CancelRead, Capabilities, Completion, PendingRead, ReadEr
 /// Bytes of a block; at the owners in two planes, here in one.
 pub(super) const BLOCK: u64 = 64;
 
+/// What is written to a place that was given back.
+const NEXT: [u8; BLOCK as usize] = [0xaa; BLOCK as usize];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Good,
@@ -123,6 +126,17 @@ impl Owner {
         *self.mode.lock() = mode;
     }
 
+    /// Something else is written to a slot; it is not sealed again.
+    pub(super) fn overwrite(&self, slot: u32) {
+        if self.generations.load(slot) == Some(2) {
+            self.generations.begin_write(slot);
+        }
+        for range in self.geometry.ranges(Slot(slot)) {
+            let garbage = vec![0xee; (range.end - range.start) as usize];
+            self.memory.write_at(range.start, &garbage).unwrap();
+        }
+    }
+
     /// So many data reads go through, the others are held up until `resume`, whether they are cancelled or not if
     /// `stubborn`.
     pub(super) fn hold_up_after(&self, passes: u32, stubborn: bool) {
@@ -137,6 +151,7 @@ impl Owner {
 
     /// The first of them go on, and fetch what is there now.
     pub(super) fn resume(&self, reads: usize) {
+        let reads = reads.min(self.held_up());
         let held: Vec<_> = self.held.lock().drain(..reads).collect();
         for (hung, requests) in held {
             if let Some(completion) = hung.0.lock().take() {
@@ -348,6 +363,14 @@ impl World {
         assert!(self.holds(block, 0..BLOCK));
     }
 
+    /// Nothing was written to a place since it was given back, or ever.
+    pub(super) fn is_untouched(&self, block: u32) -> bool {
+        let mut bytes = [0; BLOCK as usize];
+        let start = u64::from(block) * BLOCK;
+        self.memory.read_at(start, &mut bytes).unwrap();
+        bytes == NEXT || bytes == [0; BLOCK as usize]
+    }
+
     /// Are these bytes of the block in its destination?
     pub(super) fn holds(&self, block: u32, range: Range<u64>) -> bool {
         let mut bytes = vec![0; (range.end - range.start) as usize];
@@ -488,5 +511,8 @@ impl Landing for World {
 
     fn abandon(&self, block: BlockIndex) {
         self.turn(block, State::Prepared, State::Free);
+        // Whoever has it next writes to it.
+        let start = u64::from(block) * BLOCK;
+        self.memory.write_at(start, &NEXT).unwrap();
     }
 }
