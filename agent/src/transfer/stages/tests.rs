@@ -65,10 +65,14 @@ fn pieces(whole: &Arc<Whole>) -> Pieces<Whole> {
 fn a_block_has_one_place_that_its_stages_share() {
     let whole = Whole::new();
     let pieces = pieces(&whole);
-    let ranges = |part| pieces.prepare(part).unwrap().ranges.into_vec();
-    assert_eq!(ranges(3), [108..124, 150..166]);
-    assert_eq!(ranges(1), [100..108]);
-    assert_eq!(ranges(5), [166..174]);
+    let place = |part, wanted: &[(u64, u64)]| {
+        let ranges = pieces.prepare(part).unwrap().ranges;
+        let ranges: Vec<_> = ranges.iter().map(|it| (it.start, it.end)).collect();
+        assert_eq!(ranges, wanted);
+    };
+    place(3, &[(108, 124), (150, 166)]);
+    place(1, &[(100, 108)]);
+    place(5, &[(166, 174)]);
     assert_eq!(whole.calls(), [("prepare", 1)]);
     // In whatever order, and it lands with the last.
     assert_eq!(pieces.land(5, None), Ok(None));
@@ -87,7 +91,7 @@ fn a_place_is_given_back_once_and_not_before_its_last_part_has_ended() {
     whole.calls();
     pieces.abandon(0);
     assert_eq!(pieces.in_vain(0), [2, 4]);
-    assert_eq!(pieces.in_vain(2), [], "said once");
+    assert!(pieces.in_vain(2).is_empty(), "said once");
     assert_eq!(whole.calls(), []);
     // The one that is still being read may well succeed.
     assert_eq!(pieces.land(2, None), Ok(None));
