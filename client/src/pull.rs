@@ -31,6 +31,10 @@ pub trait PullSink: Send + Sync + 'static {
     /// The agent said this. A block's second outcome is not to be believed, nor one for a block that was not asked for.
     fn add(self: &Arc<Self>, outcomes: Vec<pb::BlockOutcome>);
 
+    /// Of every block without an outcome so far, so many of the request's stages have landed. Never fewer than before; not
+    /// called where none were asked for.
+    fn landed(self: &Arc<Self>, _stages: u32) {}
+
     /// The pull has ended. Blocks without an outcome get `rest`; `settled` false: their destinations may still be
     /// written to. Only the first end counts.
     fn finish(
@@ -89,10 +93,15 @@ async fn bring<S: PullSink>(connection: &Connection, request: pb::PullRequest, s
             return sink.finish(Err(failure), kind, settled);
         }
     };
+    let mut stages = 0;
     loop {
         match stream.message().await {
             Ok(Some(event)) => {
                 sink.add(event.outcomes);
+                if event.stages_landed > stages {
+                    stages = event.stages_landed;
+                    sink.landed(stages);
+                }
                 if let Some(summary) = event.summary {
                     // Whatever the agent left out may still be under way.
                     return sink.finish(Ok(summary), Unanswered::Unknown, false);

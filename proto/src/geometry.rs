@@ -184,6 +184,38 @@ impl Geometry {
         Ok(())
     }
 
+    /// Where a part of every slot's block lies: its bytes in this range, in block order. None where that is empty or
+    /// goes beyond the block.
+    #[must_use]
+    pub fn part(&self, bytes: Range<u64>) -> Option<Self> {
+        if bytes.is_empty() || bytes.end > self.block_bytes {
+            return None;
+        }
+        let (mut planes, mut before, mut end) = (Vec::new(), 0, 0);
+        for plane in &self.planes {
+            // As of the block's first byte.
+            let (from, to) = (before, before + plane.len);
+            before = to;
+            let (first, last) = (bytes.start.max(from), bytes.end.min(to));
+            if first < last {
+                let piece = Plane {
+                    base: plane.base + (first - from),
+                    stride: plane.stride,
+                    len: last - first,
+                };
+                // No further than the plane it is of.
+                end = end.max(piece.base + piece.stride * u64::from(self.slots - 1) + piece.len);
+                planes.push(piece);
+            }
+        }
+        Some(Self {
+            slots: self.slots,
+            planes,
+            block_bytes: bytes.end - bytes.start,
+            end,
+        })
+    }
+
     /// How many blocks it holds.
     #[must_use]
     pub fn slots(&self) -> u32 {
@@ -335,6 +367,20 @@ mod tests {
         assert_eq!(geometry.end(), 30);
         assert_eq!(geometry.ranges(Slot(2)).next(), Some(20..30));
         assert_eq!(geometry.ranges(Slot(3)).count(), 0);
+    }
+
+    #[test]
+    fn a_part_is_those_bytes_of_every_block() {
+        let geometry = Geometry::new(3, vec![plane(0, 10, 8), plane(100, 6, 6)]).unwrap();
+        let part = geometry.part(5..11).unwrap();
+        assert_eq!(part.planes(), [plane(5, 10, 3), plane(100, 6, 3)]);
+        assert_eq!((part.block_bytes(), part.slots(), part.end()), (6, 3, 115));
+        assert!(part.ranges(Slot(2)).eq([25..28, 112..115]));
+        assert_eq!(geometry.part(8..14).unwrap().planes(), [plane(100, 6, 6)]);
+        assert_eq!(geometry.part(0..14).unwrap(), geometry);
+        for none in [0..0, 8..15, 14..20] {
+            assert_eq!(geometry.part(none), None);
+        }
     }
 
     #[test]

@@ -285,6 +285,7 @@ impl Engine {
             chained: true,
             parent: parent_bytes(parent),
             columns: false,
+            stages: Vec::new(),
         };
         let bound = Duration::from_millis(u64::from(timeout_ms)) + DEADLINE_SLACK;
         let call = Call::agent("give every block an outcome", bound);

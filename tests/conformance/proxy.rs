@@ -26,7 +26,11 @@ type Extra = Arc<Mutex<Option<Vec<u8>>>>;
 
 impl Proxy {
     pub async fn start(owner: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap(), owner).await
+    }
+
+    pub async fn start_at(listen: SocketAddr, owner: SocketAddr) -> Self {
+        let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let budget = watch::Sender::new(u64::MAX);
         let cut = Arc::new(Notify::new());
@@ -92,21 +96,29 @@ async fn forward(
         if changes.wait_for(|budget| *budget > 0).await.is_err() {
             return;
         }
-        let room = (*budget.borrow()).min(buffer.len() as u64) as usize;
-        let Ok(count) = from.read(&mut buffer[..room.max(1)]).await else {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else {
             return;
         };
-        // It may have been told to stop while it waited for bytes.
-        if changes.wait_for(|budget| *budget > 0).await.is_err() {
-            return;
-        }
-        budget.send_modify(|budget| {
-            if *budget != u64::MAX {
-                *budget = budget.saturating_sub(count as u64);
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            // It may have been told to stop while it waited for bytes, or before all of them.
+            let Ok(left) = changes
+                .wait_for(|budget| *budget > 0)
+                .await
+                .map(|left| *left)
+            else {
+                return;
+            };
+            let (piece, later) = rest.split_at(left.min(rest.len() as u64) as usize);
+            budget.send_modify(|budget| {
+                if *budget != u64::MAX {
+                    *budget = budget.saturating_sub(piece.len() as u64);
+                }
+            });
+            if to.write_all(piece).await.is_err() {
+                return;
             }
-        });
-        if count == 0 || to.write_all(&buffer[..count]).await.is_err() {
-            return;
+            rest = later;
         }
         let extra = extra.lock().take();
         if let Some(extra) = extra

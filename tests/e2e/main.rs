@@ -26,6 +26,7 @@ mod security;
 mod shell;
 mod sources;
 mod sources_shell;
+mod stages;
 mod tickets;
 #[cfg(feature = "otlp")]
 mod traces;

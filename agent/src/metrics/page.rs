@@ -96,8 +96,8 @@ impl AgentObserved {
         )?;
         page.counters(
             "kvferry_agent_failed_copies_total",
-            "Owners' copies that were tried and did not give their block; another copy may have. stale: overwritten \
-             since it was announced; its rate beside that of pulled blocks says how old hints are",
+            "Owners' copies that were tried and did not give their block (in stages: a stage of it); another copy may \
+             have. stale: overwritten since it was announced; its rate beside that of pulled blocks says how old hints are",
             &transfer.failed_copies,
         )?;
         page.counters_of(

@@ -70,6 +70,8 @@ pub(super) struct Block {
     pub(super) destination: bool,
     /// Its outcome was given.
     pub(super) finished: bool,
+    /// The caller has no use for it any more; it ends as soon as nothing touches its destination.
+    pub(super) unwanted: bool,
     /// Must be read in an operation of its own, to see whose span is refused.
     pub(super) alone: bool,
     pub(super) relocates: u32,
@@ -86,6 +88,7 @@ impl Block {
             last_source: None,
             destination: false,
             finished: false,
+            unwanted: false,
             alone: false,
             relocates: 0,
         }

@@ -10,6 +10,9 @@ pub struct TransferConfig {
     pub op_bytes: u64,
     /// Most blocks in one data read: what is lost, and must be read again, when it fails.
     pub op_blocks: usize,
+    /// No data read has blocks of two groups of so many, counted from the first block: what waits for a group does not wait for
+    /// blocks of the next one.
+    pub group_blocks: u32,
     /// A data read takes at most this fraction of its link's window, so that the path stays full
     /// while one read ends and the next begins.
     pub ops_per_window: u64,
@@ -58,6 +61,7 @@ impl Default for TransferConfig {
         Self {
             op_bytes: 4 << 20,
             op_blocks: 1024,
+            group_blocks: u32::MAX,
             ops_per_window: 4,
             inflight_bytes: 128 << 20,
             generation_words: 1024,

@@ -154,6 +154,12 @@ pub enum Event {
         /// Which.
         block: BlockIndex,
     },
+    /// The caller has no use for this block any more. It ends as cancelled, as soon as what is being read of it has settled;
+    /// the others go on.
+    GiveUp {
+        /// Which.
+        block: BlockIndex,
+    },
     /// The caller gave up.
     Cancel,
 }

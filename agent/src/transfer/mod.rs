@@ -31,6 +31,13 @@
 //! `TimedOut` as they settle. At the deadline the rest do too, unsettled: a destination is given back
 //! ([`Command::Abandon`]) only when no operation can touch it any more, however long that takes.
 //!
+//! # In stages
+//!
+//! Where an engine uses a block's planes one after the other, it is brought in as many parts as there are stages: what the
+//! pull engine calls a block is then a part of one, and the first stage's parts of all blocks come before the second's.
+//! Every part is read, validated by its owner's word and failed over by itself; a block lands with its last part, and fails
+//! with its first that does ([`pull_in_stages`]).
+//!
 //! # Call order
 //!
 //! The agent's service implements [`Locate`], [`Connect`] and [`Landing`] for one request and awaits
@@ -50,6 +57,7 @@ mod metrics;
 mod outcome;
 pub mod plan;
 mod source;
+mod stages;
 pub mod tensors;
 
 pub use command::{BlockIndex, Command, OpId, SlotRead, SourceKey};
@@ -65,6 +73,7 @@ pub use event::{Candidate, Candidates, ConnectFailure, Event, ReadFailure, Sourc
 pub use metrics::{CopyFailure, Phase, TransferMetrics};
 pub use outcome::{Failure, Outcome};
 pub use plan::{Destination, PlannedRead};
+pub use stages::{StageEvent, StagedRequest, pull_in_stages};
 
 /// A moment: since an origin that the driver chooses, on a clock that does not go back.
 pub type Time = std::time::Duration;

@@ -109,6 +109,7 @@ impl Engine {
             chained: true,
             parent: Bytes::new(),
             columns: false,
+            stages: Vec::new(),
         };
         let answer = self.agent.clone().pull(request).await;
         let mut stream = answer.map_err(|s| self.refused(s))?.into_inner();

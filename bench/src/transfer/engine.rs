@@ -181,6 +181,7 @@ impl Engine {
             chained: false,
             parent: Default::default(),
             columns: true,
+            stages: Vec::new(),
         };
         let mut agent = self.agent.clone();
         let began = Instant::now();

@@ -412,6 +412,7 @@ impl Connection {
         replica: bool,
         chained: bool,
         parent: PyBackedBytes,
+        stages: Vec<u32>,
     ) -> PyResult<Pull> {
         let bound = timeout(py, bound, "timeout")?;
         let pin_ttl = seconds(py, pin_ttl, MAX_TTL_S, "pin_ttl")?;
@@ -441,6 +442,7 @@ impl Connection {
             chained,
             parent: Bytes::copy_from_slice(&parent),
             columns: false,
+            stages,
         };
         let agent = self.agent(py)?;
         Ok(Pull::start(agent, &self.all, request, blocks, bound))

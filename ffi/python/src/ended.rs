@@ -69,31 +69,18 @@ impl<T: Clone + Send> Ended<T> {
 
     /// Waits without the GIL; whether it has ended.
     pub(crate) fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let patience = timeout.map(|seconds| {
-            // Longer than anybody waits is for ever; less than nothing, or no number, only asks.
-            Duration::try_from_secs_f64(seconds.clamp(0.0, 1e9)).unwrap_or_default()
-        });
-        let deadline = patience.map(|patience| Instant::now() + patience);
         if self.done() {
             return Ok(true);
         }
-        loop {
-            let slice = Instant::now() + SIGNALS;
-            let until = deadline.map_or(slice, |deadline| deadline.min(slice));
-            let ended = py.detach(|| {
-                let mut inner = self.inner.lock();
-                while inner.end.is_none() {
-                    if self.changed.wait_until(&mut inner, until).timed_out() {
-                        break;
-                    }
+        patiently(py, timeout, |until| {
+            let mut inner = self.inner.lock();
+            while inner.end.is_none() {
+                if self.changed.wait_until(&mut inner, until).timed_out() {
+                    break;
                 }
-                inner.end.is_some()
-            });
-            if ended || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(ended);
             }
-            py.check_signals()?;
-        }
+            inner.end.is_some()
+        })
     }
 
     /// What it came to, waiting for it.
@@ -141,6 +128,29 @@ impl<T: Clone + Send> Ended<T> {
         }
         let event = inner.event.as_ref().map(AsRawFd::as_raw_fd);
         event.ok_or_else(|| Failure::system("cannot make an eventfd", "none"))
+    }
+}
+
+/// Waits without the GIL, in slices between which Ctrl-C is looked for: `wait` waits until a moment and says whether what it
+/// waits for is so.
+pub(crate) fn patiently(
+    py: Python<'_>,
+    timeout: Option<f64>,
+    wait: impl Fn(Instant) -> bool + Sync,
+) -> PyResult<bool> {
+    let patience = timeout.map(|seconds| {
+        // Longer than anybody waits is for ever; less than nothing, or no number, only asks.
+        Duration::try_from_secs_f64(seconds.clamp(0.0, 1e9)).unwrap_or_default()
+    });
+    let deadline = patience.map(|patience| Instant::now() + patience);
+    loop {
+        let slice = Instant::now() + SIGNALS;
+        let until = deadline.map_or(slice, |deadline| deadline.min(slice));
+        let is_so = py.detach(|| wait(until));
+        if is_so || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Ok(is_so);
+        }
+        py.check_signals()?;
     }
 }
 

@@ -11,6 +11,7 @@ mod place;
 mod pull;
 mod runtime;
 mod span;
+mod stages;
 mod told;
 mod words;
 

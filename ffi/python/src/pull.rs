@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use pyo3::{prelude::*, types::PyTuple};
 use tokio_util::sync::CancellationToken;
 
-use crate::{ended::Ended, failure::raise};
+use crate::{ended::Ended, failure::raise, stages::Stages};
 
 /// What Python makes an outcome of: index, kind, region, slot, generation, source_node, transport, detail, settled.
 type Told<'py> = Bound<'py, PyTuple>;
@@ -52,6 +52,7 @@ impl Blocks {
 
 struct Shared {
     blocks: Mutex<Blocks>,
+    stages: Stages,
     ended: Ended<pb::PullSummary>,
 }
 
@@ -62,6 +63,11 @@ impl PullSink for Shared {
             blocks.add(outcome);
         }
         self.ended.set_readable(blocks.has_news());
+    }
+
+    /// After the outcomes that were told with it.
+    fn landed(self: &Arc<Self>, stages: u32) {
+        self.stages.land(stages);
     }
 
     fn finish(
@@ -90,6 +96,7 @@ impl PullSink for Shared {
         }
         // Under the lock, so that `poll` cannot have told the end before the descriptor says that there is one.
         self.ended.finish(end);
+        self.stages.end();
     }
 }
 
@@ -115,6 +122,7 @@ impl Pull {
                 answered: vec![false; blocks],
                 ..Blocks::default()
             }),
+            stages: Stages::default(),
             ended: Ended::new(),
         });
         let cancel = parent.child_token();
@@ -204,6 +212,26 @@ impl Pull {
 
     fn cancel(&self) {
         self.cancel.cancel();
+    }
+
+    fn stages_landed(&self) -> u32 {
+        self.shared.stages.landed()
+    }
+
+    #[pyo3(signature = (stages, timeout=None))]
+    fn wait_stages(&self, py: Python<'_>, stages: u32, timeout: Option<f64>) -> PyResult<bool> {
+        self.shared.stages.wait(py, stages, timeout)
+    }
+
+    /// Calls `function(about)` when so many stages have landed, or at the end.
+    fn subscribe_stages(
+        &self,
+        py: Python<'_>,
+        stages: u32,
+        function: Py<PyAny>,
+        about: Py<PyAny>,
+    ) -> PyResult<()> {
+        self.shared.stages.subscribe(py, stages, function, about)
     }
 
     /// Calls `function(about)` at the end.

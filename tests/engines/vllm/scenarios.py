@@ -485,6 +485,7 @@ SCENARIOS: dict[str, Scenario] = {
     "half-killed": lambda run: part_of_the_owners_killed(run, "pool"),
     "half-killed-in-place": lambda run: part_of_the_owners_killed(run, "in_place"),
     "share-within-step": lambda run: prefix_sharing(run, "pool", load="sync"),
+    "share-within-step-in-place": lambda run: prefix_sharing(run, "in_place", load="sync"),
     "mixed-media": mixed_media,
     "agent-restarted": agent_restarted,
     "tp2-pool": lambda run: tensor_parallel(run, "pool"),

@@ -133,6 +133,7 @@ impl LocalApi {
                 },
                 private: false,
                 spare: true,
+                stages: None,
                 columns: false,
                 known: job.known.as_ref().map(|known| known.subset(&blocks)),
                 timeout: job.deadline.saturating_duration_since(Instant::now()),

@@ -108,6 +108,7 @@ impl Getting {
             },
             private: self.private,
             spare: false,
+            stages: None,
             columns: false,
             known: None,
             timeout: self

@@ -7,7 +7,7 @@ mod scratch;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvferry_proto::{Checksum, NodeId};
 use tokio::sync::{mpsc, oneshot};
@@ -126,6 +126,21 @@ pub trait Landing: Send + Sync + 'static {
 
     /// Takes the place back: nothing writes to it any more. May come long after the pull's deadline.
     fn abandon(&self, block: BlockIndex);
+
+    /// Where the pull's blocks are parts of owners' blocks: which bytes the parts are. Empty: they are whole blocks.
+    fn parts(&self) -> &[Range<u64>] {
+        &[]
+    }
+
+    /// Which of [`Landing::parts`] a block is.
+    fn part(&self, _block: BlockIndex) -> usize {
+        0
+    }
+
+    /// This block was not brought: blocks that are of no use without it, and are given up.
+    fn in_vain(&self, _block: BlockIndex) -> Vec<BlockIndex> {
+        Vec::new()
+    }
 }
 
 /// What became of one block.

@@ -32,6 +32,7 @@ use crate::{
         engine::{PullEngine, PullRequest},
         event::{Event, ReadFailure},
         metrics::Phase,
+        outcome::Outcome,
         plan::{self, BlockRead, Destination, PlanError, WORD_BYTES},
     },
     transport::{ConnectError, Link, PeerTarget, PendingRead, ReadRequest, staged},
@@ -40,7 +41,8 @@ use crate::{
 /// What a task was started for.
 #[derive(Debug, Clone)]
 enum Asked {
-    Locate(OpId, Time),
+    /// Of these, in the order of the answer.
+    Locate(OpId, Time, Arc<[BlockIndex]>),
     Connect(SourceKey, Time),
     Verify(Vec<BlockIndex>),
 }
@@ -99,7 +101,8 @@ pub(super) struct Run<L, C, D: Landing> {
     /// By source key.
     peers: Vec<PeerTarget>,
     keys: HashMap<(NodeId, Incarnation), SourceKey>,
-    geometries: HashMap<(SourceKey, RegionId), Geometry>,
+    /// Where slots lie, per part that blocks are of.
+    geometries: HashMap<(SourceKey, RegionId), Vec<Geometry>>,
     links: HashMap<SourceKey, Arc<dyn Link>>,
     blocks: Vec<Book<D::Landed>>,
     flights: Flights,
@@ -271,9 +274,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             Command::Locate { op, blocks } => {
                 let locate = Arc::clone(&self.parts.locate);
                 let span = traced!("locate", otel.kind = "client", blocks = blocks.len());
+                let blocks: Arc<[_]> = blocks.into();
+                let asked = Asked::Locate(op, self.now(), Arc::clone(&blocks));
                 let asking = async move { Answer::Located(locate.locate(&blocks).await) };
                 let task = self.tasks.spawn(asking.instrument(span));
-                self.asked.insert(task.id(), Asked::Locate(op, self.now()));
+                self.asked.insert(task.id(), asked);
             }
             Command::Prepare { blocks } => blocks.into_iter().for_each(|block| self.prepare(block)),
             Command::Connect { source } => self.connect(source),
@@ -342,6 +347,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 };
                 self.report.finish(&mut finished, source, self.block_bytes);
                 self.report.add(finished);
+                if outcome != Outcome::Pulled {
+                    for block in self.parts.landing.in_vain(block) {
+                        self.tell(Event::GiveUp { block });
+                    }
+                }
             }
         }
     }
@@ -444,9 +454,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             .map(|read| {
                 let wrong = PlanError::NoSuchSlot { slot: read.slot };
                 let book = self.blocks.get(read.block as usize);
+                let geometries = self.geometries.get(&(source, read.region));
+                let part = self.parts.landing.part(read.block);
                 Ok(BlockRead {
                     region: read.region,
-                    geometry: self.geometries.get(&(source, read.region)).ok_or(wrong)?,
+                    geometry: geometries.and_then(|all| all.get(part)).ok_or(wrong)?,
                     slot: read.slot,
                     destination: book
                         .and_then(|book| book.destination.as_ref())

@@ -1,5 +1,6 @@
 //! Pulls from owners in this process, on paused time.
 
+mod stages;
 mod world;
 
 use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};

@@ -95,6 +95,10 @@ impl PullEngine {
                 self.not_located(index, true);
                 continue;
             };
+            if self.state(index) != Some(State::Locating) {
+                // Given up meanwhile.
+                continue;
+            }
             self.take_candidates(index, found);
             let Some(block) = self.block_mut(index) else {
                 continue;
@@ -158,6 +162,9 @@ impl PullEngine {
         let Some(block) = self.block_mut(index) else {
             return;
         };
+        if block.state != State::Locating {
+            return;
+        }
         if block.failure.is_some() {
             let verdict = block.verdict();
             self.close(index, verdict);
@@ -177,6 +184,9 @@ impl PullEngine {
     pub(super) fn next_candidate(&mut self, index: BlockIndex) {
         if let Some(stop) = self.stop {
             return self.close(index, stop.outcome(true));
+        }
+        if self.is_unwanted(index) {
+            return self.close(index, Outcome::Cancelled { settled: true });
         }
         self.strike_hopeless(index);
         let delay = self.config.relocate_delay;

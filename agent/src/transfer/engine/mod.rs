@@ -183,6 +183,7 @@ impl PullEngine {
                     self.close(block, Outcome::DestinationFailed);
                 }
             }
+            Event::GiveUp { block } => self.give_up_block(block),
             Event::Cancel => self.begin_stop(Stop::Cancel),
         }
     }
@@ -270,6 +271,25 @@ impl PullEngine {
             outcome,
             source: block.last_source,
         });
+    }
+
+    /// Nobody wants the block any more. Reads are of several blocks, so none is cancelled for one of them.
+    fn give_up_block(&mut self, index: BlockIndex) {
+        let Some(block) = self.block_mut(index) else {
+            return;
+        };
+        if block.state == State::Done || block.state.is_outside() {
+            block.unwanted = true;
+            return;
+        }
+        let source = block.candidate().map(|candidate| candidate.source);
+        self.locating.pending.remove(index);
+        self.waiting.remove(index);
+        if let Some(source) = source.and_then(|key| self.sources.get_mut(&key)) {
+            source.queue.remove(index);
+            source.unchecked.remove(index);
+        }
+        self.close(index, Outcome::Cancelled { settled: true });
     }
 
     /// The candidate being tried did not give the block, and nothing touches its destination.

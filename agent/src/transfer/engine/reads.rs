@@ -93,6 +93,12 @@ impl PullEngine {
             .is_none_or(|block| block.finished)
     }
 
+    /// See [`Event::GiveUp`](crate::transfer::Event::GiveUp).
+    pub(super) fn is_unwanted(&self, index: BlockIndex) -> bool {
+        let block = self.blocks.get(index as usize);
+        block.is_some_and(|block| block.unwanted)
+    }
+
     pub(super) fn read_done(&mut self, id: OpId) {
         if self.ops.get(&id).is_none_or(|op| op.generations) {
             return;
@@ -107,7 +113,7 @@ impl PullEngine {
             source.epoch == op.epoch && matches!(source.path, Path::Open(_))
         });
         for slot in &op.slots {
-            if self.stop.is_some() {
+            if self.stop.is_some() || self.is_unwanted(slot.block) {
                 self.next_candidate(slot.block);
             } else if good {
                 self.set_state(slot.block, State::Unchecked);
@@ -137,7 +143,7 @@ impl PullEngine {
 
     /// The heart: equal and even, or not the block.
     fn validate(&mut self, index: BlockIndex, word: Option<u64>) {
-        if self.is_finished_block(index) {
+        if self.is_finished_block(index) || self.is_unwanted(index) {
             return self.next_candidate(index);
         }
         let candidate = self
@@ -330,6 +336,10 @@ impl PullEngine {
             return self.all_failed(op, failure);
         }
         for slot in &op.slots {
+            if self.is_unwanted(slot.block) {
+                self.next_candidate(slot.block);
+                continue;
+            }
             if let Some(block) = self.block_mut(slot.block) {
                 block.alone = true;
                 block.state = State::Queued;

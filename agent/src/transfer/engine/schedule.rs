@@ -154,9 +154,9 @@ impl PullEngine {
             .max(self.block_bytes)
     }
 
-    /// The next blocks of a queue that can be one read: of one region, within the room.
+    /// The next blocks of a queue that can be one read: of one region and one group, within the room.
     fn batch(&self, key: SourceKey, room: &Room) -> Vec<BlockIndex> {
-        let (mut batch, mut spans, mut region) = (Vec::new(), 0usize, None);
+        let (mut batch, mut spans, mut place) = (Vec::new(), 0usize, None);
         let Some(source) = self.sources.get(&key) else {
             return batch;
         };
@@ -168,9 +168,8 @@ impl PullEngine {
                 break;
             };
             spans = spans.saturating_add(candidate.spans as usize);
-            let fits = spans <= room.spans
-                && !block.alone
-                && *region.get_or_insert(candidate.region) == candidate.region;
+            let here = (candidate.region, index / self.config.group_blocks.max(1));
+            let fits = spans <= room.spans && !block.alone && *place.get_or_insert(here) == here;
             if !batch.is_empty() && !fits {
                 break;
             }

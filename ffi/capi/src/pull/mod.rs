@@ -81,6 +81,7 @@ pub unsafe extern "C" fn kvf_pull_start(
                 chained: given & KVF_CHAINED != 0,
                 parent: parent(it.parent, it.hashes.hash_len)?,
                 columns: false,
+                stages: Vec::new(),
             };
             let callback = Callback {
                 function: it.callback,

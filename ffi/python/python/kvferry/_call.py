@@ -18,6 +18,21 @@ def _wake(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _heard(subscribe: Callable[[Callable[[object], None]], None]) -> asyncio.Future[None]:
+    """A future of the running loop that ends when what it is subscribed to does, on whichever thread."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def heard(_: object) -> None:
+        try:
+            loop.call_soon_threadsafe(_wake, future)
+        except RuntimeError:
+            pass  # The loop was closed; nobody waits there any more.
+
+    subscribe(heard)
+    return future
+
+
 class Call(Awaitable[T], Generic[T]):
     """A call under way. Any thread may use it; it ends by its deadline whatever happens. A call goes on when nobody holds
     this object any more."""
@@ -68,16 +83,7 @@ class Call(Awaitable[T], Generic[T]):
 
     def __await__(self) -> Generator[Any, None, T]:
         if not self.done():
-            loop = asyncio.get_running_loop()
-            future: asyncio.Future[None] = loop.create_future()
-
-            def ended(_: object) -> None:
-                try:
-                    loop.call_soon_threadsafe(_wake, future)
-                except RuntimeError:
-                    pass  # The loop was closed; nobody waits there any more.
-
-            self._native.subscribe(ended, None)
+            future = _heard(lambda heard: self._native.subscribe(heard, None))
             try:
                 yield from future
             except asyncio.CancelledError:
@@ -126,6 +132,22 @@ class Pull(Call[PullResult]):
     def outcomes(self) -> list[Outcome]:
         """All that are there, in the order in which they came; of all blocks where `done()`, also after a failure."""
         return outcomes(self._native.outcomes())
+
+    @property
+    def stages_landed(self) -> int:
+        """Of every block that has no outcome so far, so many of the stages that were asked for are there. Never lowers."""
+        return self._native.stages_landed()
+
+    def wait_stage(self, number: int, timeout: float | None = None) -> bool:
+        """Waits without the GIL until the first `number` stages are there of every block that has no outcome, or the pull has
+        ended; at most `timeout` seconds. True where that is so. The planes of those stages may be read then; a block may still
+        fail, so what was made of them counts only once its outcome is there. Blocks with checksums come whole: they are
+        waited for."""
+        return self._native.wait_stages(number, timeout)
+
+    async def stage(self, number: int) -> None:
+        """As `wait_stage`, for asyncio. A cancelled task does not give the pull up."""
+        await _heard(lambda heard: self._native.subscribe_stages(number, heard, None))
 
     async def __aiter__(self) -> AsyncIterator[Outcome]:
         loop = asyncio.get_running_loop()

@@ -449,15 +449,27 @@ class Client:
         replica: bool = True,
         chained: bool = False,
         parent: bytes | None = None,
+        stages: Sequence[int] = (),
     ) -> Pull:
         """Brings blocks here; returns at once. Into slots[i] of the engine's `region` (reserved by the call, sealed and
         published when a block has landed), or into the agent's pool, where they are pinned. replica=False: what was pulled is
-        not published. Also where the agent refuses the pull every hash gets an outcome."""
+        not published. Also where the agent refuses the pull every hash gets an outcome.
+
+        `stages`, for a pull into a region: numbers of planes, each at least 1 and together the layout's. The first so many
+        planes of every block come first, then the next: see `Pull.wait_stage`. Stages times hashes are at most 131,072."""
         if (region is None) != (slots is None):
             raise InvalidArgumentError("a pull into a region needs both, region and slots")
         to = None if region is None or slots is None else (_id(region), _slots(slots))
         native = self._native.pull(
-            name_of(namespace), hashes_words(hashes), to, timeout, pin_ttl, replica, chained, parent or b""
+            name_of(namespace),
+            hashes_words(hashes),
+            to,
+            timeout,
+            pin_ttl,
+            replica,
+            chained,
+            parent or b"",
+            list(stages),
         )
         return Pull(native, self, pin_ttl)
 

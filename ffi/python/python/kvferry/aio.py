@@ -200,6 +200,7 @@ class AsyncClient:
         replica: bool = True,
         chained: bool = False,
         parent: bytes | None = None,
+        stages: Sequence[int] = (),
     ) -> Pull:
         """As `Client.pull`: `await` it for its result, or go through its outcomes with `async for`."""
         return self.sync.pull(
@@ -212,6 +213,7 @@ class AsyncClient:
             replica=replica,
             chained=chained,
             parent=parent,
+            stages=stages,
         )
 
     async def pin(self, namespace: str | Namespace, hashes: Hashes, *, ttl: float = 30.0) -> Pin:

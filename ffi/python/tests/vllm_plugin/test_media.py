@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -12,6 +14,7 @@ torch = pytest.importorskip("torch", reason="a KV cache is tensors")
 
 import kvferry
 from kvferry import Layout, Namespace
+from kvferry.vllm import in_place
 from kvferry.vllm.in_place import InPlaceMedium, whole_storage
 from kvferry.vllm.medium import Medium
 from kvferry.vllm.metadata import GroupBlocks
@@ -25,7 +28,9 @@ WAYS = ("pool", "in_place")
 class Cache:
     """An engine's KV cache of 40 MiB, as vLLM allocates it: layers in one storage, each [blocks, heads, tokens, 2 x head]."""
 
-    def __init__(self, client: kvferry.Client, namespace: Namespace, way: str, seed: int) -> None:
+    def __init__(
+        self, client: kvferry.Client, namespace: Namespace, way: str, seed: int, *, by_layer: bool = False
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
         flat = torch.randint(0, 127, (LAYERS * BLOCKS * PAGE,), dtype=torch.int8, generator=generator)
         self.layers = {f"layer.{i}": flat.view(LAYERS, BLOCKS, 2, 64, 128)[i] for i in range(LAYERS)}
@@ -34,7 +39,9 @@ class Cache:
         if way == "pool":
             self.medium = PoolMedium(client, namespace, self.parts, 8 << 20)
         else:
-            self.medium = InPlaceMedium(client, namespace, self.parts, whole_storage(self.parts, flat))
+            self.medium = InPlaceMedium(
+                client, namespace, self.parts, whole_storage(self.parts, flat), by_layer=by_layer
+            )
 
     def block(self, number: int) -> bytes:
         return b"".join(layer[number].numpy().tobytes() for layer in self.layers.values())
@@ -170,6 +177,47 @@ def test_layer_by_layer_each_layer_is_there_when_it_was_waited_for(cluster: Any)
     assert torch.equal(theirs.layers["layer.3"][2], last), "not yet"
     assert not under_way.finish()
     assert theirs.block(2) == ours.block(1)
+
+
+def test_in_place_a_layer_is_there_while_later_ones_are_under_way(gated: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(in_place, "STAGE_BYTES", 1)
+    space = a_namespace("staged")
+    ours = Cache(gated.a, space, "in_place", 1)
+    theirs = Cache(gated.b, space, "in_place", 2, by_layer=True)
+    ours.medium.before_writes({1, 3, 5})
+    ours.medium.publish(group((1, 3, 5), 1, 2, 3), pin_s=None)
+    assert published(gated.b, space, 1, 2, 3)
+    # So that there is a link; then a layer of two blocks comes through, and not all of the next.
+    assert load(theirs, group((9,), 3)) == (frozenset(), ANY)
+    gated.gate.allow(2 * PAGE * 1.5)
+    under_way = theirs.medium.load(group((2, 4), 1, 2), 10.0)
+    under_way.layer("layer.0")
+    for mine, other in ((1, 2), (3, 4)):
+        assert torch.equal(theirs.layers["layer.0"][other], ours.layers["layer.0"][mine])
+        assert not torch.equal(theirs.layers["layer.2"][other], ours.layers["layer.2"][mine])
+    assert not under_way.done()
+    gated.gate.allow(math.inf)
+    under_way.layer("layer.1")
+    assert torch.equal(theirs.layers["layer.1"][4], ours.layers["layer.1"][3])
+    under_way.layer("a layer that shares another one's memory")
+    assert under_way.done() and not under_way.finish()
+    assert theirs.block(2) == ours.block(1) and theirs.block(4) == ours.block(3)
+
+
+def test_in_place_a_layer_waits_for_no_block_that_does_not_come(gated: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(in_place, "STAGE_BYTES", 1)
+    space = a_namespace("staged/missing")
+    ours = Cache(gated.a, space, "in_place", 1)
+    theirs = Cache(gated.b, space, "in_place", 2, by_layer=True)
+    ours.medium.before_writes({1})
+    ours.medium.publish(group((1,), 1), pin_s=None)
+    assert published(gated.b, space, 1)
+    under_way = theirs.medium.load(group((2, 4), 1, 77), 10.0)
+    under_way.layer("layer.0")
+    assert torch.equal(theirs.layers["layer.0"][2], ours.layers["layer.0"][1])
+    under_way.layer("layer.3")
+    assert under_way.wait(10.0) and under_way.finish() == {4}
+    assert under_way.moved.failures == {"missing": 1}
 
 
 @pytest.mark.parametrize("way", WAYS)

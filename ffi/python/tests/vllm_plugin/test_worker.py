@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed: tests/engines/README.
 
 import kvferry
 from kvferry import Agent
+from kvferry.vllm import in_place
 from kvferry.vllm.identity import Group, Identity
 from kvferry.vllm.metadata import GroupBlocks, LoadOrder, SaveOrder, StepOrders
 from kvferry.vllm.settings import Settings
@@ -77,6 +79,36 @@ def listed(client: kvferry.Client, name: str, number: int) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def test_within_a_step_a_layer_is_waited_for_and_no_later_one(gated: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(in_place, "STAGE_BYTES", 1)
+    ours, cache = a_worker(gated.a, "layers", memory="in_place")
+    theirs, other = a_worker(gated.b, "layers", memory="in_place", load="sync")
+    for block in (1, 2, 3):
+        compute(ours, cache, block, block)
+        assert listed(gated.b, "layers", block)
+    other[:] = 99
+    first = StepOrders(loads=[LoadOrder("first", (group((7,), 3),))])
+    theirs.before_forward(first)
+    theirs.start_loads(first)
+    theirs.publish(first)
+    assert bool((other[:, 7] == 3).all()), "so that there is a link"
+    # A layer of two blocks, and not all of the next; the third block is nowhere.
+    gated.gate.allow(2 * (32 << 10) * 1.5)
+    orders = StepOrders(loads=[LoadOrder("q", (group((4, 5, 6), 1, 2, 77),))])
+    theirs.before_forward(orders)
+    theirs.start_loads(orders)
+    theirs.wait_for_layer(NAMES[0])
+    assert bool((other[0, 4] == 1).all()) and bool((other[0, 5] == 2).all())
+    assert not bool((other[1, 5] == 2).all()), "still under way"
+    gated.gate.allow(math.inf)
+    theirs.wait_for_layer(NAMES[1])
+    assert bool((other[1, 4] == 1).all()) and bool((other[1, 5] == 2).all())
+    theirs.publish(orders)
+    assert theirs.bad_blocks() == {6}
+    ours.close()
+    theirs.close()
 
 
 @pytest.mark.parametrize("memory", ["pool", "in_place"])

@@ -174,6 +174,14 @@ fn asked() -> Vec<u8> {
         })),
         ..pb::PullRequest::default()
     };
+    let staged = pb::PullRequest {
+        destination: Some(pb::pull_request::Destination::Slots(pb::SlotDestination {
+            region: 1,
+            slots: vec![0, 1, 2],
+        })),
+        stages: vec![1],
+        ..pull.clone()
+    };
     let pin = pb::PinRequest {
         namespace: "t/m".into(),
         hashes: Some(world::hashes(0, 2)),
@@ -192,6 +200,7 @@ fn asked() -> Vec<u8> {
     [
         call("Agent/Get", &get),
         call("Agent/Pull", &pull),
+        call("Agent/Pull", &staged),
         call("Agent/Lookup", &pin),
         call("Agent/Pin", &pin),
         call("Agent/Release", &pb::ReleaseRequest { pin: 1 }),

@@ -5,8 +5,9 @@ mod asking;
 mod here;
 mod landing;
 mod report;
+mod stages;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvferry_proto::{
     BlockHash, InvalidMessage, NamespaceSpec, NodeId, Reason, RegionId, Slot, pb,
@@ -26,11 +27,12 @@ use crate::{
     coordinators::Located,
     region::{Chain, ClientId, Held, Holder, MAX_PIN_TTL, PinId, Region},
     service::client::ClientHandle,
-    transfer::{self, Parts, PullRequest, PullSummary, TransferConfig},
+    transfer::{self, Parts, PullRequest, PullSummary, StageEvent, StagedRequest, TransferConfig},
 };
 use asking::{Asking, PeerLinks};
-use landing::{Landing, Target};
+use landing::{Landing, Subset, Target};
 use report::{Report, Told};
+use stages::Stages;
 
 /// Longest pull.
 const MAX_PULL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -55,6 +57,8 @@ pub(super) struct Pull {
     pub(super) spare: bool,
     /// Pulled blocks are to be told in columns.
     pub(super) columns: bool,
+    /// In stages, and how; for slots of an engine's region.
+    pub(super) stages: Option<Stages>,
     /// Who holds the blocks, as somebody said already.
     pub(super) known: Option<Located>,
     pub(super) timeout: Duration,
@@ -84,6 +88,8 @@ impl LocalApi {
         let deadline = Instant::now() + timeout;
         let spec = self.namespace(&request.namespace, deadline).await?;
         let hashes = unpack(request.hashes, spec.hash_len)?.to_hashes();
+        let into_pool = !matches!(request.destination, Some(Destination::Slots(_)));
+        let stages = Stages::parse(&request.stages, &spec.layout, hashes.len(), into_pool)?;
         let into = match request.destination {
             Some(Destination::Slots(slots)) => self.slot_destination(&spec, &hashes, &slots)?,
             Some(Destination::Pool(pool)) => self.pool_destination(&spec, ttl(pool.pin_ttl_ms))?,
@@ -94,6 +100,7 @@ impl LocalApi {
             private: request.no_replica || !self.defaults.replicate,
             spare: false,
             columns: request.columns,
+            stages,
             known: None,
             timeout: deadline.saturating_duration_since(Instant::now()),
             spec,
@@ -203,6 +210,7 @@ impl LocalApi {
                 Arc::clone(&self.pulls),
                 pull.spec.layout.block_bytes(),
                 pull.columns,
+                pull.stages.as_ref().map(Stages::count),
             ),
             began: Instant::now(),
             landing,
@@ -291,25 +299,118 @@ impl Running {
         self.api.pulls.took.observe(self.began.elapsed());
     }
 
+    /// Brings blocks that are not here: in stages what can be, beside the rest. A block that is to be verified comes whole,
+    /// because nothing of it is to be believed before all of it is. Gives as [`Running::bring_whole`] does.
+    async fn bring(&self, blocks: &[usize]) -> (Told, PullSummary) {
+        let Some(stages) = &self.pull.stages else {
+            return self.bring_whole(blocks).await;
+        };
+        let covered = |i: &usize| {
+            let hash = self.pull.hashes[*i].as_bytes();
+            self.pull.spec.checksum.covers(hash)
+        };
+        let (whole, staged): (Vec<usize>, Vec<usize>) = blocks.iter().copied().partition(covered);
+        let whole = async {
+            let (last, summary) = self.bring_whole(&whole).await;
+            // Not kept until the others have ended: stages may wait for it.
+            self.report.outcomes(last).await;
+            summary
+        };
+        let (one, other) = tokio::join!(whole, self.bring_in_stages(&staged, stages));
+        (Told::default(), both(one, other))
+    }
+
+    /// Brings blocks part by part.
+    async fn bring_in_stages(&self, blocks: &[usize], stages: &Stages) -> PullSummary {
+        if blocks.is_empty() {
+            return PullSummary::default();
+        }
+        let ranges = stages.ranges();
+        let request = StagedRequest {
+            blocks: blocks.len() as u32, // as many as a request's hashes at most
+            stages: Arc::clone(&ranges),
+            timeout: self.deadline.saturating_duration_since(Instant::now()),
+        };
+        let (sender, mut events) = mpsc::unbounded_channel();
+        let parts = self.parts(&blocks.into());
+        let config = self.api.defaults.transfer.clone();
+        let pull = transfer::pull_in_stages(parts, config, request, sender);
+        let forward = async {
+            while let Some(batch) = events.recv().await {
+                match batch.is_empty() {
+                    true => self.report.under_way().await,
+                    false => {
+                        let told = self.stage_events(blocks, &ranges, batch);
+                        self.report.outcomes(told).await;
+                    }
+                }
+            }
+        };
+        let (summary, ()) = tokio::join!(pull, forward);
+        summary.unwrap_or_default()
+    }
+
+    /// What the engine is told of a pull in stages.
+    fn stage_events(
+        &self,
+        indices: &[usize],
+        stages: &[Range<u64>],
+        batch: Vec<StageEvent<Held>>,
+    ) -> Told {
+        let mut told = Told::default();
+        let mut reads = Reads::new(&self.api);
+        for event in batch {
+            match event {
+                StageEvent::Landed { block, stage, node } => {
+                    let index = indices.get(block as usize);
+                    let (Some(&index), Some(bytes)) = (index, stages.get(stage)) else {
+                        continue;
+                    };
+                    reads.add(node.as_ref(), bytes.end - bytes.start);
+                    self.report.landed(index, stage);
+                }
+                StageEvent::Ended(outcome) => {
+                    if let Some(&index) = indices.get(outcome.block as usize) {
+                        self.give_back_unpulled(index, &outcome);
+                        told.add(index, outcome);
+                    }
+                }
+            }
+        }
+        told
+    }
+
+    /// Given back before the engine hears of it, so that it can use the slot at once.
+    fn give_back_unpulled(&self, index: usize, outcome: &transfer::BlockOutcome<Held>) {
+        if outcome.outcome != transfer::Outcome::Pulled {
+            self.landing.give_back_unused(index);
+        }
+    }
+
+    /// What a pull of these blocks works with.
+    fn parts(&self, indices: &Arc<[usize]>) -> Parts<Asking, PeerLinks, Subset> {
+        Parts {
+            locate: Arc::new(Asking::new(
+                self.api.clone(),
+                Arc::clone(&self.pull.spec),
+                indices.iter().map(|i| self.pull.hashes[*i]).collect(),
+                self.pull.known.as_ref().map(|known| known.subset(indices)),
+                self.deadline,
+            )),
+            connect: Arc::new(PeerLinks::new(&self.api, self.pull.spec.checksum)),
+            landing: Arc::new(self.landing.subset(Arc::clone(indices))),
+            metrics: Arc::clone(&self.api.transfer),
+        }
+    }
+
     /// Brings blocks that are not here. Gives the outcomes that are still to be reported: those that
     /// came with the end, so that a small pull is one event.
-    async fn bring(&self, blocks: &[usize]) -> (Told, PullSummary) {
+    async fn bring_whole(&self, blocks: &[usize]) -> (Told, PullSummary) {
         if blocks.is_empty() {
             return Default::default();
         }
         let indices: Arc<[usize]> = blocks.into();
-        let parts = Parts {
-            locate: Arc::new(Asking::new(
-                self.api.clone(),
-                Arc::clone(&self.pull.spec),
-                blocks.iter().map(|i| self.pull.hashes[*i]).collect(),
-                self.pull.known.as_ref().map(|known| known.subset(blocks)),
-                self.deadline,
-            )),
-            connect: Arc::new(PeerLinks::new(&self.api, self.pull.spec.checksum)),
-            landing: Arc::new(self.landing.subset(Arc::clone(&indices))),
-            metrics: Arc::clone(&self.api.transfer),
-        };
+        let parts = self.parts(&indices);
         let policy = self.pull.spec.checksum;
         let request = PullRequest {
             blocks: blocks.len() as u32, // as many as a request's hashes at most
@@ -357,23 +458,57 @@ impl Running {
         told: &mut Told,
     ) {
         let bytes = self.pull.spec.layout.block_bytes();
-        // Coordinators send readers to those who are read less.
-        let mut from: Option<(NodeId, u64)> = None;
+        let mut reads = Reads::new(&self.api);
         for outcome in batch {
             let Some(&index) = indices.get(outcome.block as usize) else {
                 continue;
             };
-            if outcome.outcome != transfer::Outcome::Pulled {
-                // Given back before the engine hears of it, so that it can use the slot at once.
-                self.landing.give_back_unused(index);
-            } else if let Some(node) = &outcome.node {
-                match &mut from {
-                    Some((same, sum)) if same == node => *sum += bytes,
-                    _ => self.api.reads.count(from.replace((node.clone(), bytes))),
-                }
+            self.give_back_unpulled(index, &outcome);
+            if outcome.outcome == transfer::Outcome::Pulled {
+                reads.add(outcome.node.as_ref(), bytes);
             }
             told.add(index, outcome);
         }
-        self.api.reads.count(from);
+    }
+}
+
+/// Counts whose memory was read: coordinators send readers to those who are read less.
+struct Reads<'a> {
+    api: &'a LocalApi,
+    from: Option<(NodeId, u64)>,
+}
+
+impl<'a> Reads<'a> {
+    fn new(api: &'a LocalApi) -> Self {
+        Self { api, from: None }
+    }
+
+    /// Neighbours are mostly of one node, and counted in one step.
+    fn add(&mut self, node: Option<&NodeId>, bytes: u64) {
+        let Some(node) = node else {
+            return;
+        };
+        match &mut self.from {
+            Some((same, sum)) if same == node => *sum += bytes,
+            from => self.api.reads.count(from.replace((node.clone(), bytes))),
+        }
+    }
+}
+
+impl Drop for Reads<'_> {
+    fn drop(&mut self) {
+        self.api.reads.count(self.from.take());
+    }
+}
+
+/// Of two pulls beside each other that are one to the engine.
+fn both(one: PullSummary, other: PullSummary) -> PullSummary {
+    PullSummary {
+        pulled: one.pulled + other.pulled,
+        bytes: one.bytes + other.bytes,
+        locate: one.locate.max(other.locate),
+        connect: one.connect.max(other.connect),
+        wire: one.wire.max(other.wire),
+        total: one.total.max(other.total),
     }
 }

@@ -12,6 +12,7 @@ use kvferry_proto::{
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
+use super::stages::StageBook;
 use crate::{
     metrics::PullMetrics,
     region::{Held, PinId},
@@ -22,8 +23,7 @@ use crate::{
 /// The stream of a pull's events: one outcome per block, and the summary last.
 pub(super) struct Report {
     events: mpsc::Sender<pb::PullEvent>,
-    /// Blocks that have their outcome.
-    given: Mutex<Vec<bool>>,
+    given: Mutex<Given>,
     metrics: Arc<PullMetrics>,
     block_bytes: u64,
     /// Pulled blocks are told in columns.
@@ -32,18 +32,32 @@ pub(super) struct Report {
     timed_out: AtomicBool,
 }
 
+/// What has been told, or is about to be.
+struct Given {
+    /// Blocks that have their outcome.
+    outcomes: Vec<bool>,
+    stages: Option<StageBook>,
+    /// Stages that were told to have landed.
+    stages_told: u32,
+}
+
 impl Report {
-    /// What becomes of the blocks, of `block_bytes` each, is counted in `metrics`.
+    /// What becomes of the blocks, of `block_bytes` each, is counted in `metrics`. None for `stages`: nobody asked for any.
     pub(super) fn new(
         events: mpsc::Sender<pb::PullEvent>,
         blocks: usize,
         metrics: Arc<PullMetrics>,
         block_bytes: u64,
         columns: bool,
+        stages: Option<usize>,
     ) -> Self {
         Self {
             events,
-            given: Mutex::new(vec![false; blocks]),
+            given: Mutex::new(Given {
+                outcomes: vec![false; blocks],
+                stages: stages.map(|stages| StageBook::new(stages, blocks)),
+                stages_told: 0,
+            }),
             metrics,
             block_bytes,
             columns,
@@ -71,13 +85,36 @@ impl Report {
         let pulled = told.pulled.iter().flat_map(|way| &way.columns.indices);
         let others = told.others.iter().map(|outcome| outcome.index);
         for index in pulled.copied().chain(others) {
-            if let Some(given) = all.get_mut(index as usize) {
+            if let Some(given) = all.outcomes.get_mut(index as usize) {
                 *given = true;
+            }
+            if let Some(stages) = &mut all.stages {
+                stages.end(index as usize);
             }
         }
     }
 
+    /// A stage of a block has landed.
+    pub(super) fn landed(&self, index: usize, stage: usize) {
+        if let Some(stages) = &mut self.given.lock().stages {
+            stages.land(index, stage);
+        }
+    }
+
+    /// Has a stage landed of which nothing was told?
+    fn has_landed(&self) -> bool {
+        let given = self.given.lock();
+        let landed = given.stages.as_ref().map_or(0, StageBook::told);
+        landed > given.stages_told
+    }
+
+    /// The next event; its outcomes were noted. Events are sent in the order in which they are made.
     fn event(&self, told: Told, summary: Option<pb::PullSummary>) -> pb::PullEvent {
+        let stages_landed = {
+            let mut given = self.given.lock();
+            given.stages_told = given.stages.as_ref().map_or(0, StageBook::told);
+            given.stages_told
+        };
         let Told { others, pulled } = told;
         let columns = pulled.into_iter().map(|way| way.columns);
         match self.columns {
@@ -85,31 +122,33 @@ impl Report {
                 outcomes: others,
                 summary,
                 pulled: columns.collect(),
+                stages_landed,
             },
             false => pb::PullEvent {
                 outcomes: columns.flat_map(rows).chain(others).collect(),
                 summary,
                 pulled: Vec::new(),
+                stages_landed,
             },
         }
     }
 
-    /// Outcomes, some at a time. An engine that went away does not want to know.
+    /// Outcomes, some at a time, and the stages that have landed. An engine that went away does not want to know.
     pub(super) async fn outcomes(&self, told: Told) {
         self.note(&told);
-        if !told.is_empty() {
+        if !told.is_empty() || self.has_landed() {
             let _ = self.events.send(self.event(told, None)).await;
         }
     }
 
     /// An event without outcomes: the engine's call was begun, whatever its blocks wait for.
     pub(super) async fn under_way(&self) {
-        let _ = self.events.send(pb::PullEvent::default()).await;
+        let _ = self.events.send(self.event(Told::default(), None)).await;
     }
 
     /// Outcomes for the blocks that have none: the pull ended before its time.
     pub(super) async fn give_up_the_rest(&self) {
-        let rest = self.given.lock().clone();
+        let rest = self.given.lock().outcomes.clone();
         let outcomes = rest
             .iter()
             .enumerate()

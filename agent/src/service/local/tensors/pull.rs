@@ -413,6 +413,7 @@ impl Run {
                     .collect(),
             },
             spare: false,
+            stages: None,
             columns: false,
             known: None,
             private: self.private,

@@ -5,6 +5,8 @@ use std::{
     task::{Context, Waker},
 };
 
+use kvferry_proto::{Geometry, RegionId};
+use smallvec::SmallVec;
 use tokio::task::{Id, JoinError};
 
 use super::{Answer, Asked, Run};
@@ -91,13 +93,15 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             return;
         };
         match asked {
-            Asked::Locate(_, since) => self.observe(Phase::Locate, since),
+            Asked::Locate(_, since, _) => self.observe(Phase::Locate, since),
             Asked::Connect(_, since) => self.observe(Phase::Connect, since),
             Asked::Verify(_) => {}
         }
         match (asked, answer) {
-            (Asked::Locate(op, _), Some(Answer::Located(result))) => self.located(op, result),
-            (Asked::Locate(op, _), _) => self.tell(Event::LocateFailed {
+            (Asked::Locate(op, _, blocks), Some(Answer::Located(result))) => {
+                self.located(op, &blocks, result);
+            }
+            (Asked::Locate(op, ..), _) => self.tell(Event::LocateFailed {
                 op,
                 retryable: false,
             }),
@@ -146,7 +150,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
         });
     }
 
-    fn located(&mut self, op: OpId, result: Result<Located, LocateError>) {
+    fn located(&mut self, op: OpId, blocks: &[BlockIndex], result: Result<Located, LocateError>) {
         self.report.located(self.now(), result.as_ref().err());
         let located = match result {
             Ok(located) => located,
@@ -171,17 +175,20 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 })
             })
             .collect();
+        let landing = Arc::clone(&self.parts.landing);
         let candidates = (0..located.len())
-            .map(|block| {
-                let known = located.candidates(block).iter().filter_map(|place| {
-                    let &(source, region, spans) = owners.get(place.owner)?;
+            .map(|place| {
+                let part = blocks.get(place).map_or(0, |block| landing.part(*block));
+                let known = located.candidates(place).iter().filter_map(|place| {
+                    let (source, region, spans) = owners.get(place.owner)?;
                     Some(Candidate {
-                        source,
-                        region,
+                        source: *source,
+                        region: *region,
                         slot: place.slot,
                         generation: place.generation,
                         checksum: place.checksum,
-                        spans,
+                        // Where the owner has no such part the plan says what is wrong.
+                        spans: spans.get(part).copied().unwrap_or(1),
                     })
                 });
                 known.collect()
@@ -195,7 +202,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
     }
 
     /// Gives an owner its number, and keeps what reading from it needs.
-    fn learn(&mut self, owner: &OwnerRegion) -> (SourceKey, kvferry_proto::RegionId, u32) {
+    /// Says also in how many spans each part of a block lies.
+    fn learn(&mut self, owner: &OwnerRegion) -> (SourceKey, RegionId, SmallVec<[u32; 1]>) {
         let (peer, region) = (owner.peer.clone(), owner.region);
         let next = SourceKey(u32::try_from(self.peers.len()).unwrap_or(u32::MAX));
         let name = (peer.node.clone(), peer.incarnation);
@@ -205,10 +213,19 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             Some(known) => *known = peer,
             None => self.peers.push(peer),
         }
+        let whole = &owner.geometry;
+        let geometries: Vec<_> = match self.parts.landing.parts() {
+            [] => vec![whole.clone()],
+            // An owner whose blocks are too small for them has none; the plan says so.
+            parts => parts
+                .iter()
+                .map_while(|it| whole.part(it.clone()))
+                .collect(),
+        };
         // At most MAX_PLANES.
-        let spans = u32::try_from(owner.geometry.planes().len()).unwrap_or(u32::MAX);
-        self.geometries
-            .insert((source, region), owner.geometry.clone());
+        let spans = |part: &Geometry| u32::try_from(part.planes().len()).unwrap_or(u32::MAX);
+        let spans = geometries.iter().map(spans).collect();
+        self.geometries.insert((source, region), geometries);
         (source, region, spans)
     }
 }

@@ -17,6 +17,9 @@ use crate::transport::{CancelRead, Capabilities, Completion, PendingRead, ReadEr
 /// Bytes of a block; at the owners in two planes, here in one.
 pub(super) const BLOCK: u64 = 64;
 
+/// What is written to a place that was given back.
+const NEXT: [u8; BLOCK as usize] = [0xaa; BLOCK as usize];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
     Good,
@@ -42,6 +45,11 @@ pub(super) struct Owner {
     mode: Mutex<Mode>,
     stuck: Mutex<Vec<Completion>>,
     received: AtomicU64,
+    /// Data reads that go through at once; those after them are held up.
+    passes: AtomicU32,
+    held: Mutex<Vec<(Arc<Hung>, Vec<ReadRequest>)>>,
+    /// Reads that are held up do not settle when they are cancelled.
+    stubborn: AtomicBool,
     pub(super) bounds: Mutex<Capabilities>,
     /// Words come with the data.
     pub(super) in_order: AtomicBool,
@@ -50,7 +58,15 @@ pub(super) struct Owner {
     suspect: AtomicBool,
 }
 
+#[derive(Default)]
 struct Hung(Mutex<Option<Completion>>);
+
+/// Cannot be cancelled.
+struct Stubborn;
+
+impl CancelRead for Stubborn {
+    fn cancel(&self) {}
+}
 
 impl CancelRead for Hung {
     fn cancel(&self) {
@@ -89,6 +105,9 @@ impl Owner {
             mode: Mutex::new(Mode::Good),
             stuck: Mutex::default(),
             received: AtomicU64::new(0),
+            passes: AtomicU32::new(u32::MAX),
+            held: Mutex::default(),
+            stubborn: AtomicBool::new(false),
             bounds: Mutex::new(Capabilities {
                 max_spans: 64,
                 max_bytes: 1 << 20,
@@ -105,6 +124,79 @@ impl Owner {
 
     pub(super) fn set(&self, mode: Mode) {
         *self.mode.lock() = mode;
+    }
+
+    /// Something else is written to a slot; it is not sealed again.
+    pub(super) fn overwrite(&self, slot: u32) {
+        if self.generations.load(slot) == Some(2) {
+            self.generations.begin_write(slot);
+        }
+        for range in self.geometry.ranges(Slot(slot)) {
+            let garbage = vec![0xee; (range.end - range.start) as usize];
+            self.memory.write_at(range.start, &garbage).unwrap();
+        }
+    }
+
+    /// So many data reads go through, the others are held up until `resume`, whether they are cancelled or not if
+    /// `stubborn`.
+    pub(super) fn hold_up_after(&self, passes: u32, stubborn: bool) {
+        self.passes.store(passes, Ordering::Relaxed);
+        self.stubborn.store(stubborn, Ordering::Relaxed);
+    }
+
+    /// How many are held up.
+    pub(super) fn held_up(&self) -> usize {
+        self.held.lock().len()
+    }
+
+    /// The first of them go on, and fetch what is there now.
+    pub(super) fn resume(&self, reads: usize) {
+        let reads = reads.min(self.held_up());
+        let held: Vec<_> = self.held.lock().drain(..reads).collect();
+        for (hung, requests) in held {
+            if let Some(completion) = hung.0.lock().take() {
+                completion.settle(requests.iter().try_for_each(|it| self.copy(it)));
+            }
+        }
+    }
+
+    /// Those that are held up, and all later ones, fail with their link.
+    pub(super) fn cut(&self) {
+        self.set(Mode::Lost);
+        for (hung, _) in self.held.lock().drain(..) {
+            if let Some(completion) = hung.0.lock().take() {
+                completion.settle(Err(self.lost()));
+            }
+        }
+    }
+
+    fn lost(&self) -> ReadError {
+        ReadError::LinkLost {
+            node: self.name.clone(),
+            detail: "pulled the plug".into(),
+        }
+    }
+
+    /// A data read, and that of its words where they come with it.
+    fn begin(&self, requests: Vec<ReadRequest>) -> PendingRead {
+        let pass = |left: u32| match left {
+            0 => None,
+            u32::MAX => Some(left),
+            _ => Some(left - 1),
+        };
+        let order = Ordering::Relaxed;
+        if self.passes.fetch_update(order, order, pass).is_ok() {
+            return PendingRead::settled(requests.iter().try_for_each(|it| self.copy(it)));
+        }
+        let hung = Arc::new(Hung::default());
+        let cancel: Arc<dyn CancelRead> = match self.stubborn.load(Ordering::Relaxed) {
+            true => Arc::new(Stubborn),
+            false => Arc::clone(&hung) as _,
+        };
+        let (pending, completion) = PendingRead::new(cancel);
+        *hung.0.lock() = Some(completion);
+        self.held.lock().push((hung, requests));
+        pending
     }
 
     pub(super) fn release(&self) {
@@ -160,8 +252,10 @@ impl Link for FakeLink {
 
     fn read_with_words(&self, data: ReadRequest, words: ReadRequest) -> PendingRead {
         let owner = &self.0.owners[self.1];
-        let copied = owner.copy(&data).and_then(|()| owner.copy(&words));
-        PendingRead::settled(copied)
+        match *owner.mode.lock() {
+            Mode::Lost => PendingRead::settled(Err(owner.lost())),
+            _ => owner.begin(vec![data, words]),
+        }
     }
 
     fn read(&self, request: ReadRequest) -> PendingRead {
@@ -171,11 +265,11 @@ impl Link for FakeLink {
         }
         let mode = *owner.mode.lock();
         match mode {
+            Mode::Good | Mode::Refuse | Mode::Deny if request.remote[0].part == Part::Data => {
+                owner.begin(vec![request])
+            }
             Mode::Good | Mode::Refuse | Mode::Deny => PendingRead::settled(owner.copy(&request)),
-            Mode::Lost => PendingRead::settled(Err(ReadError::LinkLost {
-                node: owner.name.clone(),
-                detail: "pulled the plug".into(),
-            })),
+            Mode::Lost => PendingRead::settled(Err(owner.lost())),
             Mode::DenyReads => PendingRead::settled(Err(ReadError::TicketRefused {
                 node: owner.name.clone(),
                 refusal: Refusal::OtherNamespace,
@@ -215,6 +309,10 @@ pub(super) struct World {
     checksums: bool,
     outage: AtomicBool,
     slot_shift: AtomicU32,
+    /// A block that finds no room.
+    pub(super) no_room: Mutex<Option<u32>>,
+    /// A block that cannot be sealed.
+    pub(super) no_seal: Mutex<Option<u32>>,
     memory: Arc<HostMemory>,
     states: Mutex<Vec<State>>,
     pub(super) metrics: Arc<TransferMetrics>,
@@ -229,6 +327,8 @@ impl World {
             checksums,
             outage: AtomicBool::new(false),
             slot_shift: AtomicU32::new(0),
+            no_room: Mutex::default(),
+            no_seal: Mutex::default(),
             memory: Arc::new(HostMemory::anonymous(u64::from(blocks) * BLOCK).unwrap()),
             states: Mutex::new(vec![State::Free; blocks as usize]),
             metrics: Arc::default(),
@@ -260,10 +360,23 @@ impl World {
 
     pub(super) fn assert_delivered(&self, block: u32) {
         assert_eq!(self.state(block), State::Landed);
-        let mut bytes = vec![0; BLOCK as usize];
+        assert!(self.holds(block, 0..BLOCK));
+    }
+
+    /// Nothing was written to a place since it was given back, or ever.
+    pub(super) fn is_untouched(&self, block: u32) -> bool {
+        let mut bytes = [0; BLOCK as usize];
         let start = u64::from(block) * BLOCK;
         self.memory.read_at(start, &mut bytes).unwrap();
-        assert_eq!(bytes, contents(block));
+        bytes == NEXT || bytes == [0; BLOCK as usize]
+    }
+
+    /// Are these bytes of the block in its destination?
+    pub(super) fn holds(&self, block: u32, range: Range<u64>) -> bool {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        let start = u64::from(block) * BLOCK + range.start;
+        self.memory.read_at(start, &mut bytes).unwrap();
+        bytes == contents(block)[range.start as usize..range.end as usize]
     }
 
     fn owner(&self, peer: &PeerTarget) -> usize {
@@ -366,6 +479,9 @@ impl Landing for World {
     type Landed = u32;
 
     fn prepare(&self, block: BlockIndex) -> Result<Destination, NoSpace> {
+        if *self.no_room.lock() == Some(block) {
+            return Err(NoSpace);
+        }
         self.turn(block, State::Free, State::Prepared);
         let start = u64::from(block) * BLOCK;
         Ok(Destination {
@@ -386,11 +502,17 @@ impl Landing for World {
     }
 
     fn land(&self, block: BlockIndex, _: Option<Checksum>) -> Result<u32, LandError> {
+        if *self.no_seal.lock() == Some(block) {
+            return Err(LandError { detail: "no" });
+        }
         self.turn(block, State::Prepared, State::Landed);
         Ok(block)
     }
 
     fn abandon(&self, block: BlockIndex) {
         self.turn(block, State::Prepared, State::Free);
+        // Whoever has it next writes to it.
+        let start = u64::from(block) * BLOCK;
+        self.memory.write_at(start, &NEXT).unwrap();
     }
 }

@@ -5,6 +5,8 @@ mod deadlines;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod given_up;
+#[cfg(test)]
 mod happy;
 pub(crate) mod model;
 #[cfg(test)]

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 # Beyond that the engine must stop: it would compute into memory that changes under it.
 BUSY_BOUND_S = 60.0
 BUSY_PAUSE_S = 0.002
+# What a stage of a load is worth: below that its own round trip costs as much as its bytes, and layers come together.
+STAGE_BYTES = 1 << 20
+# An agent's bound on stages times blocks of one pull.
+MAX_PARTS = 131_072
 
 
 def whole_storage(parts: list[Part], layer: torch.Tensor) -> torch.Tensor:
@@ -35,11 +39,39 @@ def whole_storage(parts: list[Part], layer: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=layer.device).set_(layer.untyped_storage())
 
 
-class InPlaceMedium:
-    """See `Medium`. One region: the engine's KV cache."""
+def stages_of(layers: list[str], plane_bytes: int, blocks: int) -> tuple[list[int], dict[str, int]]:
+    """How a load of so many blocks comes by layers: the planes of each stage, and how many stages a layer waits for. `layers`
+    names each plane's, in order. A stage is one layer, or several where one is not worth a stage."""
+    worth = -(-STAGE_BYTES // max(plane_bytes * blocks, 1))
+    most = max(MAX_PARTS // max(blocks, 1), 1)
+    least = max(worth, -(-len(layers) // most))
+    stages: list[int] = []
+    last: dict[str, int] = {}
+    planes = 0
+    for number, layer in enumerate(layers):
+        planes += 1
+        last[layer] = len(stages) + 1
+        ends = number + 1 == len(layers) or layers[number + 1] != layer
+        if ends and (planes >= least or number + 1 == len(layers)):
+            stages.append(planes)
+            planes = 0
+    return stages, last
 
-    def __init__(self, client: kvferry.Client, namespace: kvferry.Namespace, parts: list[Part], storage: torch.Tensor) -> None:
+
+class InPlaceMedium:
+    """See `Medium`. One region: the engine's KV cache. `by_layer`: loads are waited for layer by layer."""
+
+    def __init__(
+        self,
+        client: kvferry.Client,
+        namespace: kvferry.Namespace,
+        parts: list[Part],
+        storage: torch.Tensor,
+        *,
+        by_layer: bool = False,
+    ) -> None:
         self._client, self._namespace = client, namespace
+        self._layers = [part.layer for part in parts] if by_layer else []
         self._cuda = storage.device.type == "cuda"
         blocks = int(parts[0].bytes.shape[0])
         planes = tuple(kvferry.Plane(part.strip.base, part.strip.stride, part.strip.len) for part in parts)
@@ -89,6 +121,7 @@ class InPlaceMedium:
             # The pull reserves them for itself.
             self._client.abort(self._region, held)
             self._reserved.difference_update(held)
+        stages, layers = stages_of(self._layers, self._namespace.layout.plane_bytes, len(blocks.blocks))
         pull = self._client.pull(
             self._namespace.name,
             blocks.hashes,
@@ -97,8 +130,9 @@ class InPlaceMedium:
             timeout=timeout_s,
             chained=True,
             parent=blocks.parent,
+            stages=stages,
         )
-        return InPlaceLoad(pull, blocks, timeout_s, self._namespace.layout.block_bytes)
+        return InPlaceLoad(pull, blocks, timeout_s, self._namespace.layout.block_bytes, layers)
 
     def _written(self) -> Any:
         """Something that says when this step's kernels have written; None: they have."""
@@ -152,8 +186,10 @@ class _Unsealed:
 class InPlaceLoad:
     """A pull into the engine's own blocks."""
 
-    def __init__(self, pull: kvferry.Pull, blocks: GroupBlocks, timeout_s: float, block_bytes: int) -> None:
-        self._pull, self._blocks, self._block_bytes = pull, blocks, block_bytes
+    def __init__(
+        self, pull: kvferry.Pull, blocks: GroupBlocks, timeout_s: float, block_bytes: int, layers: dict[str, int]
+    ) -> None:
+        self._pull, self._blocks, self._block_bytes, self._layers = pull, blocks, block_bytes, layers
         self._began = time.monotonic()
         self._longest_s = timeout_s + 2.0
         self.moved = Moved()
@@ -165,8 +201,13 @@ class InPlaceLoad:
         return self._pull.wait(timeout_s)
 
     def layer(self, name: str) -> None:
-        # An agent says of a block that it is there, not of a layer.
-        self._pull.wait(self._longest_s)
+        stage = self._layers.get(name)
+        if stage is None:
+            # Of a layer without planes of its own (it shares an earlier one's) nothing is said by itself.
+            self._pull.wait(self._longest_s)
+        else:
+            # Blocks that do not come are named by `finish`: the step's outcome does not count for them.
+            self._pull.wait_stage(stage, self._longest_s)
 
     def finish(self) -> frozenset[int]:
         there = run_of(self._pull.outcomes())

@@ -124,7 +124,7 @@ class WorkerHalf:
     def _medium(self, client: kvferry.Client, group: Group) -> Medium:
         spec, parts = self._namespace(group), self._parts[group.index]
         if self._storage is not None:
-            return InPlaceMedium(client, spec, parts, self._storage)
+            return InPlaceMedium(client, spec, parts, self._storage, by_layer=self._settings.load == "sync")
         return PoolMedium(client, spec, parts, self._settings.pool_bytes)
 
     def _namespace(self, group: Group) -> kvferry.Namespace:

@@ -91,6 +91,8 @@ pub(in super::super) struct World {
     corrupt: bool,
     outage: u64,
     cancelled: bool,
+    gives_up: bool,
+    given_up: BTreeSet<u32>,
 }
 
 impl World {
@@ -125,6 +127,10 @@ impl World {
         let config = TransferConfig {
             op_bytes: BLOCK * (1 + random.below(6)),
             op_blocks: 1 + random.below(5) as usize,
+            group_blocks: match random.below(3) {
+                0 => 1 + random.below(9) as u32,
+                _ => u32::MAX,
+            },
             ops_per_window: 1 + random.below(4),
             inflight_bytes: random.below(8) * BLOCK,
             generation_words: 1 + random.below(5) as usize,
@@ -148,6 +154,7 @@ impl World {
             hang: often(&[0, 5, 40]),
             outage: often(&[0, 0, 30, 100]),
             corrupt: often(&[0, 1]) == 1,
+            gives_up: often(&[0, 0, 1]) == 1,
             link: Capabilities {
                 max_spans: 1 + random.below(6) as usize,
                 max_bytes: BLOCK * (1 + random.below(8)),
@@ -175,6 +182,7 @@ impl World {
             locate: None,
             connects: Vec::new(),
             cancelled: false,
+            given_up: BTreeSet::new(),
         }
     }
 
@@ -265,6 +273,11 @@ impl World {
             6 if self.random.below(500) == 0 => {
                 self.cancelled = true;
                 self.tell(Event::Cancel);
+            }
+            7 if self.gives_up && self.random.below(60) == 0 => {
+                let block = self.random.below(self.local.len() as u64 + 1) as u32;
+                self.given_up.insert(block);
+                self.tell(Event::GiveUp { block });
             }
             _ => self.settle(),
         }

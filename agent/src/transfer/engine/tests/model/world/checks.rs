@@ -78,6 +78,7 @@ impl World {
         assert!(!self.cancelled && !slots.is_empty());
         for read in &slots {
             self.assert_untouched(read.block);
+            assert!(!self.given_up.contains(&read.block), "nobody wants it");
         }
         let bytes = |count: usize| count as u64 * BLOCK;
         // Here all blocks have checksums, or none has.
@@ -93,6 +94,8 @@ impl World {
                 .sum();
             let sum = |used: usize| bytes(used + slots.len());
             assert!(slots.len() <= self.config.op_blocks);
+            let group = |read: &SlotRead| read.block / self.config.group_blocks;
+            assert!(slots.iter().all(|read| group(read) == group(&slots[0])));
             assert!(sum(0) <= self.link.max_bytes.max(BLOCK));
             assert!(here == 0 || sum(here) <= self.link.window_bytes);
             assert!(all == 0 || sum(all) <= self.config.inflight_bytes);
@@ -121,6 +124,9 @@ impl World {
             assert!(matches!(local.place, Place::None | Place::Gone));
         }
         assert!(outcome != Outcome::Corrupt || self.corrupt);
+        if matches!(outcome, Outcome::Cancelled { .. }) {
+            assert!(self.cancelled || self.given_up.contains(&block));
+        }
         if outcome == Outcome::Pulled {
             self.assert_right(block);
         }
