@@ -30,6 +30,17 @@ pub enum LogEntry {
     Forgotten,
 }
 
+/// What lies in the batch that is still being filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Open {
+    /// Nothing.
+    Nothing,
+    /// Changes that nobody waits for: more of the same may be told with them.
+    Changes,
+    /// Changes that others should hear of soon.
+    News,
+}
+
 /// Every change, batched and numbered from 1, in the order of truth. Shared by all sessions.
 #[derive(Debug)]
 pub struct ChangeLog {
@@ -45,6 +56,8 @@ struct Inner {
     closed: VecDeque<Arc<Delta>>,
     /// Grows until somebody reads it; then it is closed, so that all readers get the same batches.
     open: Delta,
+    /// It is to be told soon.
+    urgent: bool,
 }
 
 impl Inner {
@@ -58,6 +71,7 @@ impl Inner {
         if self.open.is_empty() {
             return false;
         }
+        self.urgent = false;
         let mut closed = std::mem::take(&mut self.open);
         closed.shrink();
         self.closed.push_back(Arc::new(closed));
@@ -84,6 +98,7 @@ impl ChangeLog {
                 first: 1,
                 closed: VecDeque::new(),
                 open: Delta::default(),
+                urgent: false,
             }),
             changed: watch::Sender::new(0),
         }
@@ -115,7 +130,28 @@ impl ChangeLog {
     /// Is there something in the open batch?
     #[must_use]
     pub fn has_open(&self) -> bool {
-        !self.inner.lock().open.is_empty()
+        self.open() != Open::Nothing
+    }
+
+    /// What is in the open batch.
+    #[must_use]
+    pub fn open(&self) -> Open {
+        let inner = self.inner.lock();
+        match (inner.open.is_empty(), inner.urgent) {
+            (true, _) => Open::Nothing,
+            (false, false) => Open::Changes,
+            (false, true) => Open::News,
+        }
+    }
+
+    /// What was recorded is to be told soon: a pull has ended, say.
+    pub fn hurry(&self) {
+        let mut inner = self.inner.lock();
+        let news = !inner.open.is_empty() && !std::mem::replace(&mut inner.urgent, true);
+        drop(inner);
+        if news {
+            self.wake();
+        }
     }
 
     /// The number of the last delta that has everything recorded so far, which is told at once. Called under the store's
@@ -135,7 +171,7 @@ impl ChangeLog {
         self.changed.send_modify(|count| *count += 1);
     }
 
-    /// Wakes when a batch was begun, and when one is complete.
+    /// Wakes when a batch was begun, when it has become urgent, and when it is complete.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -146,12 +182,15 @@ impl ChangeSink for ChangeLog {
     fn record(&self, change: Change) {
         let mut inner = self.inner.lock();
         let begins = inner.open.is_empty();
+        // Nothing is found in a region that is not known, and everything in one that is gone is lost.
+        let region = matches!(change, Change::RegionAdded(_) | Change::RegionRemoved(_));
+        let hurries = region && !std::mem::replace(&mut inner.urgent, true);
         inner.open.fold(change);
         let full = inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS;
         let closed = full && inner.close();
         drop(inner);
         // Once per batch: a session that was woken finds everything that is recorded until it reads.
-        if begins || closed {
+        if begins || hurries || closed {
             self.wake();
         }
     }

@@ -172,6 +172,12 @@ impl SessionMachine {
         self.acknowledged
     }
 
+    /// Are deltas on their way whose acknowledgement has not come?
+    #[must_use]
+    pub fn awaits_acknowledgement(&self) -> bool {
+        self.is_live() && self.acknowledged + 1 < self.cursor
+    }
+
     /// Is the session established and not in the middle of an inventory?
     #[must_use]
     pub fn is_live(&self) -> bool {

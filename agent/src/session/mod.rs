@@ -24,7 +24,7 @@ mod tests;
 pub use copies::CopyOrder;
 pub use delta::{Delta, SlotState};
 pub use inventory::inventory_messages;
-pub use log::{ChangeLog, LogEntry};
+pub use log::{ChangeLog, LogEntry, Open};
 pub use machine::{Command, Event, SessionConfig, SessionMachine};
 pub use reads::Reads;
 pub use task::{Identity, InventorySource, KeySink, SessionStatus, SessionTask, SurplusSink};

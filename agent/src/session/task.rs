@@ -23,7 +23,7 @@ use tonic::transport::Endpoint;
 use tracing::{debug, error, info, warn};
 
 use super::{
-    ChangeLog, Command, Event, LogEntry, Reads, SessionConfig, SessionMachine,
+    ChangeLog, Command, Event, LogEntry, Open, Reads, SessionConfig, SessionMachine,
     copies::{CopyOrder, Done},
     inbound::{Arrived, Inbound},
     reads::Told,
@@ -45,9 +45,9 @@ const CONNECT_BOUND: Duration = Duration::from_secs(5);
 /// A goodbye must be on its way by then; a coordinator that misses it hides the node a little later.
 const GOODBYE_BOUND: Duration = Duration::from_secs(1);
 
-/// For so long a delta is filled, unless somebody closes it: who waits for what it says, or it is full. What a pull takes
-/// and seals is one delta that way instead of two, and most of it travels when the pull has ended; a reader who hears of
-/// a slot that late finds its generation odd and asks again.
+/// So long a delta is filled at most. One that is urgent goes at once, or with the acknowledgement of the one before: so many
+/// small changes are few deltas when there is much to tell. Another one waits for more: what a pull takes and seals is one delta and
+/// not two, and travels when the pull has ended. A reader who hears of a slot that late finds its generation odd and asks again.
 const GATHER: Duration = Duration::from_millis(2);
 
 /// What this agent says of itself in every hello.
@@ -246,12 +246,17 @@ impl SessionTask {
 
     fn tick(&mut self) {
         let (_, next) = self.log.bounds();
-        let open = self.log.has_open();
+        let open = self.log.open();
+        let gathers = match open {
+            Open::Nothing => false,
+            Open::Changes => true,
+            Open::News => self.machine.awaits_acknowledgement(),
+        };
         let now = Instant::now();
         let until = self.gathering.unwrap_or(now + GATHER);
-        self.gathering = (open && now < until).then_some(until);
+        self.gathering = (gathers && now < until).then_some(until);
         // A delta that is still open counts: asking for it closes it.
-        let next_delta = next + u64::from(open && self.gathering.is_none());
+        let next_delta = next + u64::from(open != Open::Nothing && self.gathering.is_none());
         self.handle(Event::Tick { next_delta });
     }
 

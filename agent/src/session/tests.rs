@@ -8,7 +8,7 @@ use kvferry_proto::{
     RegionId, Slot,
 };
 
-use super::{ChangeLog, Command, Event, LogEntry, SessionConfig, SessionMachine};
+use super::{ChangeLog, Command, Event, LogEntry, Open, SessionConfig, SessionMachine};
 use crate::region::{Change, ChangeSink, Region};
 
 fn ms(ms: u64) -> Duration {
@@ -430,6 +430,45 @@ fn what_was_read_once_is_read_the_same_again() {
     assert!(matches!(log.read(3), LogEntry::UpToDate));
     assert_eq!(log.bounds(), (1, 3));
     assert_eq!(log.seal_position(), 2);
+}
+
+/// Who waits for a batch: nobody, until somebody says so, or a region comes or goes.
+#[test]
+fn a_batch_is_news_when_it_is_said_to_be() {
+    let log = ChangeLog::new();
+    let mut woken = log.subscribe();
+    let mut is_woken = || std::mem::replace(&mut woken, log.subscribe()).has_changed();
+    assert_eq!(log.open(), Open::Nothing);
+    log.hurry();
+    assert!(!is_woken().unwrap());
+    // The first change begins a batch, and is heard of; another one is not.
+    log.record(removed(1, 0));
+    assert!(is_woken().unwrap());
+    log.record(sealed(1, 0, 1, 2));
+    assert!(!is_woken().unwrap());
+    assert_eq!(log.open(), Open::Changes);
+    log.hurry();
+    assert_eq!(log.open(), Open::News);
+    assert!(is_woken().unwrap());
+    log.hurry();
+    assert!(!is_woken().unwrap());
+    // The next batch is none.
+    assert_eq!(read(&log, 1).changes.len(), 1);
+    assert_eq!(log.open(), Open::Nothing);
+    log.record(removed(1, 0));
+    assert!(is_woken().unwrap());
+    assert_eq!(log.open(), Open::Changes);
+    log.record(Change::RegionAdded(region(2)));
+    assert!(is_woken().unwrap());
+    assert_eq!(log.open(), Open::News);
+    log.record(removed(1, 1));
+    assert!(!is_woken().unwrap());
+    // Who waits for all of it closes it.
+    assert_eq!(log.seal_position(), 2);
+    assert!(is_woken().unwrap());
+    assert_eq!(log.open(), Open::Nothing);
+    assert_eq!(log.seal_position(), 2);
+    assert!(!is_woken().unwrap());
 }
 
 #[test]

@@ -8,6 +8,9 @@ pub struct TransferConfig {
     /// Bytes a data read aims at: large enough that a request's own cost vanishes, small enough that
     /// the first blocks of a prefix land long before the last.
     pub op_bytes: u64,
+    /// As `op_bytes`, of pulls with blocks that are to be verified: what has just come is summed up while it is in the second level
+    /// cache.
+    pub verified_op_bytes: u64,
     /// Most blocks in one data read: what is lost, and must be read again, when it fails.
     pub op_blocks: usize,
     /// No data read has blocks of two groups of so many, counted from the first block: what waits for a group does not wait for
@@ -52,7 +55,8 @@ pub struct TransferConfig {
     pub settle_margin: Duration,
     /// How often the driver looks at the links' counters: what stall detection may be late by.
     pub progress_tick: Duration,
-    /// Bytes whose checksum is computed in place (some 10 us); more goes to a blocking thread.
+    /// Bytes whose checksum is computed in place (some 50 us); more goes to a blocking thread, which has them in no cache of its
+    /// own.
     pub verify_inline_bytes: u64,
 }
 
@@ -60,6 +64,7 @@ impl Default for TransferConfig {
     fn default() -> Self {
         Self {
             op_bytes: 4 << 20,
+            verified_op_bytes: 1 << 20,
             op_blocks: 1024,
             group_blocks: u32::MAX,
             ops_per_window: 4,
@@ -78,7 +83,7 @@ impl Default for TransferConfig {
             stall_bound: Duration::from_secs(2),
             settle_margin: Duration::from_millis(50),
             progress_tick: Duration::from_millis(100),
-            verify_inline_bytes: 64 << 10,
+            verify_inline_bytes: 1 << 20,
         }
     }
 }

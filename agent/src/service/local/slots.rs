@@ -126,6 +126,7 @@ impl LocalApi {
         };
         let what = hashes.as_deref().map_or(EvictWhat::All, EvictWhat::Blocks);
         let evicted = self.store.evict(self.now(), &name, what).or_status()?;
+        self.log.hurry();
         Ok(pb::EvictResponse {
             evicted: evicted.evicted,
             kept_pinned: evicted.kept_pinned,

@@ -296,6 +296,8 @@ impl Running {
             self.api.pulls.deadlines.inc();
         }
         self.report.summary(last, &summary, self.pin).await;
+        // Behind the engine's answer: replicas can wait that long, and not longer.
+        self.api.log.hurry();
         self.api.pulls.took.observe(self.began.elapsed());
     }
 
