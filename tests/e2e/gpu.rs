@@ -432,12 +432,26 @@ async fn an_owner_that_loses_its_gpu_delivers_no_wrong_byte_and_says_so() {
     assert!(status.message().contains("restart the agent"), "{status}");
 }
 
+/// How often the GPU answers before it is lost. A query may also be one about copies that are known to be done: then nothing
+/// is under way, and it is lost a little later in another run.
+const ANSWERS: std::ops::Range<u32> = 6..14;
+
 #[tokio::test]
 async fn a_reader_that_loses_its_gpu_delivers_no_wrong_byte_and_never_frees_what_may_be_written() {
+    for answers in ANSWERS {
+        if is_lost_in_mid_copy(answers).await {
+            return;
+        }
+    }
+    panic!("the GPU was never lost in the middle of a copy");
+}
+
+/// False where it was lost between two pulls.
+async fn is_lost_in_mid_copy(answers: u32) -> bool {
     let gpu = Gpu::new();
     let mut cluster = Cluster::start().await;
     let a = cluster.agent_with("a", &[], &[gpu.environment()]).await;
-    let lost = failing(&gpu, "cuEventQuery", 700, 6);
+    let lost = failing(&gpu, "cuEventQuery", 700, answers);
     let b = cluster.agent_with("b", &[], &lost).await;
     let (from, to) = (gpu.allocate(32), gpu.allocate(32));
     let published = from.register(&a).await;
@@ -452,8 +466,13 @@ async fn a_reader_that_loses_its_gpu_delivers_no_wrong_byte_and_never_frees_what
             break (n, outcome);
         }
     };
+    if failed.settled {
+        // Nothing had been written where it should have gone, and the engine is told why.
+        assert_eq!(failed.kind(), OutcomeKind::NoSpace, "{failed:?}");
+        assert!(failed.detail.contains("the GPU is lost"), "{failed:?}");
+        return false;
+    }
     // What was under way when it was lost never settles, and that is said.
-    assert!(!failed.settled, "{failed:?}");
     // The region has ended, and cannot be had again from this agent.
     eventually("the region has ended", || async {
         let slots = vec![at as u32 + 1];
@@ -467,4 +486,5 @@ async fn a_reader_that_loses_its_gpu_delivers_no_wrong_byte_and_never_frees_what
     // And the engine is not told that it may free the memory.
     let ended = tokio::time::timeout(Duration::from_millis(500), unregister(&b, landed)).await;
     assert!(ended.is_err(), "{ended:?}");
+    true
 }
