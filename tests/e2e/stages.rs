@@ -140,25 +140,39 @@ async fn owner(cluster: &mut Cluster, name: &str, host: &str) -> (Engine, Memory
     (engine, memory, proxy)
 }
 
-/// Brings block 9 of this owner, so that there is a link; from then on only so much comes through as holds the second stage up.
-async fn hold_up(reader: &Engine, to: &Memory, owner: &(Engine, Memory, Proxy)) {
-    let (engine, memory, proxy) = owner;
-    engine.publish(memory, 9, 9..10).await;
-    let outcomes = reader.pull("n", &[9], Some(to), TIMEOUT).await.unwrap();
+/// A pull whose first stage has landed and whose second is held up by what stands in between.
+struct HeldUp {
+    proxy: Proxy,
+    reader: Engine,
+    to: Memory,
+    pull: Staged,
+}
+
+/// Of the blocks of an owner "a" that was not there before.
+async fn held_up(cluster: &mut Cluster) -> HeldUp {
+    let (engine, memory, proxy) = owner(cluster, "a", "127.0.0.2").await;
+    let reader = cluster.agent("b", &READER).await;
+    let to = reader.region(spec(pb::ChecksumPolicy::Off), 16).await;
+    // One more block, so that there is a link.
+    engine.publish(&memory, 9, 9..10).await;
+    let outcomes = reader.pull("n", &[9], Some(&to), TIMEOUT).await.unwrap();
     assert_eq!(outcomes[0].kind(), OutcomeKind::Pulled);
     proxy.allow(ONE_STAGE_AND_A_HALF);
+    let mut pull = Staged::start(&reader, &to, BLOCKS).await;
+    pull.until(1, &to).await;
+    HeldUp {
+        proxy,
+        reader,
+        to,
+        pull,
+    }
 }
 
 #[tokio::test]
 async fn a_stage_is_told_while_the_next_is_held_up() {
     let mut cluster = Cluster::start().await;
-    let owner = owner(&mut cluster, "a", "127.0.0.2").await;
-    let b = cluster.agent("b", &READER).await;
-    let to = b.region(spec(pb::ChecksumPolicy::Off), 16).await;
-    hold_up(&b, &to, &owner).await;
-
-    let mut pull = Staged::start(&b, &to, BLOCKS).await;
-    pull.until(1, &to).await;
+    let held_up = held_up(&mut cluster).await;
+    let (b, to, mut pull) = (held_up.reader, held_up.to, held_up.pull);
     // Nothing more is told but that it is under way.
     let more = async {
         while pull.stages == 1 {
@@ -168,7 +182,7 @@ async fn a_stage_is_told_while_the_next_is_held_up() {
     assert!(timeout(Duration::from_millis(300), more).await.is_err());
     assert!(pull.outcomes.iter().all(Option::is_none));
     assert_eq!(b.stats().await.reservations, BLOCKS);
-    owner.2.allow(u64::MAX);
+    held_up.proxy.allow(u64::MAX);
     assert_eq!(pull.end(&to).await, [OutcomeKind::Pulled; BLOCKS as usize]);
     assert_eq!(b.stats().await.bytes_pulled, (BLOCKS + 1) * 4 * PLANE_BYTES);
 }
@@ -176,31 +190,23 @@ async fn a_stage_is_told_while_the_next_is_held_up() {
 #[tokio::test]
 async fn an_owner_that_goes_between_stages_is_replaced_by_another() {
     let mut cluster = Cluster::start().await;
-    let a = owner(&mut cluster, "a", "127.0.0.2").await;
-    let b = cluster.agent("b", &READER).await;
-    let to = b.region(spec(pb::ChecksumPolicy::Off), 16).await;
-    hold_up(&b, &to, &a).await;
-    let mut pull = Staged::start(&b, &to, BLOCKS).await;
-    pull.until(1, &to).await;
+    let held_up = held_up(&mut cluster).await;
     // It is found when the first one's link is lost, and with it the only owner that was known.
     let c = cluster.agent("c", &["--transport", "tcp"]).await;
     let memory = c.region(spec(pb::ChecksumPolicy::Off), 16).await;
     c.publish(&memory, 0, 0..BLOCKS).await;
     cluster.take_agent("a").kill().await;
-    a.2.cut();
-    assert_eq!(pull.end(&to).await, [OutcomeKind::Pulled; BLOCKS as usize]);
+    held_up.proxy.cut();
+    let outcomes = held_up.pull.end(&held_up.to).await;
+    assert_eq!(outcomes, [OutcomeKind::Pulled; BLOCKS as usize]);
 }
 
 #[tokio::test]
 async fn a_pull_given_up_between_stages_leaves_its_slots_to_the_engine() {
     let mut cluster = Cluster::start().await;
-    let owner = owner(&mut cluster, "a", "127.0.0.2").await;
-    let mut b = cluster.agent("b", &READER).await;
-    let to = b.region(spec(pb::ChecksumPolicy::Off), 16).await;
-    hold_up(&b, &to, &owner).await;
-    let mut pull = Staged::start(&b, &to, BLOCKS).await;
-    pull.until(1, &to).await;
-    drop(pull);
+    let held_up = held_up(&mut cluster).await;
+    let (mut b, to) = (held_up.reader, held_up.to);
+    drop(held_up.pull);
 
     let slots: Vec<u32> = (FIRST_SLOT..).take(BLOCKS as usize).collect();
     let reserve = pb::ReserveRequest {
@@ -215,7 +221,7 @@ async fn a_pull_given_up_between_stages_leaves_its_slots_to_the_engine() {
     .await;
     let ours = block(77);
     slots.iter().for_each(|slot| to.write(*slot, &ours));
-    owner.2.allow(u64::MAX);
+    held_up.proxy.allow(u64::MAX);
     sleep(Duration::from_millis(200)).await;
     assert!(slots.iter().all(|slot| to.read(*slot) == ours));
     b.api

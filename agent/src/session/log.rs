@@ -184,7 +184,10 @@ impl ChangeSink for ChangeLog {
         let begins = inner.open.is_empty();
         // Nothing is found in a region that is not known, and everything in one that is gone is lost.
         let region = matches!(change, Change::RegionAdded(_) | Change::RegionRemoved(_));
-        let hurries = region && !std::mem::replace(&mut inner.urgent, true);
+        // What was urgent may have been undone within its batch.
+        let was = inner.urgent && !begins;
+        inner.urgent = was || region;
+        let hurries = region && !was;
         inner.open.fold(change);
         let full = inner.open.len() >= MAX_DELTA_LEN || inner.open.regions() >= MAX_DELTA_REGIONS;
         let closed = full && inner.close();

@@ -10,6 +10,8 @@ use kvferry_client::Failure;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 
+use crate::failure::raise;
+
 /// A call to Python.
 pub(crate) struct Announcement {
     /// Whom to call.
@@ -22,7 +24,7 @@ pub(crate) struct Announcement {
 static QUEUE: Mutex<Option<(u32, Sender<Announcement>)>> = Mutex::new(None);
 
 /// Starts the thread where it is not there yet.
-pub(crate) fn start() -> Result<(), Failure> {
+fn start() -> Result<(), Failure> {
     let mut queue = QUEUE.lock();
     let me = process::id();
     if queue.as_ref().is_some_and(|(process, _)| *process == me) {
@@ -45,6 +47,21 @@ pub(crate) fn start() -> Result<(), Failure> {
         })
         .map_err(|error| Failure::system("cannot start a thread", error))?;
     *queue = Some((me, sender));
+    Ok(())
+}
+
+/// Has `function` called with `about`: now where `keep` gives the call back, since what it is to tell of has been; later, by
+/// [`announce`], where `keep` keeps it.
+pub(crate) fn subscribe(
+    py: Python<'_>,
+    function: Py<PyAny>,
+    about: Py<PyAny>,
+    keep: impl FnOnce(Announcement) -> Option<Announcement>,
+) -> PyResult<()> {
+    start().map_err(|failure| raise(py, &failure))?;
+    if let Some(due) = keep(Announcement { function, about }) {
+        call(py, &due);
+    }
     Ok(())
 }
 

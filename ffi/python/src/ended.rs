@@ -74,11 +74,8 @@ impl<T: Clone + Send> Ended<T> {
         }
         patiently(py, timeout, |until| {
             let mut inner = self.inner.lock();
-            while inner.end.is_none() {
-                if self.changed.wait_until(&mut inner, until).timed_out() {
-                    break;
-                }
-            }
+            let waits = |inner: &mut Inner<T>| inner.end.is_none();
+            self.changed.wait_while_until(&mut inner, waits, until);
             inner.end.is_some()
         })
     }
@@ -104,16 +101,14 @@ impl<T: Clone + Send> Ended<T> {
         function: Py<PyAny>,
         about: Py<PyAny>,
     ) -> PyResult<()> {
-        announcer::start().map_err(|failure| raise(py, &failure))?;
-        let announcement = Announcement { function, about };
-        let mut inner = self.inner.lock();
-        if inner.end.is_none() {
+        announcer::subscribe(py, function, about, |announcement| {
+            let mut inner = self.inner.lock();
+            if inner.end.is_some() {
+                return Some(announcement);
+            }
             inner.callbacks.push(announcement);
-            return Ok(());
-        }
-        drop(inner);
-        announcer::call(py, &announcement);
-        Ok(())
+            None
+        })
     }
 
     /// A descriptor that can be read while there is something to say. It stays this value's.

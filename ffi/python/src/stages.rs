@@ -8,7 +8,6 @@ use pyo3::prelude::*;
 use crate::{
     announcer::{self, Announcement},
     ended::patiently,
-    failure::raise,
 };
 
 #[derive(Default)]
@@ -71,11 +70,8 @@ impl Stages {
     pub(crate) fn wait(&self, py: Python<'_>, stages: u32, timeout: Option<f64>) -> PyResult<bool> {
         patiently(py, timeout, |until: Instant| {
             let mut inner = self.inner.lock();
-            while !inner.has(stages) {
-                if self.changed.wait_until(&mut inner, until).timed_out() {
-                    break;
-                }
-            }
+            let waits = |inner: &mut Inner| !inner.has(stages);
+            self.changed.wait_while_until(&mut inner, waits, until);
             inner.has(stages)
         })
     }
@@ -88,15 +84,13 @@ impl Stages {
         function: Py<PyAny>,
         about: Py<PyAny>,
     ) -> PyResult<()> {
-        announcer::start().map_err(|failure| raise(py, &failure))?;
-        let announcement = Announcement { function, about };
-        let mut inner = self.inner.lock();
-        if !inner.has(stages) {
+        announcer::subscribe(py, function, about, |announcement| {
+            let mut inner = self.inner.lock();
+            if inner.has(stages) {
+                return Some(announcement);
+            }
             inner.callbacks.push((stages, announcement));
-            return Ok(());
-        }
-        drop(inner);
-        announcer::call(py, &announcement);
-        Ok(())
+            None
+        })
     }
 }

@@ -148,7 +148,7 @@ impl PullEngine {
 
     /// Bytes of one read, never less than a block.
     fn op_bytes(&self, link: &Capabilities) -> u64 {
-        // A software device takes each read's words by a read of their own, which costs it more than the checksums do.
+        // Not over a software device: the words of each read are a read of their own there, and cost as much as some data.
         let verified = !self.must_verify.is_empty() && !link.needs_checksum;
         let most = match verified {
             true => self.config.verified_op_bytes.min(self.config.op_bytes),

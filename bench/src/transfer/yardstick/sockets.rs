@@ -37,6 +37,7 @@ fn answer(mut stream: TcpStream, memory: &[u8]) -> io::Result<()> {
         stream.read_exact(&mut request)?;
         let [block, len, pieces] = decode(&request);
         let wrong = io::ErrorKind::InvalidInput;
+        // The plainest loop there is: the headline has no list of pieces to build.
         if pieces <= 1 {
             let at = block.saturating_mul(len);
             let block = memory.get(at..at.saturating_add(len));

@@ -39,6 +39,16 @@ impl Pulling {
         }
     }
 
+    /// Of one owner, whose reads beyond the first stage wait; words come with the data or after it.
+    fn held_up(in_order: bool) -> (Arc<World>, Self) {
+        let world = World::new(1, BLOCKS, false);
+        let owner = &world.owners[0];
+        owner.in_order.store(in_order, Ordering::Relaxed);
+        owner.hold_up_after(1, false);
+        let pull = Self::start(&world);
+        (world, pull)
+    }
+
     fn add(&mut self, batch: Vec<StageEvent<u32>>) {
         for event in batch {
             match event {
@@ -84,11 +94,8 @@ async fn settle() {
 #[tokio::test(start_paused = true)]
 async fn each_stage_is_told_when_its_bytes_are_there_and_before_later_ones() {
     for in_order in [false, true] {
-        let world = World::new(1, BLOCKS, false);
+        let (world, mut pull) = Pulling::held_up(in_order);
         let owner = &world.owners[0];
-        owner.in_order.store(in_order, Ordering::Relaxed);
-        owner.hold_up_after(1, false);
-        let mut pull = Pulling::start(&world);
         for stage in 0..STAGES.len() {
             pull.until(stage, BLOCKS as usize).await;
             settle().await;
@@ -117,11 +124,8 @@ async fn each_stage_is_told_when_its_bytes_are_there_and_before_later_ones() {
 #[tokio::test(start_paused = true)]
 async fn a_block_that_is_overwritten_between_stages_is_told_of_no_more_and_the_others_go_on() {
     for in_order in [false, true] {
-        let world = World::new(1, BLOCKS, false);
+        let (world, mut pull) = Pulling::held_up(in_order);
         let owner = &world.owners[0];
-        owner.in_order.store(in_order, Ordering::Relaxed);
-        owner.hold_up_after(1, false);
-        let mut pull = Pulling::start(&world);
         pull.until(0, BLOCKS as usize).await;
         owner.generations.begin_write(1);
         owner.resume(1);
