@@ -142,6 +142,8 @@ async fn owner(cluster: &mut Cluster, name: &str, host: &str) -> (Engine, Memory
 
 /// A pull whose first stage has landed and whose second is held up by what stands in between.
 struct HeldUp {
+    /// Its regions go with it.
+    _owner: (Engine, Memory),
     proxy: Proxy,
     reader: Engine,
     to: Memory,
@@ -161,6 +163,7 @@ async fn held_up(cluster: &mut Cluster) -> HeldUp {
     let mut pull = Staged::start(&reader, &to, BLOCKS).await;
     pull.until(1, &to).await;
     HeldUp {
+        _owner: (engine, memory),
         proxy,
         reader,
         to,
