@@ -899,6 +899,16 @@ typedef struct kvf_pull_request {
    * Given to the callback.
    */
   void *user;
+  /**
+   * Delivery layer by layer, into slots only: the planes of the first stage, of the second, ...; each at least 1,
+   * together the layout's planes. The first stage of every block comes before the second of any, and so on; see
+   * kvf_pull_wait_stages. NULL: no stages, every block comes whole.
+   */
+  const uint32_t *stages;
+  /**
+   * How many `stages`.
+   */
+  size_t stage_count;
 } kvf_pull_request;
 
 /**
@@ -1741,9 +1751,28 @@ enum kvf_status kvf_pull_wait(const struct kvf_pull *pull,
                               struct kvf_error *error);
 
 /**
+ * How many of the pull's stages have landed in the slots of every block that has no outcome yet; never fewer than it said
+ * before. Planes that have landed are the block's and are not written to any more, whatever becomes of the later ones;
+ * a block with an outcome is whole (pulled, local) or to be computed. Never waits.
+ */
+enum kvf_status kvf_pull_stages_landed(const struct kvf_pull *pull,
+                                       uint32_t *landed,
+                                       struct kvf_error *error);
+
+/**
+ * Waits until the first `stages` stages have landed (kvf_pull_stages_landed) or the pull has ended, for at most timeout_ms
+ * (at most KVF_MAX_TIMEOUT_MS; 0 only asks). KVF_OK: every block has them, or its outcome: poll for the outcomes, a block
+ * that failed is among them; KVF_NOT_DONE: not yet; anything else: the pull has ended before, and why.
+ */
+enum kvf_status kvf_pull_wait_stages(const struct kvf_pull *pull,
+                                     uint32_t stages,
+                                     uint32_t timeout_ms,
+                                     struct kvf_error *error);
+
+/**
  * An eventfd that can be read (by poll, epoll, an event loop) exactly while kvf_pull_poll has something new to
- * say: outcomes, or that the pull has ended. It stays the pull's: neither read nor close it; it is closed by
- * kvf_pull_free. Made by the first call.
+ * say: outcomes, or that the pull has ended; of a pull in stages also while kvf_pull_stages_landed has. It stays the
+ * pull's: neither read nor close it; it is closed by kvf_pull_free. Made by the first call.
  */
 enum kvf_status kvf_pull_eventfd(const struct kvf_pull *pull,
                                  int *descriptor,

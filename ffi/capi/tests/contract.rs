@@ -31,6 +31,11 @@ fn a_pull_has_one_outcome_per_block_whatever_is_done_to_it() {
 }
 
 #[test]
+fn a_pull_in_stages_tells_of_what_is_there() {
+    holds("stages", |cluster| vec![cluster.a.pid()]);
+}
+
+#[test]
 fn an_agent_that_is_gone_is_said_to_be_gone() {
     holds("agent_gone", |cluster| {
         vec![cluster.a.pid(), cluster.b.pid()]

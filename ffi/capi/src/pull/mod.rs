@@ -37,6 +37,32 @@ unsafe fn pull_of<'a>(pull: *const kvf_pull) -> Result<&'a Shared, Failure> {
     Ok(unsafe { &boundary::reference(pull, "the pull")?.shared })
 }
 
+/// How long to wait; 0 is not at all.
+fn patience(timeout_ms: u32) -> Result<Duration, Failure> {
+    match timeout_ms {
+        0 => Ok(Duration::ZERO),
+        ms => timeout(ms, 0, "timeout_ms"),
+    }
+}
+
+/// The planes of each stage.
+///
+/// # Safety
+/// `stages` is NULL or points to `count` numbers.
+unsafe fn stages(stages: *const u32, count: usize) -> Result<Vec<u32>, Failure> {
+    if stages.is_null() && count == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the caller's promise.
+    let stages = unsafe { boundary::slice(stages, count, KVF_MAX_HASHES, "stages")? };
+    if stages.is_empty() {
+        return Err(Failure::invalid(
+            "stages is not NULL and stage_count is 0: a pull has no stages or at least one",
+        ));
+    }
+    Ok(stages.to_vec())
+}
+
 /// Starts a pull and returns at once. `*pull` is then the caller's, to be given to kvf_pull_free. Every hash
 /// gets exactly one outcome, whatever happens; also where the agent refuses the pull. At most KVF_MAX_PULLS
 /// of one handle exist at a time.
@@ -81,7 +107,7 @@ pub unsafe extern "C" fn kvf_pull_start(
                 chained: given & KVF_CHAINED != 0,
                 parent: parent(it.parent, it.hashes.hash_len)?,
                 columns: false,
-                stages: Vec::new(),
+                stages: stages(it.stages, it.stage_count)?,
             };
             let callback = Callback {
                 function: it.callback,
@@ -152,18 +178,57 @@ pub unsafe extern "C" fn kvf_pull_wait(
     // SAFETY: what the header demands of the caller is what these demand.
     unsafe {
         guard(error, || {
-            let patience = match timeout_ms {
-                0 => Duration::ZERO,
-                ms => timeout(ms, 0, "timeout_ms")?,
-            };
-            pull_of(pull)?.wait(patience).map(|_| ())
+            pull_of(pull)?.wait(patience(timeout_ms)?).map(|_| ())
+        })
+    }
+}
+
+/// How many of the pull's stages have landed in the slots of every block that has no outcome yet; never fewer than it said
+/// before. Planes that have landed are the block's and are not written to any more, whatever becomes of the later ones;
+/// a block with an outcome is whole (pulled, local) or to be computed. Never waits.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvf_pull_stages_landed(
+    pull: *const kvf_pull,
+    landed: *mut u32,
+    error: *mut kvf_error,
+) -> kvf_status {
+    // SAFETY: what the header demands of the caller is what these demand.
+    unsafe {
+        guard(error, || {
+            let place = boundary::out(landed, "the place for the number")?;
+            place.set(pull_of(pull)?.stages_landed());
+            Ok(())
+        })
+    }
+}
+
+/// Waits until the first `stages` stages have landed (kvf_pull_stages_landed) or the pull has ended, for at most timeout_ms
+/// (at most KVF_MAX_TIMEOUT_MS; 0 only asks). KVF_OK: every block has them, or its outcome: poll for the outcomes, a block
+/// that failed is among them; KVF_NOT_DONE: not yet; anything else: the pull has ended before, and why.
+///
+/// # Safety
+/// The rules at the top.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn kvf_pull_wait_stages(
+    pull: *const kvf_pull,
+    stages: u32,
+    timeout_ms: u32,
+    error: *mut kvf_error,
+) -> kvf_status {
+    // SAFETY: what the header demands of the caller is what these demand.
+    unsafe {
+        guard(error, || {
+            pull_of(pull)?.wait_stages(stages, patience(timeout_ms)?)
         })
     }
 }
 
 /// An eventfd that can be read (by poll, epoll, an event loop) exactly while kvf_pull_poll has something new to
-/// say: outcomes, or that the pull has ended. It stays the pull's: neither read nor close it; it is closed by
-/// kvf_pull_free. Made by the first call.
+/// say: outcomes, or that the pull has ended; of a pull in stages also while kvf_pull_stages_landed has. It stays the
+/// pull's: neither read nor close it; it is closed by kvf_pull_free. Made by the first call.
 ///
 /// # Safety
 /// The rules at the top.

@@ -78,6 +78,9 @@ struct Inner {
     told: usize,
     /// The caller has been told that there are no more.
     told_end: bool,
+    /// How many stages have landed of every block without an outcome, and how many the caller knows of.
+    stages: u32,
+    told_stages: u32,
     end: Option<Result<pb::PullSummary, Failure>>,
     /// Few texts occur often.
     texts: Vec<Arc<CStr>>,
@@ -107,6 +110,8 @@ impl Shared {
                 answered: vec![false; blocks],
                 told: 0,
                 told_end: false,
+                stages: 0,
+                told_stages: 0,
                 end: None,
                 texts: Vec::new(),
                 event: None,
@@ -188,19 +193,47 @@ impl Shared {
 
     /// Waits until the pull has ended.
     pub(super) fn wait(&self, patience: Duration) -> Result<pb::PullSummary, Failure> {
+        self.until(patience, |inner| inner.end.clone())
+    }
+
+    /// Waits until so many stages have landed or the pull has ended.
+    pub(super) fn wait_stages(&self, stages: u32, patience: Duration) -> Result<(), Failure> {
+        self.until(patience, |inner| {
+            if inner.stages >= stages {
+                inner.tell_stages();
+                return Some(Ok(()));
+            }
+            let end = inner.end.as_ref()?;
+            Some(end.as_ref().map(|_| ()).map_err(Failure::clone))
+        })
+    }
+
+    /// How many stages have landed.
+    pub(super) fn stages_landed(&self) -> u32 {
+        self.inner.lock().tell_stages()
+    }
+
+    /// Waits for what `is` looks for.
+    fn until<T>(
+        &self,
+        patience: Duration,
+        mut is: impl FnMut(&mut Inner) -> Option<Result<T, Failure>>,
+    ) -> Result<T, Failure> {
         let deadline = Instant::now() + patience;
         let mut inner = self.inner.lock();
+        let mut late = false;
         loop {
-            if let Some(end) = &inner.end {
-                return end.clone();
+            if let Some(said) = is(&mut inner) {
+                return said;
             }
-            if self.changed.wait_until(&mut inner, deadline).timed_out() && inner.end.is_none() {
+            if late {
                 let (done, all) = (inner.outcomes.len(), inner.answered.len());
                 return Err(Failure::new(
                     Cause::NotDone,
                     format!("{done} of {all} blocks have their outcome: wait on"),
                 ));
             }
+            late = self.changed.wait_until(&mut inner, deadline).timed_out();
         }
     }
 
@@ -240,6 +273,12 @@ impl PullSink for Shared {
         for outcome in outcomes {
             inner.add(&outcome, outcome.kind().into());
         }
+        self.announce(inner);
+    }
+
+    fn landed(self: &Arc<Self>, stages: u32) {
+        let mut inner = self.inner.lock();
+        inner.stages = stages;
         self.announce(inner);
     }
 
@@ -308,12 +347,21 @@ impl Inner {
         text
     }
 
+    /// The caller hears how many stages have landed.
+    fn tell_stages(&mut self) -> u32 {
+        self.told_stages = self.stages;
+        self.set_event();
+        self.stages
+    }
+
     /// Brings the descriptor in line with what there is to say.
     fn set_event(&self) {
         let Some(event) = &self.event else {
             return;
         };
-        let news = self.told < self.outcomes.len() || (self.end.is_some() && !self.told_end);
+        let news = self.told < self.outcomes.len()
+            || self.told_stages < self.stages
+            || (self.end.is_some() && !self.told_end);
         // Neither can fail in a way that matters: a full counter can be read, an empty one cannot.
         let mut counter = [0; 8];
         let _ = rustix::io::read(event, &mut counter);

@@ -1,6 +1,9 @@
 //! A pull as C sees it.
 
-use std::ffi::{c_char, c_void};
+use std::{
+    ffi::{c_char, c_void},
+    mem::offset_of,
+};
 
 use kvferry_client::Unanswered;
 use kvferry_proto::pb::OutcomeKind;
@@ -144,11 +147,17 @@ pub struct kvf_pull_request {
     pub callback: kvf_pull_callback,
     /// Given to the callback.
     pub user: *mut c_void,
+    /// Delivery layer by layer, into slots only: the planes of the first stage, of the second, ...; each at least 1,
+    /// together the layout's planes. The first stage of every block comes before the second of any, and so on; see
+    /// kvf_pull_wait_stages. NULL: no stages, every block comes whole.
+    pub stages: *const u32,
+    /// How many `stages`.
+    pub stage_count: usize,
 }
 
 // SAFETY: repr(C), begins with its size; pointers, integers and an optional function only.
 unsafe impl Growing for kvf_pull_request {
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, stages);
 }
 
 /// What a pull that has ended amounts to.

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCK = 4096, HASH = 32, SLOTS = 64 };
+enum { BLOCK = 4096, HASH = 32, SLOTS = 64, MAX_PLANES = 4 };
 
 #define CHECK(condition)                                                                                               \
     do {                                                                                                               \
@@ -77,18 +77,22 @@ static inline kvf_namespace space_of(const char *name) {
                            .checksum = KVF_CHECKSUM_ALWAYS};
 }
 
-/* An engine's memory of SLOTS slots. */
+/* An engine's memory of SLOTS slots, the planes of each one after the other. */
 static inline uint32_t region_of(kvf_agent *agent, const kvf_namespace *space, uint8_t **memory) {
     kvf_error error;
     int memfd = memfd_create("test", MFD_CLOEXEC);
     CHECK(memfd >= 0 && ftruncate(memfd, SLOTS * BLOCK) == 0);
     *memory = mmap(NULL, SLOTS * BLOCK, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
     CHECK(*memory != MAP_FAILED);
-    kvf_plane plane = {.base = 0, .stride = BLOCK, .len = BLOCK};
-    kvf_geometry geometry = {.planes = &plane, .plane_count = 1, .slots = SLOTS};
+    kvf_plane planes[MAX_PLANES];
+    CHECK(space->plane_count <= MAX_PLANES && space->plane_count * space->plane_bytes == BLOCK);
+    for (uint32_t i = 0; i < space->plane_count; i++) {
+        planes[i] = (kvf_plane){.base = i * space->plane_bytes, .stride = BLOCK, .len = space->plane_bytes};
+    }
+    kvf_geometry geometry = {.planes = planes, .plane_count = space->plane_count, .slots = SLOTS};
     kvf_region region;
     EXPECT(KVF_OK, kvf_register_fd(agent, space, memfd, &geometry, 0, &region, &error));
-    CHECK(region.slots == SLOTS && !region.pool && region.plane_count == 1);
+    CHECK(region.slots == SLOTS && !region.pool && region.plane_count == space->plane_count);
     close(memfd);
     return region.region;
 }
