@@ -1,6 +1,6 @@
 """One real vLLM engine as a process: takes commands as JSON lines on stdin, answers on stdout behind a mark.
 
-    engine.py OPTIONS_JSON     {"model", "transfer": kv_transfer_config or null, "block_size", "blocks", "tp"}
+    engine.py OPTIONS_JSON     {"model", "transfer": kv_transfer_config or null, "block_size", "blocks", "tp", "pp"}
 
 Commands: {"do": "generate", "prompt": [...], "max_tokens": n, "params": kv_transfer_params or null},
 {"do": "hashes", "prompt": [...]}, {"do": "reset"}, {"do": "metrics"}, {"do": "quit"}.
@@ -32,9 +32,10 @@ def answer(**words: Any) -> None:
 
 def main() -> None:
     options = json.loads(sys.argv[1])
-    if options["tp"] > 1:
+    ranks = options["tp"] * options["pp"]
+    if ranks > 1:
         # A processor for each rank.
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(options["tp"]))
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks))
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -44,14 +45,18 @@ def main() -> None:
         dtype="float32",
         max_model_len=1024,
         max_num_seqs=8,
-        enforce_eager=True,
+        # Ranks of some layers take what the rank before them gives from buffers that only a warm-up makes, and on processors
+        # vLLM 0.32 warms up nothing that it does not compile ("eager": for the form's sake).
+        enforce_eager=options["pp"] == 1,
+        compilation_config={"backend": "eager"} if options["pp"] > 1 else {},
         seed=0,
         block_size=options["block_size"],
         num_gpu_blocks_override=options["blocks"],
         enable_prefix_caching=True,
         disable_log_stats=False,
         tensor_parallel_size=options["tp"],
-        distributed_executor_backend="uni" if options["tp"] == 1 else "mp",
+        pipeline_parallel_size=options["pp"],
+        distributed_executor_backend="uni" if ranks == 1 else "mp",
     )
     import vllm
 

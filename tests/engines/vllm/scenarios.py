@@ -71,6 +71,7 @@ class Run:
     """Put before everything else in PYTHONPATH: another release than the installed one."""
     model: str = "llama"
     tp: int = 1
+    pp: int = 1
     expected: dict[int, list[int]] = field(default_factory=dict)
     version: str = ""
     engines: int = 0
@@ -80,18 +81,18 @@ class Run:
         self.engines += 1
         folder = self.models / self.model
         make_model.main(str(MODELS / self.model), str(folder))
-        options = {"model": str(folder), "transfer": transfer, "block_size": BLOCK, "blocks": blocks, "tp": self.tp}
+        options = {"model": str(folder), "transfer": transfer, "block_size": BLOCK, "blocks": blocks, "tp": self.tp, "pp": self.pp}
         engine = Engine(name, options, self.logs / f"{self.engines:02}-{name}.log", self.path)
         try:
             yield engine
         finally:
             engine.close()
 
-    def other(self, name: str, *, model: str = "llama", tp: int = 1) -> Run:
+    def other(self, name: str, *, model: str = "llama", tp: int = 1, pp: int = 1) -> Run:
         """The same release with another model or another number of ranks: its tokens are others."""
         logs = self.logs / name
         logs.mkdir(exist_ok=True)
-        return Run(self.models, logs, self.path, model, tp)
+        return Run(self.models, logs, self.path, model, tp, pp)
 
     def reference(self, seeds: range) -> None:
         """The tokens that every scenario must arrive at."""
@@ -368,10 +369,15 @@ def tier_owner_killed(run: Run) -> str:
     return words
 
 
-def tensor_parallel(run: Run, memory: str) -> str:
-    """Two ranks: each has a namespace and planes of its own, and a block is there when both have their part of it."""
-    ranks = run.other(f"tp2-{memory}", tp=2)
+def two_ranks(run: Run, memory: str, kind: str) -> str:
+    """Two ranks: each has a namespace and planes of its own, and a block is there when both have their part of it. With "tp" every
+    rank has some heads of each layer, with "pp" some layers; then the engine schedules a step before the last one has ended."""
+    ranks = run.other(f"{kind}2-{memory}", **{kind: 2})
     ranks.reference(range(3))
+    suffixes = {
+        "tp": ["tp0of2-pp0of1-g0", "tp1of2-pp0of1-g0"],
+        "pp": ["tp0of1-pp0of2-g0", "tp0of1-pp1of2-g0"],
+    }[kind]
     wanted = cached_tokens(PROMPT)
     with cluster() as nodes:
         a, b = nodes.agent("a"), nodes.agent("b")
@@ -383,7 +389,7 @@ def tensor_parallel(run: Run, memory: str) -> str:
         ):
             ranks.check(0, first.generate(prompt(0), ANSWER), 0)
             names = sorted(region.namespace for region in at_a.stats().regions)
-            assert [name.rsplit("/", 1)[1] for name in names] == ["tp0of2-pp0of1-g0", "tp1of2-pp0of1-g0"], names
+            assert [name.rsplit("/", 1)[1] for name in names] == suffixes, names
             words = ranks.check(0, second.generate(prompt(0), ANSWER), wanted)
             came = at_b.stats().blocks_pulled
             assert came == 2 * wanted // BLOCK, f"{came} blocks pulled"
@@ -401,9 +407,9 @@ def tensor_parallel(run: Run, memory: str) -> str:
     return f"{words}; {came} blocks pulled by two ranks; {half} where one rank lacked the rest"
 
 
-def tensor_parallel_owner_killed(run: Run, memory: str) -> str:
+def two_ranks_owner_killed(run: Run, memory: str, kind: str) -> str:
     """The owner of both ranks' blocks is killed while they are on their way."""
-    ranks = run.other(f"tp2-killed-{memory}", tp=2)
+    ranks = run.other(f"{kind}2-killed-{memory}", **{kind: 2})
     ranks.reference(range(3))
     return owner_killed(ranks, memory, ranks=2)
 
@@ -488,9 +494,12 @@ SCENARIOS: dict[str, Scenario] = {
     "share-within-step-in-place": lambda run: prefix_sharing(run, "in_place", load="sync"),
     "mixed-media": mixed_media,
     "agent-restarted": agent_restarted,
-    "tp2-pool": lambda run: tensor_parallel(run, "pool"),
-    "tp2-in-place": lambda run: tensor_parallel(run, "in_place"),
-    "tp2-owner-killed-pool": lambda run: tensor_parallel_owner_killed(run, "pool"),
+    "tp2-pool": lambda run: two_ranks(run, "pool", "tp"),
+    "tp2-in-place": lambda run: two_ranks(run, "in_place", "tp"),
+    "tp2-owner-killed-pool": lambda run: two_ranks_owner_killed(run, "pool", "tp"),
+    "pp2-pool": lambda run: two_ranks(run, "pool", "pp"),
+    "pp2-in-place": lambda run: two_ranks(run, "in_place", "pp"),
+    "pp2-owner-killed-in-place": lambda run: two_ranks_owner_killed(run, "in_place", "pp"),
     "sliding-window": sliding_window,
     "sliding-window-control": sliding_window_control,
 }
