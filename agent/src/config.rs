@@ -137,7 +137,7 @@ pub struct AgentConfig {
     /// Whether readers need tickets.
     pub require_tickets: RequireTickets,
     /// Users besides the agent's own whose processes may map regions for reading, with a ticket where those are
-    /// needed.
+    /// needed: other agents of this host. The local API is not theirs (`socket_users`).
     pub allow_uids: Vec<u32>,
     /// This node's certificate (PEM, with its chain): shown to coordinators and peers, and what the Peer
     /// service speaks TLS by.
@@ -155,7 +155,8 @@ pub struct AgentConfig {
     pub insecure: bool,
     /// Metrics beyond this host, in clear, to whoever asks.
     pub insecure_metrics: bool,
-    /// Users, by number or name, whose processes may use the local API and its memory beside this one's.
+    /// Users, by number or name, whose processes may use the local API and its memory beside this one's, without a
+    /// ticket: engines and tools.
     pub socket_users: Vec<String>,
 }
 

@@ -13,6 +13,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # Of one contender's round, which takes about a second: it hangs.
 BOUND_S = 180
+# Why one contender has no figures: what it runs is not there, ends badly, hangs, or says what is no result.
+FAILURES = (RuntimeError, OSError, ValueError, LookupError, subprocess.SubprocessError)
 
 
 def isolated(command):
@@ -30,17 +32,19 @@ def can_isolate():
 
 def run(command):
     done = subprocess.run(isolated(command), capture_output=True, text=True, timeout=BOUND_S, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    # Said first: such a run ends with an error too.
+    if any(line.get("right") is False for line in lines):
+        raise RuntimeError("WRONG BYTES")
     if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-2000:].strip()}")
+    return lines
 
 
 def python_round(interpreter, script, point, args, *more):
     block, batch = point
     command = [interpreter, str(HERE / script), "--block-bytes", str(block), "--batch", str(batch), *more]
     (line,) = run([*command, "--seconds", str(args.seconds)])
-    if not line["right"]:
-        raise RuntimeError(f"WRONG BYTES: {line['name']}")
     return [line]
 
 
@@ -70,6 +74,29 @@ def kvferry_round(program, point, args):
         "core_seconds_per_gb": beside["core_seconds_per_gb"],
     }
     return [sockets, ours]
+
+
+def all_rounds(contenders, args):
+    """What each contender measured, round by round, and who failed where. Who fails costs the others nothing; it is left
+    out of the later rounds at that block size, which it might hang in as well."""
+    rounds, failed = [], {}
+    for number in range(args.rounds):
+        for block in args.block_bytes:
+            # Who comes first changes, so that nobody always meets a machine just disturbed.
+            turn = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
+            lines = []
+            for name, contender in turn:
+                if (block, name) in failed:
+                    continue
+                try:
+                    lines += contender((block, args.batch))
+                except FAILURES as error:
+                    why = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+                    failed[block, name] = {"name": name, "block_bytes": block, "batch": args.batch, "failed": why}
+                    print(f"round {number + 1}, {size(block)}: {name} FAILED: {why}", file=sys.stderr)
+            rounds.append(lines)
+            print(f"round {number + 1}, {size(block)}", file=sys.stderr)
+    return rounds, list(failed.values())
 
 
 def medians(rounds):
@@ -131,10 +158,17 @@ def cells(line):
     ]
 
 
-def text(table):
+def failure(line):
+    """One line for people; the whole was said when it happened."""
+    last = line["failed"].splitlines()[-1] if line["failed"] else "it does not say why"
+    return f"FAILED: {line['name']}, {line['batch']} x {size(line['block_bytes'])}: {last}"
+
+
+def text(table, failed):
     rows = [HEADINGS, *map(cells, table)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, *map(failure, failed)])
 
 
 STYLE = (
@@ -145,7 +179,7 @@ STYLE = (
 )
 
 
-def page(table):
+def page(table, failed):
     """One page that needs nothing but a browser."""
     out = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>kvferry and its peers</title>',
@@ -154,6 +188,7 @@ def page(table):
         "publish; the peers' are the bare read into addresses that are known. <em>Of sockets</em> is to plain sockets of ",
         "the same side: Python's for peers that are driven by Python, Rust's for kvferry. Every block was compared.</p>",
     ]
+    out += [f"<p>{html.escape(failure(line))}</p>" for line in failed]
     for point in sorted({(line["block_bytes"], line["batch"]) for line in table}):
         lines = [line for line in table if (line["block_bytes"], line["batch"]) == point]
         most = max(line["gb_per_s"] for line in lines)
@@ -182,25 +217,21 @@ def main():
     parser.add_argument("--json", action="store_true", help="a JSON object a line instead of a table")
     parser.add_argument("--report", type=Path, help="write an HTML page")
     args = parser.parse_args()
-    contenders = [lambda point: python_round(sys.executable, "sockets.py", point, args)]
+    python = lambda *command: lambda point: python_round(command[0], command[1], point, args, *command[2:])
+    contenders = [("plain sockets (Python)", python(sys.executable, "sockets.py"))]
     if args.kvferry:
-        contenders.append(lambda point: kvferry_round(os.path.abspath(args.kvferry), point, args))
+        contenders.append(("kvferry, tcp", lambda point: kvferry_round(os.path.abspath(args.kvferry), point, args)))
     if args.mooncake:
-        contenders.append(lambda point: python_round(args.mooncake, "mooncake_te.py", point, args))
+        contenders.append(("Mooncake transfer engine, tcp", python(args.mooncake, "mooncake_te.py")))
     if args.nixl:
-        contenders.append(lambda point: python_round(args.nixl, "nixl_ucx.py", point, args))
-        contenders.append(lambda point: python_round(args.nixl, "nixl_ucx.py", point, args, "--tuned"))
-    rounds = []
-    for number in range(args.rounds):
-        for block in args.block_bytes:
-            # Who comes first changes, so that nobody always meets a machine just disturbed.
-            turn = contenders[number % len(contenders) :] + contenders[: number % len(contenders)]
-            rounds.append([line for contender in turn for line in contender((block, args.batch))])
-            print(f"round {number + 1}, {size(block)}", file=sys.stderr)
+        contenders.append(("NIXL, UCX over tcp", python(args.nixl, "nixl_ucx.py")))
+        contenders.append(("NIXL, UCX over tcp, tuned", python(args.nixl, "nixl_ucx.py", "--tuned")))
+    rounds, failed = all_rounds(contenders, args)
     table = medians(rounds)
-    print("\n".join(map(json.dumps, table)) if args.json else text(table))
+    print("\n".join(map(json.dumps, [*table, *failed])) if args.json else text(table, failed))
     if args.report:
-        args.report.write_text(page(table))
+        args.report.write_text(page(table, failed))
+    sys.exit(1 if failed else 0)
 
 
 ISOLATE = can_isolate()

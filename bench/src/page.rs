@@ -2,6 +2,9 @@
 
 use crate::plot::escape;
 
+/// Most drawings of one kind that are open from the start: more is a page nobody scrolls through.
+const OPEN: usize = 12;
+
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1e293b;--soft:#64748b;--line:#e2e8f0;--bg:#fff;--card:#f8fafc}\
 @media(prefers-color-scheme:dark){:root{--fg:#e2e8f0;--soft:#94a3b8;--line:#334155;--bg:#0f172a;--card:#1e293b}}\
@@ -51,6 +54,29 @@ pub(crate) fn figure(caption: &str, inside: &str) -> String {
     format!("<figure><figcaption>{caption}</figcaption>{inside}</figure>")
 }
 
+/// Drawings by their captions, beside each other: those of [`OPEN`], and the others folded up under their captions.
+pub(crate) fn figures(drawn: impl IntoIterator<Item = (String, String)>) -> String {
+    let drawn: Vec<_> = drawn.into_iter().collect();
+    let mut page = String::new();
+    if let Some(folded) = drawn.len().checked_sub(OPEN).filter(|folded| *folded > 0) {
+        page += &format!(
+            "<p class=\"soft\">The first {OPEN} are open; the other {folded} open by their names.</p>"
+        );
+    }
+    page += "<div class=\"plots\">";
+    for (place, (caption, inside)) in drawn.iter().enumerate() {
+        page += &match place < OPEN {
+            true => figure(caption, inside),
+            false => format!(
+                "<details><summary>{}</summary>{}</details>",
+                escape(caption),
+                figure(caption, inside)
+            ),
+        };
+    }
+    page + "</div>"
+}
+
 /// Rows of text under their headings.
 pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
     let cells = |tag: &str, cells: &[String]| -> String {
@@ -60,4 +86,28 @@ pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -
     let head = cells("th", &headings.map(str::to_owned));
     let rows: String = rows.iter().map(|row| cells("td", row)).collect();
     format!("<div class=\"wide\"><table>{head}{rows}</table></div>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_drawing_is_there_and_those_beyond_the_first_can_be_opened() {
+        let drawn = |count| (0..count).map(|n| (format!("<{n}>"), format!("<svg>{n}</svg>")));
+        for count in [0, 1, OPEN] {
+            let page = figures(drawn(count));
+            assert_eq!(page.matches("<svg>").count(), count);
+            assert!(!page.contains("<details>") && !page.contains("other"));
+        }
+        let page = figures(drawn(OPEN + 3));
+        assert_eq!(page.matches("<svg>").count(), OPEN + 3);
+        assert!(page.contains("the other 3 open"));
+        let folded: Vec<_> = page.split("<details>").skip(1).collect();
+        assert_eq!(folded.len(), 3);
+        for (n, folded) in (OPEN..).zip(folded) {
+            assert!(folded.starts_with(&format!("<summary>&lt;{n}&gt;</summary>")));
+            assert!(folded.contains(&format!("<svg>{n}</svg>")));
+        }
+    }
 }

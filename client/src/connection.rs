@@ -353,3 +353,60 @@ impl Drop for Lost {
         self.0.store(true, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        io::{BufRead, BufReader, Write},
+        process::{Command, Stdio},
+    };
+
+    use super::*;
+
+    /// A process in the middle of its death: see there.
+    const DYING_AGENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/dying_agent.c");
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn eventually(what: &str, holds: impl Fn() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds() {
+            assert!(Instant::now() < deadline, "{what}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_lost_when_the_agents_process_is_gone_and_not_when_it_hangs_up_dying() {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, socket) = (dir.path().join("dying_agent"), dir.path().join("socket"));
+        let mut compiler = Command::new("cc");
+        compiler.args(["-pthread", DYING_AGENT, "-o"]).arg(&program);
+        assert!(compiler.status().unwrap().success(), "cc compiles it");
+        let mut agent = Command::new(program)
+            .arg(&socket)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut orders = agent.stdin.take().unwrap();
+        let mut said = BufReader::new(agent.stdout.take().unwrap()).lines();
+        assert_eq!(said.next().unwrap().unwrap(), "listening");
+        let statm = format!("/proc/{}/statm", agent.id());
+        let without_memory = || fs::read_to_string(&statm).unwrap().starts_with("0 ");
+        eventually("its first thread has ended", without_memory).await;
+        let lost = Arc::new(AtomicBool::new(false));
+        let deadline = Instant::now() + PATIENCE;
+        let channel = connect_channel(socket, Arc::clone(&lost), deadline).await;
+        let channel = channel.unwrap();
+        orders.write_all(b"hang up").unwrap();
+        assert_eq!(said.next().unwrap().unwrap(), "closed");
+        sleep(Duration::from_millis(200)).await;
+        assert!(!lost.load(Ordering::Acquire), "its files are open");
+        // It ends with its orders.
+        drop(orders);
+        assert!(agent.wait().unwrap().success());
+        eventually("lost", || lost.load(Ordering::Acquire)).await;
+        drop(channel);
+    }
+}

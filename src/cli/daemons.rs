@@ -170,7 +170,8 @@ pub(crate) struct AgentFlags {
     /// Whether readers need tickets [default: auto, where a coordinator signs some].
     #[arg(long, value_parser = ["auto", "always", "never"], value_name = "WHEN")]
     pub(crate) require_tickets: Option<String>,
-    /// Users besides the agent's own whose processes may map memory for reading.
+    /// Users of other agents on this host, which may map this one's memory for reading; engines and tools take
+    /// --socket-users [default: none].
     #[arg(long, alias = "allow-uid", value_name = "UID[,UID]")]
     pub(crate) allow_uids: Option<String>,
     /// This node's certificate (PEM, with its chain), for coordinators and peers.
@@ -194,7 +195,8 @@ pub(crate) struct AgentFlags {
     /// Metrics beyond this host, in clear, to whoever asks.
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub(crate) insecure_metrics: Option<bool>,
-    /// Users whose processes may use the local API beside this one's [default: none].
+    /// Users whose engines and tools may do by the local API what this one's may; another agent that only reads takes
+    /// --allow-uids [default: none].
     #[arg(long, value_name = "USER[,...]")]
     pub(crate) socket_users: Option<String>,
 }

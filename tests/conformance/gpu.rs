@@ -22,6 +22,7 @@ use tokio::sync::Notify;
 use crate::{
     keys::Keys,
     proxy::Proxy,
+    tickets::Parties,
     world::{
         REGION, REGION_BYTES, SLOTS, World, add_memory, add_region, check_alive, contents, data,
         eventually, incarnation, local, pattern, peer, read, settled, whole,
@@ -537,6 +538,24 @@ async fn on_the_same_host_gpu_memory_is_read_over_sockets_within_the_link() {
         assert_eq!(contents(&memory, 0..1000), contents(&memory, 1000..2000));
     }
     host_region_is_served(&link).await;
+    // Sockets may ask for more than shared memory does: whom they keep out is told so, and that the owner lives.
+    let gate = Parties::new().gate;
+    let loopback = "127.0.0.1:0".parse().unwrap();
+    let guarded = TcpServer::bind(loopback, world.catalog(), TcpLimits::default()).await;
+    let guarded = guarded.unwrap().behind(gate);
+    let addresses = NodeAddresses {
+        data: Some(guarded.local_addr()),
+        ..target.addresses.clone()
+    };
+    tokio::spawn(guarded.serve(std::future::pending()));
+    let shut_out = ShmTransport::default().with_behind(Arc::new(TcpTransport::default()));
+    let shut_out = shut_out.connect(&peer(addresses)).await.unwrap();
+    let result = read(&shut_out, vec![data(0..10)], whole(&local(10))).await;
+    match result {
+        Err(ReadError::NoLink { error, .. }) => assert!(error.is_denial(), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    host_region_is_served(&shut_out).await;
     // Where nothing but shared memory may be used, it is said.
     let alone = ShmTransport::default().connect(&target).await.unwrap();
     let result = read(&alone, vec![data(0..10)], whole(&local(10))).await;

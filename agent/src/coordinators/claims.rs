@@ -53,7 +53,7 @@ impl Coordinators {
         })
     }
 
-    /// Starts a lease's time anew; how many claims it holds comes back.
+    /// A lease lasts for so long from now at least; how many claims it holds comes back.
     ///
     /// # Errors
     /// [`CoordinatorError`].

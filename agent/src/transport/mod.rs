@@ -221,6 +221,15 @@ pub enum ReadError {
         /// Why.
         refusal: Refusal,
     },
+    /// What is asked for goes not over this link itself, and no other could be opened for it; what the owner says to that is
+    /// what there is to do. The link is good.
+    #[error("{why}, and there is no other way: {error}")]
+    NoLink {
+        /// Why this link does not do.
+        why: String,
+        /// Why there is no other.
+        error: ConnectError,
+    },
     /// The caller's request is wrong; do not repeat it.
     #[error("not a valid read: {0}")]
     Invalid(&'static str),

@@ -12,9 +12,6 @@ use crate::{
     transfer::{point::size, table::micros},
 };
 
-/// Most results whose distributions are drawn: more is a page nobody scrolls through.
-const MAX_DISTRIBUTIONS: usize = 12;
-
 /// The report of some replays of one trace, on a machine in words.
 #[must_use]
 pub fn page(results: &[ReplayResult], machine: &str) -> String {
@@ -42,12 +39,11 @@ pub fn page(results: &[ReplayResult], machine: &str) -> String {
             "<h2>Hit ratio over pools</h2><div class=\"plots\">{plots}</div>"
         );
     }
-    page += "<h2>Time of a pull</h2><p class=\"soft\">Share of pulls that took at most so long.</p>\
-             <div class=\"plots\">";
-    for result in results.iter().take(MAX_DISTRIBUTIONS) {
-        page += &distribution(result);
-    }
-    page += "</div><h2>All figures</h2>";
+    page +=
+        "<h2>Time of a pull</h2><p class=\"soft\">Share of pulls that took at most so long.</p>";
+    let pulled = results.iter().filter(|result| result.pulls > 0);
+    page += &page::figures(pulled.map(|r| (r.name.clone(), distribution(r))));
+    page += "<h2>All figures</h2>";
     page += &page::table(
         table::HEADINGS,
         &results.iter().map(table::row).collect::<Vec<_>>(),
@@ -137,9 +133,6 @@ fn hits(results: &[ReplayResult]) -> String {
 }
 
 fn distribution(result: &ReplayResult) -> String {
-    if result.pulls == 0 {
-        return String::new();
-    }
     let curve = &result.pull_us.curve;
     // The slowest of all would squeeze everything else together.
     let shown = curve.iter().filter(|(share, _)| *share <= 0.99);
@@ -158,5 +151,5 @@ fn distribution(result: &ReplayResult) -> String {
         }],
         y_max: Some(1.0),
     };
-    figure(&result.name, &plot.svg())
+    plot.svg()
 }

@@ -12,9 +12,6 @@ use crate::{
     plot::{Bar, Line, Plot, bars, escape},
 };
 
-/// Most points whose distributions are drawn: more is a page nobody scrolls through.
-const MAX_DISTRIBUTIONS: usize = 12;
-
 /// The report of a run, on a machine in words.
 #[must_use]
 pub fn page(results: &[PointResult], machine: &str) -> String {
@@ -33,11 +30,10 @@ pub fn page(results: &[PointResult], machine: &str) -> String {
         page += &throughput(results, transport);
     }
     page += "</div><h2>Time of a call</h2><p class=\"soft\">Share of calls that took at most so long; the \
-             yardstick's batches dashed.</p><div class=\"plots\">";
-    for result in results.iter().take(MAX_DISTRIBUTIONS) {
-        page += &distribution(result);
-    }
-    page += "</div><h2>All figures</h2>";
+             yardstick's batches dashed.</p>";
+    let distributions = results.iter().map(|r| (r.name.clone(), distribution(r)));
+    page += &page::figures(distributions);
+    page += "<h2>All figures</h2>";
     page += &page::table(
         table::HEADINGS,
         &results.iter().map(table::row).collect::<Vec<_>>(),
@@ -190,7 +186,7 @@ fn distribution(result: &PointResult) -> String {
         lines,
         y_max: Some(1.0),
     };
-    figure(&result.name, &plot.svg())
+    plot.svg()
 }
 
 #[cfg(test)]
@@ -210,6 +206,17 @@ mod tests {
         assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
         assert!(!page.contains("NaN"));
         assert!(!page.contains("in clear</text>"), "there is nothing by TLS");
+    }
+
+    #[test]
+    fn the_times_of_every_point_are_there() {
+        let results: Vec<_> = (0..15).map(|n| result(4096 << n, 0.5)).collect();
+        let page = page(&results, "a machine");
+        assert_eq!(
+            page.matches("aria-label=\"share over time of a call\"")
+                .count(),
+            15
+        );
     }
 
     #[test]

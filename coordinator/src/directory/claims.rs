@@ -201,8 +201,8 @@ impl Directory {
         Ok(claimed)
     }
 
-    /// Starts a lease's time anew, and says how many claims it holds. Zero: it has ended, and others
-    /// may hold what it held.
+    /// A lease lasts for at least this long from now, and never less than it was said to before. Says how many claims it
+    /// holds. Zero: it has ended, and others may hold what it held.
     pub fn renew_claims(&self, now: Duration, token: u64, ttl: Duration) -> u64 {
         let mut leases = self.leases.lock();
         leases.expire(now);

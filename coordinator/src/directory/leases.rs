@@ -166,14 +166,17 @@ impl Leases {
         freed
     }
 
-    /// Starts a lease's time anew. Says how many claims it holds; 0 where it has ended.
+    /// A lease ends not before that. Says how many claims it holds; 0 where it has ended.
     pub(super) fn renew(&mut self, token: u64, expires: Duration) -> u64 {
         let Some(lease) = self.leases.get_mut(&token) else {
             return 0;
         };
-        self.due.remove(&(lease.expires, token));
-        lease.expires = expires;
-        self.due.insert((expires, token));
+        // Its claimant counts on what it was told before: a renewal for less, or one that comes late, takes nothing of it.
+        if expires > lease.expires {
+            self.due.remove(&(lease.expires, token));
+            lease.expires = expires;
+            self.due.insert((expires, token));
+        }
         lease.left
     }
 

@@ -7,7 +7,7 @@
  *    `*error` is written in every case; out-parameters only with KVF_OK, where nothing else is said.
  *  - It ends in bounded time; which bound is said with it. After KVF_DEADLINE it is unknown whether the
  *    agent did what it was asked to.
- *  - Any thread may call it with the same handle at the same time, except kvf_close and kvf_pull_free,
+ *  - Any thread may call it with the same handle at the same time, except kvf_close and what frees one,
  *    which must be the last call with their handle.
  *  - What it is given is read, or copied, before it returns. It keeps no pointer but a callback's.
  *  - Memory it is told to write to or read from must be as large as is said, or NULL with a count of 0.
@@ -464,6 +464,11 @@ typedef enum kvf_source_cause {
  * has threads of its own; it does not survive fork(): open another one in the child.
  */
 typedef struct kvf_agent kvf_agent;
+
+/**
+ * Gives up the calls that were given it: any number of them, of any agent.
+ */
+typedef struct kvf_canceller kvf_canceller;
 
 /**
  * What became of the tensors of a pull.
@@ -1367,6 +1372,10 @@ typedef struct kvf_tensor_request {
    * Every outcome is there by then; 0 means 10,000; at most KVF_MAX_TIMEOUT_MS.
    */
   uint32_t timeout_ms;
+  /**
+   * Gives it up; NULL: nothing does.
+   */
+  const struct kvf_canceller *canceller;
 } kvf_tensor_request;
 
 /**
@@ -1670,6 +1679,25 @@ enum kvf_status kvf_evict(const struct kvf_agent *agent,
                           struct kvf_error *error);
 
 /**
+ * Makes one. `*canceller` is then the caller's, to be given to kvf_canceller_free.
+ */
+enum kvf_status kvf_canceller_new(struct kvf_canceller **canceller, struct kvf_error *error);
+
+/**
+ * Gives up all calls that were given it, also those to come: they end soon, with KVF_CANCELLED. Nothing to do for those
+ * that have ended. Never waits.
+ */
+enum kvf_status kvf_cancel(const struct kvf_canceller *canceller,
+                           struct kvf_error *error);
+
+/**
+ * Frees one. Calls that were given it go on, and are not given up any more. NULL is nothing to free.
+ *
+ * The last call with it.
+ */
+void kvf_canceller_free(struct kvf_canceller *canceller);
+
+/**
  * Starts an agent within this process, the same as `kvferry agent` with these settings, and opens a connection to it.
  * `*agent` is then as kvf_open gives it, and kvf_close ends the agent, too. Any number of agents may be in one process,
  * each with a node name, ports and a socket of its own; other processes may use it by its socket. It takes no
@@ -1945,6 +1973,11 @@ enum kvf_status kvf_tensors_withdraw(const struct kvf_agent *agent,
  * kvf_landed_free; `summary` (its size is to be set) says how many came. What has landed stays in the region's slots: call again
  * to go on with the rest. KVF_SOURCE_UNKNOWN, KVF_SOURCE_NOT_READY: there is nothing to pull. Within timeout_ms and 2
  * seconds.
+ *
+ * KVF_CANCELLED, soon after kvf_cancel: there are no outcomes, and `summary` says of which set it was and where it was
+ * landing; nothing but zeros where it had not begun. What has landed stays here, too. Slots of the rest may still be written
+ * to: kvf_reserve says KVF_SLOT_BUSY until they are free. With KVF_FRESH_MEMORY the region is there: pull on into it, or
+ * kvf_unregister it.
  */
 enum kvf_status kvf_tensors_pull(const struct kvf_agent *agent,
                                  const struct kvf_tensor_request *request,

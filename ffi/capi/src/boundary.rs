@@ -41,6 +41,22 @@ pub(crate) unsafe fn guard(
     told.status
 }
 
+/// Frees what was given out.
+///
+/// # Safety
+/// NULL, or from Box::into_raw and used by nobody any more.
+pub(crate) unsafe fn free<T>(given: *mut T) {
+    // SAFETY: no error is to be told; else the caller's promise.
+    unsafe {
+        guard(std::ptr::null_mut(), || {
+            if !given.is_null() && given.is_aligned() {
+                drop(Box::from_raw(given));
+            }
+            Ok(())
+        });
+    }
+}
+
 fn what_panicked(panic: &(dyn Any + Send)) -> String {
     let said = panic
         .downcast_ref::<&str>()

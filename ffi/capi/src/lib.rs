@@ -10,6 +10,7 @@
 mod agent;
 mod blocks;
 mod boundary;
+mod cancel;
 mod embed;
 mod error;
 mod gpu;
@@ -27,6 +28,7 @@ mod words;
 
 pub use agent::{KVF_MAX_TIMEOUT_MS, kvf_agent, kvf_close, kvf_open, kvf_options};
 pub use blocks::{kvf_evict, kvf_evicted, kvf_lookup, kvf_pin, kvf_pinned, kvf_place, kvf_release};
+pub use cancel::{kvf_cancel, kvf_canceller, kvf_canceller_free, kvf_canceller_new};
 pub use embed::{
     KVF_LOG_DEBUG, KVF_LOG_ERROR, KVF_LOG_INFO, KVF_LOG_TRACE, KVF_LOG_WARN,
     KVF_MAX_WORKER_THREADS, kvf_addresses, kvf_embed, kvf_embed_addresses, kvf_embed_options,

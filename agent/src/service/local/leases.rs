@@ -41,10 +41,10 @@ impl Leases {
         self.0.lock().get(&token).map(|lease| lease.granted)
     }
 
-    /// Its time started anew.
+    /// It was renewed, which never shortens it.
     pub(super) fn renewed(&self, now: Duration, token: u64, ttl: Duration) {
         if let Some(lease) = self.0.lock().get_mut(&token) {
-            lease.expires = now.saturating_add(ttl);
+            lease.expires = lease.expires.max(now.saturating_add(ttl));
         }
     }
 
@@ -84,6 +84,7 @@ mod tests {
         assert_eq!(leases.take_of(ClientId(7)), [granted(1)]);
         assert_eq!((leases.get(1), leases.get(2)), (None, Some(granted(2))));
         leases.renewed(ms(5), 2, ms(10));
+        leases.renewed(ms(6), 2, ms(1));
         leases.expire(ms(10));
         assert_eq!((leases.get(2), leases.get(3)), (Some(granted(2)), None));
         leases.expire(ms(15));

@@ -133,6 +133,8 @@ pub(super) fn failure(error: &ReadError) -> ReadFailure {
         ReadError::Cancelled => ReadFailure::Cancelled,
         ReadError::LinkLost { .. } => ReadFailure::LinkLost,
         ReadError::TicketRefused { .. } => ReadFailure::Denied,
+        ReadError::NoLink { error, .. } if error.is_denial() => ReadFailure::Denied,
+        ReadError::NoLink { .. } => ReadFailure::LinkLost,
         ReadError::RegionGone { .. } => ReadFailure::RegionGone,
         ReadError::SpanRefused { .. } => ReadFailure::SpanRefused,
         ReadError::Invalid(_) | ReadError::Local(_) | ReadError::LocalGpu(_) => ReadFailure::Local,

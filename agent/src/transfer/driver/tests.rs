@@ -158,6 +158,7 @@ async fn an_owner_that_refuses_the_ticket_denies_the_block() {
     for (mode, why) in [
         (Mode::Deny, "signed with a key that it was not told"),
         (Mode::DenyReads, "does not name that namespace"),
+        (Mode::DenyBehind, "signed with a key that it was not told"),
     ] {
         let world = World::new(1, 1, false);
         world.owners[0].set(mode);

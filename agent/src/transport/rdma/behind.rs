@@ -5,17 +5,14 @@ use std::sync::Arc;
 use kvferry_proto::RemoteSpan;
 
 use super::{fault::Loss, landing::Landing, link::Shared, op::ReadOp, prepare::NotByRdma};
-use crate::transport::{ConnectError, GpuRequest, ReadRequest, staged};
+use crate::transport::{ConnectError, GpuRequest, ReadError, ReadRequest, staged};
 
 /// Why there is no link of another transport.
-#[derive(Debug, thiserror::Error)]
 enum NoneBehind {
     /// The agent was told so.
-    #[error(", and nothing but RDMA may be used")]
     NotAllowed,
     /// It does not reach the owner either.
-    #[error("; {0}")]
-    Connect(#[from] ConnectError),
+    Connect(ConnectError),
 }
 
 impl Shared {
@@ -31,7 +28,8 @@ impl Shared {
                 return Err(NoneBehind::NotAllowed);
             };
             let open = || async {
-                let link = behind.connect(&self.peer).await?;
+                let link = behind.connect(&self.peer).await;
+                let link = link.map_err(NoneBehind::Connect)?;
                 let transport = link.kind().as_str();
                 tracing::warn!(node = %self.peer.node, transport, "not all can be read by RDMA: {why}");
                 Ok::<_, NoneBehind>(link)
@@ -45,7 +43,14 @@ impl Shared {
         };
         let link = match link {
             Ok(link) => link,
-            Err(none) => return op.over(Err(self.lost(&format_args!("{why}{none}")))),
+            Err(NoneBehind::Connect(error)) => {
+                let why = why.to_string();
+                return op.over(Err(ReadError::NoLink { why, error }));
+            }
+            Err(NoneBehind::NotAllowed) => {
+                let why = format_args!("{why}, and nothing but RDMA may be used");
+                return op.over(Err(self.lost(&why)));
+            }
         };
         op.leave_to_another();
         let mut pending = match op.landing() {

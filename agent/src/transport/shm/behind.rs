@@ -8,7 +8,8 @@ use parking_lot::RwLock;
 use tokio::{runtime::Handle, sync::OnceCell};
 
 use crate::transport::{
-    Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, chained::chained,
+    ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport,
+    chained::chained,
 };
 
 /// One read: data, and the words that are fetched after it, where they come with it.
@@ -87,17 +88,12 @@ impl Behind {
             let link = transport.connect(&self.peer).await?;
             let kind = link.kind().as_str();
             tracing::info!(node = %self.peer.node, transport = kind, "GPU memory of a peer on this host is read over sockets");
-            Ok::<_, crate::transport::ConnectError>(link)
+            Ok::<_, ConnectError>(link)
         };
         let link = self.link.get_or_try_init(open).await;
-        link.cloned()
-            .map_err(|error| self.link_lost(&error.to_string()))
-    }
-
-    fn link_lost(&self, detail: &str) -> ReadError {
-        ReadError::LinkLost {
-            node: self.peer.node.clone(),
-            detail: detail.to_owned(),
-        }
+        link.cloned().map_err(|error| ReadError::NoLink {
+            why: "GPU memory cannot be mapped".to_owned(),
+            error,
+        })
     }
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use dashmap::DashMap;
-use kvferry_proto::{RegionId, RemoteSpan};
+use kvferry_proto::{NodeId, RegionId, RemoteSpan};
 use tokio::{
     runtime::Handle,
     select,
@@ -27,8 +27,8 @@ use super::{
 use crate::{
     tickets::{Held, Wallet},
     transport::{
-        Capabilities, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport,
-        TransportKind,
+        Capabilities, ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest,
+        Transport, TransportKind,
         chained::chained,
         operation::{Operation, check_request, check_with_words},
         spans::coalesce_remote,
@@ -321,49 +321,67 @@ impl Shared {
                 .link_lost("it has mapped as many regions as it may")
                 .into());
         }
-        let refused = |detail| ReadError::SpanRefused {
-            node: self.peer.node.clone(),
-            detail,
-        };
         let opened = client.open_region(id, self.peer.incarnation, false).await;
         if matches!(opened, Err(DescriptorError::NotMappable { .. })) {
             return Err(NotMapped::NotMappable);
         }
-        let descriptors = opened.map_err(|error| match error {
-            DescriptorError::RegionGone { region } => ReadError::RegionGone {
-                node: self.peer.node.clone(),
-                region: region.0,
-            },
-            DescriptorError::TicketRefused { refusal } => {
-                // A new link begins with another ticket.
-                if let Some((wallet, held)) = shown {
-                    wallet.refused(&self.peer, held.number, refusal);
-                }
-                self.lost.store(true, Ordering::Release);
-                ReadError::TicketRefused {
-                    node: self.peer.node.clone(),
-                    refusal,
-                }
+        let descriptors = opened.map_err(|error| {
+            // A new link begins with another ticket.
+            if let (DescriptorError::TicketRefused { refusal }, Some((wallet, held))) =
+                (&error, shown)
+            {
+                wallet.refused(&self.peer, held.number, *refusal);
             }
-            DescriptorError::NotAllowed => refused("this user may not map it"),
-            DescriptorError::Failed => refused("the owner has no descriptor of it"),
-            other => {
-                // The connection cannot be used any more.
+            if ends_link(&error) {
                 self.lost.store(true, Ordering::Release);
-                self.link_lost(&other.to_string())
             }
+            not_opened(&self.peer.node, error)
         })?;
         let region = MappedRegion::new(descriptors).map_err(|error| {
             tracing::warn!(node = %self.peer.node, region = %id, %error, "cannot map a region");
             match error {
                 MapError::Memory(_) => self.link_lost(&error.to_string()),
-                MapError::Length { .. } | MapError::Generations { .. } => {
-                    refused("its memory is not what the owner says it is")
-                }
+                MapError::Length { .. } | MapError::Generations { .. } => ReadError::SpanRefused {
+                    node: self.peer.node.clone(),
+                    detail: "its memory is not what the owner says it is",
+                },
             }
         })?;
         self.regions.insert(id, Arc::new(region));
         Ok(())
+    }
+}
+
+/// Is the connection, or the ticket it was opened with, of no use any more?
+fn ends_link(error: &DescriptorError) -> bool {
+    !matches!(
+        error,
+        DescriptorError::RegionGone { .. } | DescriptorError::NotAllowed | DescriptorError::Failed
+    )
+}
+
+/// What the reader is told of a region whose descriptors the owner does not give.
+fn not_opened(node: &NodeId, error: DescriptorError) -> ReadError {
+    let node = node.clone();
+    match error {
+        DescriptorError::RegionGone { region } => ReadError::RegionGone {
+            node,
+            region: region.0,
+        },
+        DescriptorError::TicketRefused { refusal } => ReadError::TicketRefused { node, refusal },
+        DescriptorError::NotAllowed => ReadError::NoLink {
+            why: "a region is not handed out".to_owned(),
+            error: ConnectError::UserRefused {
+                node,
+                transport: TransportKind::Shm.as_str(),
+                detail: error.to_string(),
+            },
+        },
+        // Where the owner has none to give now the region is as it was: nothing is stale.
+        other => ReadError::LinkLost {
+            node,
+            detail: other.to_string(),
+        },
     }
 }
 
@@ -391,4 +409,37 @@ async fn keep_connection(
         }
     }
     shared.lost.store(true, Ordering::Release);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use kvferry_security::ticket::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn whom_an_owner_refuses_a_region_is_not_told_that_it_is_stale_or_that_the_link_is_lost() {
+        let node = NodeId::new("owner").unwrap();
+        let told = |error| not_opened(&node, error);
+        let refusal = Refusal::OtherNamespace;
+        assert!(matches!(
+            told(DescriptorError::NotAllowed),
+            ReadError::NoLink { error, .. } if error.is_denial()
+        ));
+        assert!(matches!(
+            told(DescriptorError::TicketRefused { refusal }),
+            ReadError::TicketRefused { .. }
+        ));
+        // Nor is an owner without a descriptor to spare one without the region.
+        for outage in [
+            DescriptorError::Failed,
+            DescriptorError::Lost(io::ErrorKind::TimedOut.into()),
+        ] {
+            assert!(matches!(told(outage), ReadError::LinkLost { .. }));
+        }
+        assert!(!ends_link(&DescriptorError::NotAllowed));
+        assert!(ends_link(&DescriptorError::TicketRefused { refusal }));
+    }
 }

@@ -107,6 +107,17 @@ fn a_lease_ends_by_release_by_time_and_by_renewal_later() {
 }
 
 #[test]
+fn a_renewal_for_less_takes_nothing_of_what_the_claimant_was_told() {
+    let directory = two_nodes();
+    let token = ask(&directory, 0, "a", 1, &[8]).token.unwrap();
+    assert_eq!(directory.renew_claims(at(100), token, at(5_000)), 1);
+    // Sent before that one, or by a part of the engine that knows nothing of it.
+    assert_eq!(directory.renew_claims(at(200), token, at(1_000)), 1);
+    assert_eq!(ask(&directory, 5_099, "b", 1, &[8]).outcomes, [CLAIMED]);
+    assert_eq!(ask(&directory, 5_100, "b", 1, &[8]).outcomes, [GRANTED]);
+}
+
+#[test]
 fn the_end_of_an_incarnation_frees_its_claims() {
     let mut directory = two_nodes();
     let token = ask(&directory, 0, "a", 1, &[8]).token.unwrap();

@@ -7,11 +7,7 @@ mod sources;
 mod texts;
 mod words;
 
-use std::ptr;
-
 use kvferry_client::Failure;
-
-use crate::boundary::guard;
 
 pub use publish::{kvf_publication, kvf_tensors_publish, kvf_tensors_withdraw};
 pub use pull::{
@@ -31,18 +27,4 @@ pub use words::{
 
 fn beyond(index: usize, count: usize) -> Failure {
     Failure::invalid(format!("there is no {index} among {count}"))
-}
-
-/// # Safety
-/// NULL, or from Box::into_raw and used by nobody any more.
-unsafe fn free<T>(given: *mut T) {
-    // SAFETY: no error is to be told; else the caller's promise.
-    unsafe {
-        guard(ptr::null_mut(), || {
-            if !given.is_null() && given.is_aligned() {
-                drop(Box::from_raw(given));
-            }
-            Ok(())
-        });
-    }
 }

@@ -2,22 +2,27 @@
 
 use std::{
     ffi::{CString, c_char},
+    mem::offset_of,
     time::Duration,
 };
 
 use kvferry_client::{Cause, Connection, Failure};
 use kvferry_proto::pb::{self, pull_tensors_event::Event, pull_tensors_request::Destination};
+use tokio::select;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    beyond, free,
+    beyond,
     texts::{Tensor, lent},
     words::{
-        KVF_MAX_TENSORS, digest, digest_bytes, kvf_digest, kvf_source_id, kvf_tensor, source_bytes,
+        KVF_MAX_TENSORS, digest, digest_bytes, digest_or_none, kvf_digest, kvf_source_id,
+        kvf_tensor, source_bytes,
     },
 };
 use crate::{
     agent::{handle, kvf_agent, timeout},
     boundary::{self, Growing, guard},
+    cancel::{kvf_canceller, token},
     kvf_error, kvf_outcome_kind, kvf_status,
     words::{
         KVF_FRESH_MEMORY, KVF_KEEP_ON_DISCONNECT, KVF_NO_REPLICA, KVF_PACKED, KVF_SERVE, flags,
@@ -60,11 +65,13 @@ pub struct kvf_tensor_request {
     pub flags: u32,
     /// Every outcome is there by then; 0 means 10,000; at most KVF_MAX_TIMEOUT_MS.
     pub timeout_ms: u32,
+    /// Gives it up; NULL: nothing does.
+    pub canceller: *const kvf_canceller,
 }
 
 // SAFETY: repr(C), begins with its size, pointers, integers and arrays of them only.
 unsafe impl Growing for kvf_tensor_request {
-    const FIRST_SIZE: usize = size_of::<Self>();
+    const FIRST_SIZE: usize = offset_of!(Self, canceller);
 }
 
 /// What a pull of tensors came to.
@@ -140,6 +147,11 @@ pub struct kvf_landed(Vec<Landed>);
 /// to go on with the rest. KVF_SOURCE_UNKNOWN, KVF_SOURCE_NOT_READY: there is nothing to pull. Within timeout_ms and 2
 /// seconds.
 ///
+/// KVF_CANCELLED, soon after kvf_cancel: there are no outcomes, and `summary` says of which set it was and where it was
+/// landing; nothing but zeros where it had not begun. What has landed stays here, too. Slots of the rest may still be written
+/// to: kvf_reserve says KVF_SLOT_BUSY until they are free. With KVF_FRESH_MEMORY the region is there: pull on into it, or
+/// kvf_unregister it.
+///
 /// # Safety
 /// The rules at the top.
 #[unsafe(no_mangle)]
@@ -157,6 +169,7 @@ pub unsafe extern "C" fn kvf_tensors_pull(
             let place = boundary::out(landed, "the place for the outcomes")?;
             let it = boundary::sized(request, "kvf_tensor_request")?;
             let bound = timeout(it.timeout_ms, DEFAULT_TIMEOUT_MS, "timeout_ms")?;
+            let given_up = token(it.canceller)?;
             let fresh = it.flags & KVF_FRESH_MEMORY != 0;
             let kept = if fresh { KVF_KEEP_ON_DISCONNECT } else { 0 };
             let known = KVF_PACKED | KVF_NO_REPLICA | KVF_SERVE | KVF_FRESH_MEMORY | kept;
@@ -184,9 +197,12 @@ pub unsafe extern "C" fn kvf_tensors_pull(
                 serve: given & KVF_SERVE != 0,
             };
             let own = connection.clone();
-            let pulled =
-                connection.run(bound + GRACE, async move { bring(&own, request).await })?;
-            boundary::write_sized(summary, &pulled.to_c()?, "kvf_tensor_summary")?;
+            let work = async move { bring(&own, request, &given_up).await };
+            let pulled = connection.run(bound + GRACE, work)?;
+            boundary::write_sized(summary, &pulled.to_c(), "kvf_tensor_summary")?;
+            if pulled.given_up {
+                return Err(Failure::new(Cause::Cancelled, "the pull was given up"));
+            }
             place.set(Box::into_raw(Box::new(kvf_landed(pulled.landed))));
             Ok(())
         })
@@ -214,13 +230,14 @@ struct Pulled {
     begun: pb::PullTensorsBegun,
     landed: Vec<Landed>,
     summary: pb::PullTensorsSummary,
+    given_up: bool,
 }
 
 impl Pulled {
-    fn to_c(&self) -> Result<kvf_tensor_summary, Failure> {
-        Ok(kvf_tensor_summary {
+    fn to_c(&self) -> kvf_tensor_summary {
+        kvf_tensor_summary {
             size: size_of::<kvf_tensor_summary>(),
-            digest: digest(&self.begun.digest)?,
+            digest: digest_or_none(&self.begun.digest),
             count: self.landed.len(),
             region: self.begun.region.as_ref().map_or(0, |it| it.region),
             tensors_here: self.summary.tensors_here,
@@ -232,19 +249,41 @@ impl Pulled {
             serving: u32::from(self.summary.serving),
             bytes_pulled: self.summary.bytes_pulled,
             total_us: self.summary.total_us,
-        })
+        }
     }
 }
 
+/// Until it has ended, or is given up: the agent learns of that by the stream's end.
 async fn bring(
     connection: &Connection,
     request: pb::PullTensorsRequest,
+    given_up: &CancellationToken,
 ) -> Result<Pulled, Failure> {
-    let asked = connection.tensors().pull_tensors(request).await;
+    let mut pulled = Pulled::default();
+    let mut tensors = connection.tensors();
+    let asked = select! {
+        biased;
+        () = given_up.cancelled() => {
+            pulled.given_up = true;
+            return Ok(pulled);
+        }
+        asked = tensors.pull_tensors(request) => asked,
+    };
     let refused = |status| connection.refused(&status);
     let mut stream = asked.map_err(refused)?.into_inner();
-    let mut pulled = Pulled::default();
-    while let Some(event) = stream.message().await.map_err(refused)? {
+    loop {
+        // What has come is taken first: it may be the end.
+        let event = select! {
+            biased;
+            event = stream.message() => event.map_err(refused)?,
+            () = given_up.cancelled() => {
+                pulled.given_up = true;
+                return Ok(pulled);
+            }
+        };
+        let Some(event) = event else {
+            break;
+        };
         match event.event {
             Some(Event::Begun(begun)) => pulled.begun = begun,
             Some(Event::Outcomes(outcomes)) => {
@@ -261,6 +300,8 @@ async fn bring(
                 }
             }
             Some(Event::Summary(summary)) => {
+                // Which set it was must be known of what has landed.
+                digest(&pulled.begun.digest)?;
                 pulled.summary = summary;
                 return Ok(pulled);
             }
@@ -308,5 +349,5 @@ pub unsafe extern "C" fn kvf_landed_at(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvf_landed_free(landed: *mut kvf_landed) {
     // SAFETY: they came from Box::into_raw, and this is the last call with them.
-    unsafe { free(landed) };
+    unsafe { boundary::free(landed) };
 }

@@ -4,7 +4,7 @@ use kvferry_client::{Cause, Connection, Failure};
 use kvferry_proto::pb;
 
 use super::{
-    beyond, free,
+    beyond,
     texts::Tensor,
     words::{
         KVF_MAX_TENSORS, digest, digest_bytes, kvf_digest, kvf_source_id, kvf_tensor, source_bytes,
@@ -139,5 +139,5 @@ pub unsafe extern "C" fn kvf_tensors_at(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvf_tensors_free(tensors: *mut kvf_tensors) {
     // SAFETY: they came from Box::into_raw, and this is the last call with them.
-    unsafe { free(tensors) };
+    unsafe { boundary::free(tensors) };
 }

@@ -7,7 +7,7 @@ use kvferry_client::{Cause, Failure};
 use kvferry_proto::pb;
 
 use super::{
-    beyond, free,
+    beyond,
     texts::lent,
     words::{digest_or_none, kvf_digest, kvf_source_id, source_bytes, source_id},
 };
@@ -196,7 +196,7 @@ pub unsafe extern "C" fn kvf_sources_at(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvf_sources_free(sources: *mut kvf_sources) {
     // SAFETY: they came from Box::into_raw, and this is the last call with them.
-    unsafe { free(sources) };
+    unsafe { boundary::free(sources) };
 }
 
 /// One node's set of tensors for one rank.
@@ -318,7 +318,7 @@ pub unsafe extern "C" fn kvf_workers_at(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kvf_workers_free(workers: *mut kvf_workers) {
     // SAFETY: they came from Box::into_raw, and this is the last call with them.
-    unsafe { free(workers) };
+    unsafe { boundary::free(workers) };
 }
 
 /// Ends workers of a source: they are offered no more at once, and their agents withdraw them. `node`: only this one's; NULL:

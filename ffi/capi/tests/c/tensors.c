@@ -205,6 +205,42 @@ static void ends(kvf_agent *a, kvf_agent *b, const kvf_publication *published) {
     EXPECT(KVF_SOURCE_UNKNOWN, kvf_source_remove(b, &nobody, NULL, NULL, &error));
 }
 
+static void *cancels(void *canceller) {
+    kvf_error said;
+    usleep(300000);
+    CHECK(kvf_cancel(canceller, &said) == KVF_OK && said.status == KVF_OK);
+    return NULL;
+}
+
+/* Nobody publishes it: the agent would look for it until the timeout. */
+static void is_given_up(kvf_agent *b) {
+    kvf_canceller *canceller;
+    EXPECT(KVF_OK, kvf_canceller_new(&canceller, &error));
+    kvf_tensor_request request = {.size = sizeof request,
+                                  .source = {.bytes = {4, 5, 6}},
+                                  .flags = KVF_FRESH_MEMORY,
+                                  .timeout_ms = 60000,
+                                  .canceller = canceller};
+    kvf_tensor_summary summary = {.size = sizeof summary, .region = 77};
+    kvf_landed *untouched = (kvf_landed *)&request, *landed = untouched;
+    pthread_t thread;
+    double began = now();
+    CHECK(pthread_create(&thread, NULL, cancels, canceller) == 0);
+    EXPECT(KVF_CANCELLED, kvf_tensors_pull(b, &request, &summary, &landed, &error));
+    CHECK(now() - began >= 0.3 && now() - began < 30);
+    CHECK(landed == untouched && summary.region == 0 && summary.count == 0);
+    CHECK(pthread_join(thread, NULL) == 0);
+    /* One that is to come is given up as well; a request of a program that knows of none is not. */
+    EXPECT(KVF_CANCELLED, kvf_tensors_pull(b, &request, &summary, &landed, &error));
+    request.size = offsetof(kvf_tensor_request, canceller);
+    request.timeout_ms = 300;
+    kvf_status status = kvf_tensors_pull(b, &request, &summary, &landed, &error);
+    CHECK(status == KVF_SOURCE_UNKNOWN || status == KVF_DEADLINE);
+    kvf_canceller_free(canceller);
+    kvf_canceller_free(NULL);
+    EXPECT(KVF_INVALID_ARGUMENT, kvf_cancel(NULL, &error));
+}
+
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     kvf_agent *a = connect_with(argv[1], 0), *b = connect_with(argv[2], 0);
@@ -216,6 +252,7 @@ int main(int argc, char **argv) {
     publishes(a, region_a, &publication);
     is_found(b, &publication);
     is_pulled(b, region_b, to, &publication);
+    is_given_up(b);
     ends(a, b, &publication);
     EXPECT(KVF_OK, kvf_close(b, &error));
     EXPECT(KVF_OK, kvf_close(a, &error));

@@ -502,7 +502,7 @@ class Client:
         return self.background.claim(namespace, hashes, ttl=ttl, keep=keep, purpose=purpose).result()
 
     def renew_claims(self, token: int, *, ttl: float = 30.0) -> int:
-        """Starts a lease's time anew; how many claims it still holds. 0: it has ended."""
+        """A lease lasts for `ttl` seconds from now at least; how many claims it still holds. 0: it has ended."""
         return self.background.renew_claims(token, ttl=ttl).result()
 
     def release_claims(self, token: int, hashes: Hashes | None = None) -> int:

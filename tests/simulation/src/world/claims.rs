@@ -259,7 +259,10 @@ impl World {
                 let held = directory.renew_claims(local, *token, call.ttl);
                 if let Some(grant) = self.claims.grant(coordinator, epoch, *token) {
                     // Where nothing was held any more, nothing was renewed.
-                    grant.expires = if held > 0 { local + call.ttl } else { local };
+                    grant.expires = match held {
+                        0 => local,
+                        _ => grant.expires.max(local + call.ttl),
+                    };
                     let fulfilled = grant.numbers.is_subset(&grant.maybe_fulfilled);
                     if held == 0 && fulfilled {
                         // Its own node has published all of it. An answer to the same question, asked before that and on

@@ -35,6 +35,8 @@ pub(super) enum Mode {
     Deny,
     /// Reads are refused for the ticket's sake.
     DenyReads,
+    /// Reads need another link, and there is none for our tickets.
+    DenyBehind,
 }
 
 pub(super) struct Owner {
@@ -170,6 +172,13 @@ impl Owner {
         }
     }
 
+    fn denied(&self) -> ConnectError {
+        ConnectError::TicketRefused {
+            node: self.name.clone(),
+            refusal: Refusal::UnknownKey,
+        }
+    }
+
     fn lost(&self) -> ReadError {
         ReadError::LinkLost {
             node: self.name.clone(),
@@ -273,6 +282,10 @@ impl Link for FakeLink {
             Mode::DenyReads => PendingRead::settled(Err(ReadError::TicketRefused {
                 node: owner.name.clone(),
                 refusal: Refusal::OtherNamespace,
+            })),
+            Mode::DenyBehind => PendingRead::settled(Err(ReadError::NoLink {
+                why: "not over this one".to_owned(),
+                error: owner.denied(),
             })),
             Mode::Hang => {
                 let hung = Arc::new(Hung(Mutex::new(None)));
@@ -445,10 +458,7 @@ impl Connect for World {
                 });
             }
             if mode == Mode::Deny {
-                return Err(ConnectError::TicketRefused {
-                    node: peer.node.clone(),
-                    refusal: Refusal::UnknownKey,
-                });
+                return Err(self.owners[owner].denied());
             }
             let world = self.this.upgrade().unwrap();
             Ok(Arc::new(FakeLink(world, owner)) as Arc<dyn Link>)

@@ -87,7 +87,7 @@ pub(super) fn run(directory: &mut Directory, model: &mut Model, operation: &Oper
                 return;
             };
             let known = model.leases.get_mut(&token).unwrap();
-            known.expires = now + at(*ttl_ms);
+            known.expires = known.expires.max(now + at(*ttl_ms));
             let held = known.hashes.len() as u64;
             assert_eq!(directory.renew_claims(now, token, at(*ttl_ms)), held);
         }
