@@ -24,8 +24,8 @@ use crate::{
     proxy::Proxy,
     tickets::Parties,
     world::{
-        REGION, REGION_BYTES, SLOTS, World, add_memory, add_region, check_alive, contents, data,
-        eventually, incarnation, local, pattern, peer, read, settled, whole,
+        BEYOND_BUFFERS, REGION, REGION_BYTES, SLOTS, World, add_memory, add_region, check_alive,
+        contents, data, eventually, incarnation, local, pattern, peer, read, settled, whole,
     },
 };
 
@@ -485,13 +485,15 @@ async fn readers_that_take_nothing_do_not_keep_the_staging_buffers() {
         stopped.push(world.plain_link().await);
     }
     world.proxy.allow(0);
+    // What comes is not looked at.
+    let memory = local(REGION_BYTES);
     let reads: Vec<_> = stopped
         .iter()
-        .flat_map(|link| [link, link])
+        .flat_map(|link| std::iter::repeat_n(link, BEYOND_BUFFERS))
         .map(|link| {
             link.read(ReadRequest {
                 remote: vec![data(0..REGION_BYTES)],
-                local: whole(&local(REGION_BYTES)),
+                local: whole(&memory),
             })
         })
         .collect();

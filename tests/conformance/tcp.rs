@@ -19,8 +19,8 @@ use crate::{
     keys::Keys,
     proxy::Proxy,
     world::{
-        Stalls, World, catalog, check_alive, contents, data, eventually, insert, local, pattern,
-        peer, read, settled, whole,
+        BEYOND_BUFFERS, REGION_BYTES, Stalls, World, catalog, check_alive, contents, data,
+        eventually, insert, local, pattern, peer, read, settled, whole,
     },
 };
 
@@ -166,6 +166,38 @@ async fn answers_too_much(world: &TcpWorld) {
     }
 }
 
+/// Who looks for stalls sees what comes slowly as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trickle_is_counted_as_it_comes() {
+    trickle(&TcpWorld::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trickle_by_tls_is_counted_as_it_comes() {
+    trickle(&TcpWorld::by_tls(TcpLimits::default()).await).await;
+}
+
+async fn trickle(world: &TcpWorld) {
+    let link = world.link().await;
+    check_alive(&link).await;
+    world.stall_after(0);
+    let memory = local(4 << 20);
+    let mut before = link.received_bytes();
+    let pending = link.read(ReadRequest {
+        remote: vec![data(0..4 << 20)],
+        local: whole(&memory),
+    });
+    for _ in 0..3 {
+        world.stall_after(40_000);
+        // By TLS half a record is no payload yet.
+        eventually("counted", || link.received_bytes() >= before + 20_000).await;
+        before = link.received_bytes();
+    }
+    world.resume();
+    settled(pending).await.unwrap();
+    assert!(contents(&memory, 0..4 << 20) == pattern(0..4 << 20));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_that_owes_abandoned_bytes_and_stands_still_is_closed() {
     let world = TcpWorld::start().await;
@@ -259,12 +291,12 @@ async fn takes_nothing(world: &TcpWorld) {
     let other = world.direct_link().await;
     let link = world.link().await;
     world.stall_after(0);
-    let span = data(0..8 << 20);
-    let reads: Vec<_> = (0..8)
+    let span = data(0..REGION_BYTES);
+    let reads: Vec<_> = (0..BEYOND_BUFFERS)
         .map(|_| {
             link.read(ReadRequest {
                 remote: vec![span],
-                local: whole(&local(8 << 20)),
+                local: whole(&local(REGION_BYTES)),
             })
         })
         .collect();

@@ -30,8 +30,8 @@ use crate::{
     keys::Keys,
     tcp::TcpWorld,
     world::{
-        PATIENCE, REGION, Stalls, World, check_alive, contents, data, eventually, host_memory,
-        incarnation, insert_in, local, pattern, peer, read, whole,
+        BEYOND_BUFFERS, PATIENCE, REGION, REGION_BYTES, Stalls, World, check_alive, contents, data,
+        eventually, host_memory, incarnation, insert_in, local, pattern, peer, read, whole,
     },
 };
 
@@ -482,9 +482,10 @@ async fn a_connection_ends_with_its_ticket() {
     request.extend_from_slice(&REGION.0.to_le_bytes());
     request.extend_from_slice(&[0; 4]);
     request.extend_from_slice(&0u64.to_le_bytes());
-    request.extend_from_slice(&(8u64 << 20).to_le_bytes());
-    // More than any buffer holds, and none of it is taken.
-    stream.write_all(&request.repeat(8)).await.unwrap();
+    request.extend_from_slice(&REGION_BYTES.to_le_bytes());
+    // None of it is taken.
+    let requests = request.repeat(BEYOND_BUFFERS);
+    stream.write_all(&requests).await.unwrap();
     eventually("ended", || world.owner.counters.open() == 0).await;
     assert!(begun.elapsed() >= Duration::from_millis(500), "too early");
     assert!(

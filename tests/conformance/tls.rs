@@ -28,8 +28,8 @@ use crate::{
     tcp::TcpWorld,
     tickets::{ACCEPTED, Guarded, PROVE, hello, turned_away},
     world::{
-        PATIENCE, Stalls, World, check_alive, contents, data, eventually, incarnation, local,
-        pattern, read, settled, whole,
+        BEYOND_BUFFERS, PATIENCE, REGION_BYTES, Stalls, World, check_alive, contents, data,
+        eventually, incarnation, local, pattern, read, settled, whole,
     },
 };
 
@@ -409,8 +409,8 @@ async fn a_session_ends_with_its_ticket_and_goes_on_with_another() {
     // No more of them: the one that is there ends, in the middle of answers that nobody takes, and that no buffer holds.
     world.change(|terms| terms.left = 0);
     world.stall_after(1 << 20);
-    let range = 0..8 << 20;
-    let reads: Vec<_> = (0..16)
+    let range = 0..REGION_BYTES;
+    let reads: Vec<_> = (0..BEYOND_BUFFERS)
         .map(|_| {
             let memory = local(range.end);
             let pending = link.read(ReadRequest {

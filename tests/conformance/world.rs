@@ -18,6 +18,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const REGION: RegionId = RegionId(7);
 pub const REGION_BYTES: u64 = 8 << 20;
 pub const SLOTS: u32 = 64;
+/// So many regions are more than a kernel holds of a connection: 63 MiB, where buffers begin with 32 MiB at both ends.
+pub const BEYOND_BUFFERS: usize = 16;
 
 pub trait World: Send + Sync + Sized + 'static {
     fn start() -> impl Future<Output = Self> + Send;

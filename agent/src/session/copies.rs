@@ -61,9 +61,7 @@ impl Done {
     pub(super) async fn arrives(&mut self, log: &ChangeLog) {
         // The sender here keeps the channel open: this is never None.
         if let Some(said) = self.answers.recv().await {
-            let (_, next) = log.bounds();
-            let last = next + u64::from(log.has_open()) - 1;
-            self.waiting.push_back((last, said));
+            self.waiting.push_back((log.last(), said));
         }
     }
 

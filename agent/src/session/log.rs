@@ -136,11 +136,28 @@ impl ChangeLog {
     /// What is in the open batch.
     #[must_use]
     pub fn open(&self) -> Open {
+        self.filling().1
+    }
+
+    /// The number that the open batch will have, and what is in it. Asked for apart they may be of two batches: another session
+    /// reads one, and so closes it, without a word.
+    #[must_use]
+    pub fn filling(&self) -> (u64, Open) {
         let inner = self.inner.lock();
-        match (inner.open.is_empty(), inner.urgent) {
+        let open = match (inner.open.is_empty(), inner.urgent) {
             (true, _) => Open::Nothing,
             (false, false) => Open::Changes,
             (false, true) => Open::News,
+        };
+        (inner.next(), open)
+    }
+
+    /// The number of the delta that has, or will have, the last thing that was recorded.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        match self.filling() {
+            (filling, Open::Nothing) => filling - 1,
+            (filling, _) => filling,
         }
     }
 

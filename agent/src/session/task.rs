@@ -245,8 +245,7 @@ impl SessionTask {
     }
 
     fn tick(&mut self) {
-        let (_, next) = self.log.bounds();
-        let open = self.log.open();
+        let (filling, open) = self.log.filling();
         let gathers = match open {
             Open::Nothing => false,
             Open::Changes => true,
@@ -256,7 +255,7 @@ impl SessionTask {
         let until = self.gathering.unwrap_or(now + GATHER);
         self.gathering = (gathers && now < until).then_some(until);
         // A delta that is still open counts: asking for it closes it.
-        let next_delta = next + u64::from(open != Open::Nothing && self.gathering.is_none());
+        let next_delta = filling + u64::from(open != Open::Nothing && self.gathering.is_none());
         self.handle(Event::Tick { next_delta });
     }
 

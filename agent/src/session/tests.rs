@@ -1,6 +1,12 @@
 //! The session's rules, one test each, by exact commands.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use kvferry_memory::{GenerationTable, HostMemory};
 use kvferry_proto::{
@@ -469,6 +475,29 @@ fn a_batch_is_news_when_it_is_said_to_be() {
     assert_eq!(log.open(), Open::Nothing);
     assert_eq!(log.seal_position(), 2);
     assert!(!is_woken().unwrap());
+}
+
+/// Other sessions close a batch by reading it, at any moment, and nobody is woken by it.
+#[test]
+fn what_was_recorded_last_has_its_number_whoever_reads_beside() {
+    const CHANGES: u32 = 20_000;
+    let log = ChangeLog::new();
+    let done = AtomicBool::new(false);
+    let right = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = log.read(log.bounds().1);
+            }
+        });
+        let right = (0..CHANGES).map(|slot| {
+            log.record(removed(1, slot));
+            log.last() == log.seal_position()
+        });
+        let right = right.filter(|right| *right).count();
+        done.store(true, Ordering::Relaxed);
+        right
+    });
+    assert_eq!(right, CHANGES as usize);
 }
 
 #[test]

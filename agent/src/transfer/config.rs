@@ -55,8 +55,8 @@ pub struct TransferConfig {
     pub settle_margin: Duration,
     /// How often the driver looks at the links' counters: what stall detection may be late by.
     pub progress_tick: Duration,
-    /// Bytes whose checksum is computed in place (some 50 us); more goes to a blocking thread, which has them in no cache of its
-    /// own.
+    /// Bytes whose checksum is computed in place (some 50 us), and after which others have their turn; more at a time goes to a
+    /// blocking thread, which has them in no cache of its own.
     pub verify_inline_bytes: u64,
 }
 

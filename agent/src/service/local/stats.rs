@@ -7,7 +7,7 @@ use super::LocalApi;
 impl LocalApi {
     pub(crate) fn numbers(&self) -> pb::StatsResponse {
         let store = self.store.stats();
-        let (_, next_delta) = self.log.bounds();
+        let last_delta = self.log.last();
         let coordinators = self
             .sessions
             .iter()
@@ -17,7 +17,7 @@ impl LocalApi {
                 pb::CoordinatorLink {
                     address: address.clone(),
                     connected: status.connected,
-                    unacknowledged_deltas: (next_delta - 1).saturating_sub(status.acknowledged),
+                    unacknowledged_deltas: last_delta.saturating_sub(status.acknowledged),
                     resyncs: status.resyncs,
                     last_error: status.last_error.clone(),
                 }

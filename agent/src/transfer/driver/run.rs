@@ -111,6 +111,8 @@ pub(super) struct Run<L, C, D: Landing> {
     tasks: JoinSet<Answer>,
     asked: HashMap<Id, Asked>,
     to_verify: Vec<(BlockIndex, Checksum)>,
+    /// Bytes verified in place since others on this thread had their turn.
+    verified: u64,
     to_land: Vec<(BlockIndex, Option<Checksum>)>,
     progress_at: Time,
     said_under_way: bool,
@@ -142,6 +144,7 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             tasks: JoinSet::new(),
             asked: HashMap::new(),
             to_verify: Vec::new(),
+            verified: 0,
             to_land: Vec::new(),
             progress_at: config.progress_tick,
             said_under_way: false,
@@ -172,6 +175,11 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
             if self.engine.is_drained() {
                 // Drained: no read is under way that could write to it.
                 return scratch::keep(std::mem::take(&mut self.scratch));
+            }
+            if self.verified >= self.config.verify_inline_bytes.max(1) {
+                // The next reads may have settled already, and so on to the end.
+                self.verified = 0;
+                tokio::task::yield_now().await;
             }
             let wake = self.wake_at();
             let happened = tokio::select! {

@@ -74,6 +74,33 @@ async fn blocks_arrive_as_they_were_sealed() {
     }
 }
 
+/// However fast reads settle, who verifies what they brought does not keep its thread to the end.
+#[tokio::test(start_paused = true)]
+async fn others_have_their_turn_between_blocks_that_are_verified_in_place() {
+    let world = World::new(1, 40, true);
+    world.owners[0].bounds.lock().window_bytes = BLOCK;
+    let seen = Arc::clone(&world);
+    let other = tokio::spawn(async move {
+        let landed = || (0..40).filter(|block| seen.state(*block) == State::Landed);
+        let (mut before, mut most) = (0, 0);
+        while before < 40 {
+            tokio::task::yield_now().await;
+            let now = landed().count();
+            most = most.max(now - before);
+            before = now;
+        }
+        most
+    });
+    let config = TransferConfig {
+        verify_inline_bytes: BLOCK,
+        ..TransferConfig::default()
+    };
+    let (_, outcomes) = pulled(&world, config, 40).await;
+    assert_eq!(kinds(&outcomes), vec![Outcome::Pulled; 40]);
+    let most = other.await.unwrap();
+    assert!(most <= 2, "{most} blocks in one turn");
+}
+
 #[tokio::test(start_paused = true)]
 async fn small_bounds_of_a_link_only_cut_reads() {
     let world = World::new(1, 4, true);

@@ -395,7 +395,7 @@ impl Connection {
 
     /// Closes it where it owes what nobody wants any more and does not move.
     pub(super) fn close_if_stuck(&self) {
-        let received = self.received.load(Ordering::Relaxed);
+        let received = self.received();
         let stood = {
             let mut progress = self.progress.lock();
             if progress.received != received || self.state.lock().queue.is_empty() {
@@ -442,6 +442,11 @@ impl Connection {
             self.outstanding
                 .fetch_sub(operation.bytes, Ordering::Relaxed);
         }
+    }
+
+    /// Payload bytes that it brought so far.
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     pub(super) fn count_received(&self, bytes: u64) {

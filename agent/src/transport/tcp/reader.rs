@@ -4,12 +4,16 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use kvferry_memory::{
     AccessError, HostMemory, MemoryError, PieceMut, discard, receive, set_receive_low_water,
 };
-use tokio::io::Interest;
+use tokio::{
+    io::Interest,
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use super::{
     connection::Connection,
@@ -29,9 +33,11 @@ const INBOX_BYTES: u64 = 4 << 10;
 const RECEIVE_BYTES: u64 = 1 << 20;
 
 /// Payload that is worth waking up for, where as much is still to come: two segments of loopback, a quarter of a millisecond of 4
-/// Gbit/s. A reader that is faster than its owner sleeps and wakes less often, at a fifth less of its processor's time. Not more: a
-/// network that takes as long as a stall for it would look like one.
+/// Gbit/s. A reader that is faster than its owner sleeps and wakes less often, at a fifth less of its processor's time.
 const LOW_WATER_BYTES: u32 = 128 << 10;
+/// A payload of which nothing was taken for so long (under 7 MB/s) is taken as it comes from then on: what lies in the kernel does not
+/// count as received, and twice this, at which it may be noticed, is less than the shortest bound on stalls (50 ms).
+const LULL: Duration = Duration::from_millis(20);
 
 /// Why a connection can no longer be read.
 #[derive(Debug, thiserror::Error)]
@@ -62,16 +68,24 @@ pub(super) struct Reader {
     current: Option<Current>,
     /// So many bytes wake it.
     low_water: u32,
+    /// Fires while it waits for many. Not set for each wait, which would wake the runtime's timers each time.
+    lull: Interval,
+    /// What had been received when it fired last.
+    received: u64,
 }
 
 /// The response whose payload is arriving.
 struct Current {
     operation: Arc<Operation>,
     left: u64,
+    /// It does not come as fast as it is worth waiting for more of it.
+    is_slow: bool,
 }
 
 impl Reader {
     pub(super) fn new(connection: Arc<Connection>) -> Result<Self, MemoryError> {
+        let mut lull = interval(LULL);
+        lull.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             connection,
             inbox: HostMemory::anonymous(INBOX_BYTES)?,
@@ -79,6 +93,8 @@ impl Reader {
             end: 0,
             current: None,
             low_water: 1,
+            lull,
+            received: 0,
         })
     }
 
@@ -102,11 +118,7 @@ impl Reader {
                     tokio::task::consume_budget().await;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let waited = match self.set_low_water(stream) {
-                        Ok(()) => stream.readable().await,
-                        Err(error) => Err(error),
-                    };
-                    if let Err(error) = waited {
+                    if let Err(error) = self.wait(stream).await {
                         return error.into();
                     }
                 }
@@ -116,6 +128,27 @@ impl Reader {
         }
     }
 
+    /// Until there is something to take: much of it at once, where much is to come soon.
+    async fn wait(&mut self, stream: &Stream) -> io::Result<()> {
+        self.set_low_water(stream)?;
+        while self.low_water > 1 {
+            tokio::select! {
+                biased;
+                readable = stream.readable() => return readable,
+                _ = self.lull.tick() => {}
+            }
+            let received = self.connection.received();
+            if std::mem::replace(&mut self.received, received) == received
+                && let Some(current) = &mut self.current
+            {
+                current.is_slow = true;
+            }
+            // Where less is there already the kernel says so now.
+            self.set_low_water(stream)?;
+        }
+        stream.readable().await
+    }
+
     /// Before it waits: for how much. By TLS a record's beginning may have been taken already, so that less than is left
     /// still comes.
     fn set_low_water(&mut self, stream: &Stream) -> io::Result<()> {
@@ -123,7 +156,7 @@ impl Reader {
             return Ok(());
         };
         let want = match &self.current {
-            Some(current) if current.left >= LOW_WATER_BYTES.into() => LOW_WATER_BYTES,
+            Some(it) if it.left >= LOW_WATER_BYTES.into() && !it.is_slow => LOW_WATER_BYTES,
             _ => 1,
         };
         if want != self.low_water {
@@ -261,7 +294,13 @@ impl Reader {
                     found,
                 });
             }
-            Ok(left) => self.current = Some(Current { operation, left }),
+            Ok(left) => {
+                self.current = Some(Current {
+                    operation,
+                    left,
+                    is_slow: false,
+                });
+            }
             Err(fault) => {
                 if let SpanFault::Refused(SpanRefusal::Ticket(refusal)) = fault
                     && operation.bytes > 0

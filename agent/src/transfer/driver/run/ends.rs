@@ -47,6 +47,8 @@ impl<L: Locate, C: Connect, D: Landing> Run<L, C, D> {
                 verdicts
             };
             if inline {
+                let verified = self.block_bytes.saturating_mul(job.len() as u64);
+                self.verified = self.verified.saturating_add(verified);
                 for (block, ok) in work() {
                     self.tell(Event::Verified { block, ok });
                 }
