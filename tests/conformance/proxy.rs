@@ -13,10 +13,11 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Forwards bytes; what goes to the reader only as far as its budget lasts.
+/// Forwards bytes, each way only as far as its budget lasts.
 pub struct Proxy {
     pub address: SocketAddr,
     budget: watch::Sender<u64>,
+    requests: watch::Sender<u64>,
     cut: Arc<Notify>,
     extra: Extra,
 }
@@ -33,8 +34,10 @@ impl Proxy {
         let listener = TcpListener::bind(listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let budget = watch::Sender::new(u64::MAX);
+        let requests = watch::Sender::new(u64::MAX);
         let cut = Arc::new(Notify::new());
         let (shared, ended) = (budget.clone(), Arc::clone(&cut));
+        let to_owners = requests.clone();
         let extra = Extra::default();
         let slipped = Arc::clone(&extra);
         tokio::spawn(async move {
@@ -50,7 +53,7 @@ impl Proxy {
                         connections.spawn(forward(
                             from_reader,
                             to_owner,
-                            watch::Sender::new(u64::MAX),
+                            to_owners.clone(),
                             Extra::default(),
                         ));
                         connections.spawn(forward(
@@ -66,6 +69,7 @@ impl Proxy {
         Self {
             address,
             budget,
+            requests,
             cut,
             extra,
         }
@@ -73,6 +77,12 @@ impl Proxy {
 
     pub fn allow(&self, bytes: u64) {
         self.budget.send_replace(bytes);
+    }
+
+    /// As `allow`, of what goes to the owner.
+    #[allow(dead_code)] // End-to-end tests hold requests back.
+    pub fn allow_requests(&self, bytes: u64) {
+        self.requests.send_replace(bytes);
     }
 
     pub fn slip_in(&self, bytes: Vec<u8>) {

@@ -24,6 +24,8 @@ const BLOCKS: u64 = 3;
 const FIRST_SLOT: u32 = 4;
 /// Lets the first stage through, and not all of the second.
 const ONE_STAGE_AND_A_HALF: u64 = BLOCKS * PLANE_BYTES * 3 / 2;
+/// Of a request for a stage of one plane of neighbouring blocks, with their words: its head, and where each of the two lies.
+const STAGE_REQUEST: u64 = 8 + 2 * 24;
 /// A reader with one connection, on which answers follow each other, that takes no pause for a stall.
 const READER: [&str; 6] = [
     "--transport",
@@ -143,7 +145,7 @@ async fn owner(cluster: &mut Cluster, name: &str, host: &str) -> (Engine, Memory
 /// A pull whose first stage has landed and whose second is held up by what stands in between.
 struct HeldUp {
     /// Its regions go with it.
-    _owner: (Engine, Memory),
+    owner: (Engine, Memory),
     proxy: Proxy,
     reader: Engine,
     to: Memory,
@@ -152,6 +154,10 @@ struct HeldUp {
 
 /// Of the blocks of an owner "a" that was not there before.
 async fn held_up(cluster: &mut Cluster) -> HeldUp {
+    held_up_by(cluster, |proxy| proxy.allow(ONE_STAGE_AND_A_HALF)).await
+}
+
+async fn held_up_by(cluster: &mut Cluster, hold: impl FnOnce(&Proxy)) -> HeldUp {
     let (engine, memory, proxy) = owner(cluster, "a", "127.0.0.2").await;
     let reader = cluster.agent("b", &READER).await;
     let to = reader.region(spec(pb::ChecksumPolicy::Off), 16).await;
@@ -159,11 +165,11 @@ async fn held_up(cluster: &mut Cluster) -> HeldUp {
     engine.publish(&memory, 9, 9..10).await;
     let outcomes = reader.pull("n", &[9], Some(&to), TIMEOUT).await.unwrap();
     assert_eq!(outcomes[0].kind(), OutcomeKind::Pulled);
-    proxy.allow(ONE_STAGE_AND_A_HALF);
+    hold(&proxy);
     let mut pull = Staged::start(&reader, &to, BLOCKS).await;
     pull.until(1, &to).await;
     HeldUp {
-        _owner: (engine, memory),
+        owner: (engine, memory),
         proxy,
         reader,
         to,
@@ -202,6 +208,33 @@ async fn an_owner_that_goes_between_stages_is_replaced_by_another() {
     held_up.proxy.cut();
     let outcomes = held_up.pull.end(&held_up.to).await;
     assert_eq!(outcomes, [OutcomeKind::Pulled; BLOCKS as usize]);
+}
+
+/// What is held back is what the reader asks for, so that the owner looks at its words after it has overwritten.
+#[tokio::test]
+async fn a_block_that_its_owner_overwrites_between_stages_is_stale_and_the_others_come() {
+    let mut cluster = Cluster::start().await;
+    let held_up = held_up_by(&mut cluster, |proxy| proxy.allow_requests(STAGE_REQUEST)).await;
+    let (b, to, mut pull) = (held_up.reader, held_up.to, held_up.pull);
+    let (a, from) = &held_up.owner;
+    assert_eq!(pull.stages, 1);
+    // The first is being written, the second is another block by now.
+    let reserve = pb::ReserveRequest {
+        region: from.region,
+        count: 0,
+        slots: vec![0],
+    };
+    a.api.clone().reserve(reserve).await.unwrap();
+    from.write(0, &block(50));
+    a.publish(from, 1, 51..52).await;
+    held_up.proxy.allow_requests(u64::MAX);
+    pull.until(3, &to).await;
+    use OutcomeKind::{Pulled, Stale};
+    assert_eq!(pull.end(&to).await, [Stale, Stale, Pulled]);
+    let stats = b.stats().await;
+    // The one before the test, and the third.
+    assert_eq!((stats.reservations, stats.blocks_pulled), (0, 2));
+    assert_eq!(stats.bytes_pulled, 2 * 4 * PLANE_BYTES);
 }
 
 #[tokio::test]

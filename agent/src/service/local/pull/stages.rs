@@ -93,7 +93,8 @@ impl StageBook {
             stages,
             landed: vec![false; stages.saturating_mul(blocks)],
             lacking: vec![blocks; stages],
-            first: 0,
+            // Of no blocks there is nothing to wait for.
+            first: if blocks == 0 { stages } else { 0 },
         }
     }
 
@@ -181,5 +182,6 @@ mod tests {
         book.end(1);
         book.end(0);
         assert_eq!(book.told(), 3);
+        assert_eq!(StageBook::new(3, 0).told(), 3);
     }
 }
