@@ -30,9 +30,13 @@ use crate::{
 /// The running program, also where its file was replaced meanwhile.
 pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 /// A process binds three ports and says so: more is a fault, not slowness.
-const READY_BOUND: Duration = Duration::from_secs(20);
+const READY_BOUND: Duration = Duration::from_secs(60);
 /// How long an orderly end may take.
-const STOP_BOUND: Duration = Duration::from_secs(10);
+const STOP_BOUND: Duration = Duration::from_secs(30);
+/// Who is killed here is missed by those who read from him. Nobody is taken for silent or stopped only because the machine, which has
+/// all of them, let him wait for some seconds: what comes of that is not what is shown or measured.
+const HIDE_AFTER_MS: &str = "30000";
+const STALL_BOUND_MS: &str = "20000";
 /// The coordinator's name, in logs and in its certificate.
 const COORDINATOR: &str = "coordinator";
 /// Where an agent's metrics are read.
@@ -76,7 +80,10 @@ impl AgentPlan {
     pub(crate) fn new(node: impl Into<String>, transport: &str) -> Self {
         Self {
             node: node.into(),
-            settings: vec![("--transport", transport.to_owned())],
+            settings: vec![
+                ("--transport", transport.to_owned()),
+                ("--stall-bound-ms", STALL_BOUND_MS.to_owned()),
+            ],
         }
     }
 }
@@ -115,8 +122,15 @@ impl Cluster {
                 name: "the cluster".to_owned(),
                 source,
             })?;
-        let flags = ["--listen", "127.0.0.1:0", "--listen-metrics", "off"].map(OsString::from);
-        let mut arguments = Vec::from(flags);
+        let flags = [
+            "--listen",
+            "127.0.0.1:0",
+            "--listen-metrics",
+            "off",
+            "--hide-after-ms",
+            HIDE_AFTER_MS,
+        ];
+        let mut arguments = Vec::from(flags.map(OsString::from));
         if by_tls {
             let nodes = plans.iter().map(|plan| plan.node.as_str());
             let names: Vec<_> = nodes.chain([COORDINATOR]).collect();

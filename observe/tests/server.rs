@@ -83,7 +83,7 @@ async fn say(at: SocketAddr, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(at).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    let read = timeout(Duration::from_secs(20), stream.read_to_end(&mut answer));
+    let read = timeout(Duration::from_secs(90), stream.read_to_end(&mut answer));
     // A reset is an end, too.
     let _ = read.await.expect("the server closes");
     String::from_utf8(answer).unwrap()

@@ -89,6 +89,17 @@ async fn call(dialer: &Dialer, url: &str) -> Result<(), String> {
     asked.await.map(drop).map_err(|status| in_full(&status))
 }
 
+/// Waits until it is so; a test that waits this long has failed.
+async fn eventually(what: &str, is: impl AsyncFn() -> bool) {
+    const PATIENCE: Duration = Duration::from_secs(90);
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !is().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("never {what}"));
+}
+
 fn dialer(files: TlsFiles) -> Dialer {
     Dialer::open(&Secured {
         files,
@@ -134,9 +145,7 @@ async fn only_those_with_a_certificate_of_the_ca_get_in() {
     );
     assert_eq!(counts.of(Handshake::Done).get(), 1);
     // The server hears of the last one after its client does.
-    while counts.of(Handshake::Refused).get() < 5 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("refused", async || counts.of(Handshake::Refused).get() >= 5).await;
     assert_eq!(counts.of(Handshake::Refused).get(), 5);
 }
 
@@ -223,17 +232,13 @@ async fn many_who_only_knock_do_not_keep_others_out() {
     }
     // They come from one address, and have its share of places only: who comes from there is turned away.
     let turned_away = || counts.of(Handshake::TooMany).get();
-    while turned_away() < 12 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("turned away", async || turned_away() >= 12).await;
     assert_eq!(turned_away(), 12);
     let client = dialer(files(dir, None, Some("ca.pem")));
     let url = format!("https://{address}");
     assert!(call(&client, &url).await.is_err());
     drop(knocking);
-    while call(&client, &url).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    eventually("let in", async || call(&client, &url).await.is_ok()).await;
 }
 
 #[tokio::test]

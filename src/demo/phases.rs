@@ -31,7 +31,7 @@ const IN_FLIGHT: usize = 4;
 /// Pull calls of the phase in which the owner dies; it does so in the middle one.
 const KILL_CALLS: usize = 8;
 /// By when every block has an outcome.
-const PULL_TIMEOUT_MS: u32 = 10_000;
+const PULL_TIMEOUT_MS: u32 = 30_000;
 /// Threads that compare digests.
 const MAX_CHECKERS: usize = 8;
 

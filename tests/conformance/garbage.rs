@@ -23,10 +23,13 @@ fn hello() -> Vec<u8> {
     bytes
 }
 
+/// What is not said by then never comes; who says something is let say it, also by a machine that makes everybody wait.
+const WAITED_FOR: Duration = Duration::from_secs(4);
+
 fn impatient() -> TcpLimits {
     TcpLimits {
-        handshake_timeout: Duration::from_millis(300),
-        frame_timeout: Duration::from_millis(300),
+        handshake_timeout: WAITED_FOR,
+        frame_timeout: WAITED_FOR,
         max_handshakes: 8,
         max_connections: 16,
         ..TcpLimits::default()

@@ -1,12 +1,12 @@
 //! Stands between a reader and an owner, and stops in the middle when it is told to.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpListener, TcpStream,
+        TcpListener, TcpSocket, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{Notify, watch},
@@ -47,7 +47,7 @@ impl Proxy {
                     () = ended.notified() => return,
                     accepted = listener.accept() => {
                         let reader = accepted.unwrap().0;
-                        let Ok(owner) = TcpStream::connect(owner).await else { continue };
+                        let Ok(owner) = connect(owner).await else { continue };
                         let (from_reader, to_reader) = reader.into_split();
                         let (from_owner, to_owner) = owner.into_split();
                         connections.spawn(forward(
@@ -92,6 +92,19 @@ impl Proxy {
     pub fn cut(&self) {
         self.cut.notify_one();
     }
+}
+
+/// Of what the owner says no more lies on the way than this, however much the system would buffer for a socket: when nothing
+/// comes through any more, the owner notices soon.
+const ON_THE_WAY: u32 = 256 << 10;
+
+async fn connect(owner: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match owner {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    socket.set_recv_buffer_size(ON_THE_WAY)?;
+    socket.connect(owner).await
 }
 
 async fn forward(

@@ -311,14 +311,12 @@ async fn with_the_link_down_a_cancelled_read_settles_and_the_others_are_lost() {
     ip(&format!("link set {interface} down"));
     let (memory, cancelled) = reads.pop().unwrap();
     cancelled.cancel();
-    let begin = Instant::now();
-    let result = settled(cancelled).await;
-    assert!(
-        begin.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        begin.elapsed()
-    );
-    assert!(result.is_err() || contents(&memory, 0..9) == pattern(0..9));
+    // Not with its link, which is lost when the device has given up.
+    match settled(cancelled).await {
+        Ok(()) => assert!(contents(&memory, 0..9) == pattern(0..9)),
+        Err(ReadError::Cancelled) => {}
+        Err(other) => panic!("{other}"),
+    }
     for (memory, pending) in reads {
         match settled(pending).await {
             Ok(()) => assert!(contents(&memory, 0..4 << 20) == pattern(0..4 << 20)),
@@ -330,5 +328,4 @@ async fn with_the_link_down_a_cancelled_read_settles_and_the_others_are_lost() {
         assert!(contents(&memory, 0..4096).iter().all(|byte| *byte == 0xAA));
     }
     eventually("lost", || link.is_lost()).await;
-    assert!(begin.elapsed() < Duration::from_secs(10));
 }

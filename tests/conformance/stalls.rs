@@ -8,8 +8,8 @@ use kvferry_memory::HostMemory;
 use crate::world::{Stalls, check_alive, contents, data, eventually, local, settled, whole};
 
 const BYTES: u64 = 6 << 20;
-/// Settling must not wait for the peer, which does nothing for longer than this.
-const PROMPTLY: Duration = Duration::from_secs(10);
+/// Settling must not wait for the peer, which does nothing until it is told to.
+const PROMPTLY: Duration = Duration::from_secs(60);
 
 fn start(link: &Arc<dyn Link>) -> (Arc<HostMemory>, PendingRead) {
     let memory = local(BYTES);

@@ -225,11 +225,12 @@ async fn more_connections_are_opened_under_load() {
             })
         })
         .collect();
+    // While there is so much to do: later there may be nothing left for another one.
+    eventually("more connections", || world.counters.accepted() > 1).await;
     world.resume();
     for pending in reads {
         settled(pending).await.unwrap();
     }
-    eventually("more connections", || world.counters.accepted() > 1).await;
     let most = TcpConfig::default().max_connections as u64;
     assert!(world.counters.accepted() <= most);
     check_alive(&link).await;

@@ -463,8 +463,10 @@ async fn a_ticket_opens_its_own_namespaces_only() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_connection_ends_with_its_ticket() {
     let world = TicketWorld::start().await;
+    // As long as the two handshakes may take wherever this runs.
+    let honoured = Duration::from_secs(5);
     world.change(|terms| {
-        terms.honoured_ms = 700;
+        terms.honoured_ms = honoured.as_millis() as i64;
         terms.left = 1;
     });
     let begun = Instant::now();
@@ -487,22 +489,18 @@ async fn a_connection_ends_with_its_ticket() {
     let requests = request.repeat(BEYOND_BUFFERS);
     stream.write_all(&requests).await.unwrap();
     eventually("ended", || world.owner.counters.open() == 0).await;
-    assert!(begun.elapsed() >= Duration::from_millis(500), "too early");
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "not by the ticket"
-    );
+    assert!(begun.elapsed() > honoured / 2, "too early");
+    // By their tickets, and by nothing else.
     assert_eq!(world.gate.counters().expired.get(), 2);
     eventually("noticed", || link.is_lost()).await;
     let lost = read(&link, vec![data(0..10)], whole(&local(10))).await;
     assert!(matches!(lost, Err(ReadError::LinkLost { .. })), "{lost:?}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ticket_is_renewed_under_a_long_pull_and_nothing_is_lost() {
-    let world = TicketWorld::start().await;
-    // Renewed by the tick after half of it.
-    let honoured = Duration::from_secs(4);
+/// Reads over one link for longer than the ticket lasts that it began with.
+pub async fn read_beyond_a_ticket<const TLS: bool>(world: &Guarded<TLS>) -> Arc<dyn Link> {
+    // Renewed by the tick after half of it: the other half is for a machine that makes everybody wait.
+    let honoured = Duration::from_secs(10);
     world.change(|terms| terms.honoured_ms = honoured.as_millis() as i64);
     let link = world.link().await;
     let begun = Instant::now();
@@ -514,7 +512,16 @@ async fn a_ticket_is_renewed_under_a_long_pull_and_nothing_is_lost() {
         read(&link, spans, whole(&memory)).await.unwrap();
         assert!(contents(&memory, 0..100_000) == pattern(range));
         at = (at + 99_991) % (4 << 20);
+        // Others run beside this.
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    link
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ticket_is_renewed_under_a_long_pull_and_nothing_is_lost() {
+    let world = TicketWorld::start().await;
+    let link = read_beyond_a_ticket(&world).await;
     assert!(world.gate.counters().renewed.get() >= 1);
     assert_eq!(world.gate.counters().expired.get(), 0);
     assert_eq!(

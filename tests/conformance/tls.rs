@@ -26,10 +26,10 @@ use tokio::{
 use crate::{
     keys::Keys,
     tcp::TcpWorld,
-    tickets::{ACCEPTED, Guarded, PROVE, hello, turned_away},
+    tickets::{ACCEPTED, Guarded, PROVE, hello, read_beyond_a_ticket, turned_away},
     world::{
         BEYOND_BUFFERS, PATIENCE, REGION_BYTES, Stalls, World, check_alive, contents, data,
-        eventually, incarnation, local, pattern, read, settled, whole,
+        eventually, incarnation, local, pattern, settled, whole,
     },
 };
 
@@ -282,7 +282,8 @@ async fn a_reader_without_a_certificate_of_the_ca_is_turned_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handshake_that_never_ends_is_cut_off() {
     let world = TlsWorld::with(TcpLimits {
-        handshake_timeout: Duration::from_secs(2),
+        // Long enough for those that do end, wherever this runs.
+        handshake_timeout: Duration::from_secs(6),
         max_handshakes_per_source: 8,
         ..TcpLimits::default()
     })
@@ -390,19 +391,7 @@ async fn a_proof_of_another_session_opens_none() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_ends_with_its_ticket_and_goes_on_with_another() {
     let world = TlsWorld::start().await;
-    let honoured = Duration::from_secs(4);
-    world.change(|terms| terms.honoured_ms = honoured.as_millis() as i64);
-    let link = world.link().await;
-    let begun = std::time::Instant::now();
-    let mut at = 0;
-    while begun.elapsed() < honoured + Duration::from_millis(500) {
-        let memory = local(100_000);
-        let range = at..at + 100_000;
-        let spans = vec![data(range.clone())];
-        read(&link, spans, whole(&memory)).await.unwrap();
-        assert!(contents(&memory, 0..100_000) == pattern(range));
-        at = (at + 99_991) % (4 << 20);
-    }
+    let link = read_beyond_a_ticket(&world).await;
     let gate = world.gate.counters();
     assert!(gate.renewed.get() >= 1);
     assert_eq!(gate.expired.get(), 0);

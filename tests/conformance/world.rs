@@ -13,7 +13,7 @@ use kvferry_proto::{
 };
 
 /// No read of these tests takes as long on any machine; a test that waits this long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// A region that every world has, of this many bytes, filled with the pattern.
 pub const REGION: RegionId = RegionId(7);
 pub const REGION_BYTES: u64 = 8 << 20;

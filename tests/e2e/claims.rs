@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tower::service_fn;
 
 use crate::{
-    cluster::{Cluster, eventually, pack, run},
+    cluster::{Cluster, MISSES, eventually, pack, run},
     engine::{Engine, hash, hashes, namespace},
 };
 
@@ -126,7 +126,7 @@ async fn one_engine_is_granted_a_block_until_it_publishes_or_goes() {
 
 #[tokio::test]
 async fn a_dead_node_claims_nothing_and_a_shell_can_claim() {
-    let mut cluster = Cluster::start().await;
+    let mut cluster = Cluster::start_with(&MISSES).await;
     let _engines = two(&mut cluster).await;
     let dir = cluster.dir.path().to_owned();
     let coordinator = format!("http://{}", cluster.coordinator_address);

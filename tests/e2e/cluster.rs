@@ -5,6 +5,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -21,9 +22,21 @@ use tonic::transport::Channel;
 use crate::engine::Engine;
 
 /// A process must be ready by then, also on a machine that is busy with something else.
-const START_BOUND: Duration = Duration::from_secs(30);
-/// What must happen "soon" must have happened by then.
-pub(crate) const SOON: Duration = Duration::from_secs(20);
+const START_BOUND: Duration = Duration::from_secs(120);
+/// What must happen "soon" must have happened by then. Bounds what hangs; nothing that is well takes as long on any machine.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+/// How late a call may return whose deadline has passed: a caller that gets no processor sees its end late. What the deadline
+/// itself does is tried where time is simulated.
+pub(crate) const LATE: Duration = Duration::from_secs(30);
+
+/// What all processes are started with, where a test's flags say nothing else: nobody is taken for silent or stopped because
+/// the machine let him wait for some seconds. Tests of those who are, say sooner when.
+const PATIENT: [(&str, &str); 4] = [
+    ("KVFERRY_HIDE_AFTER_MS", "60000"),
+    ("KVFERRY_PURGE_AFTER_MS", "120000"),
+    ("KVFERRY_STALL_BOUND_MS", "30000"),
+    ("KVFERRY_PULL_TIMEOUT_MS", "60000"),
+];
 
 /// A running `kvferry` process; killed with this value.
 pub(crate) struct Process {
@@ -44,7 +57,10 @@ impl Process {
         log: Stdio,
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
-        command.args(args).envs(environment.iter().cloned());
+        command
+            .args(args)
+            .envs(PATIENT)
+            .envs(environment.iter().cloned());
         Self::spawn(command, args, log).await
     }
 
@@ -58,7 +74,10 @@ impl Process {
         if let Some(user) = user {
             command.uid(user);
         }
-        command.args(args).envs(environment.iter().cloned());
+        command
+            .args(args)
+            .envs(PATIENT)
+            .envs(environment.iter().cloned());
         Self::spawn(command, args, Stdio::inherit()).await
     }
 
@@ -68,7 +87,8 @@ impl Process {
         command
             .args(&prefix[1..])
             .arg(env!("CARGO_BIN_EXE_kvferry"))
-            .args(args);
+            .args(args)
+            .envs(PATIENT);
         Self::spawn(command, args, Stdio::inherit()).await
     }
 
@@ -140,8 +160,8 @@ pub(crate) struct Cluster {
     agents: BTreeMap<String, Process>,
 }
 
-/// Short, so that tests of absence need not wait long; long enough for a busy machine.
-pub(crate) const HEARTBEAT: [&str; 6] = [
+/// Flags of a coordinator that soon misses who is gone. For tests that nothing surprises of those who are only slow.
+pub(crate) const MISSES_SOON: [&str; 6] = [
     "--heartbeat-interval-ms",
     "200",
     "--hide-after-ms",
@@ -149,9 +169,18 @@ pub(crate) const HEARTBEAT: [&str; 6] = [
     "--purge-after-ms",
     "4000",
 ];
+/// The same for tests of absence in which others must not be missed: so long nobody is silent who lives.
+pub(crate) const MISSES: [&str; 6] = [
+    "--heartbeat-interval-ms",
+    "500",
+    "--hide-after-ms",
+    "6000",
+    "--purge-after-ms",
+    "10000",
+];
 
 impl Cluster {
-    /// A coordinator on a port of its own.
+    /// A coordinator on a port and an address of its own.
     pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
@@ -159,7 +188,7 @@ impl Cluster {
     /// With more flags for the coordinator.
     pub(crate) async fn start_with(more: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let coordinator = Self::coordinator("127.0.0.1:0", more).await;
+        let coordinator = Self::coordinator(&own_address(), more).await;
         let address = coordinator.text("listen").parse().expect("an address");
         Self {
             dir,
@@ -175,7 +204,6 @@ impl Cluster {
         let args = ["coordinator", "--announce", "--listen", listen]
             .iter()
             .chain(&metrics)
-            .chain(&HEARTBEAT)
             .chain(more)
             .map(ToString::to_string)
             .collect::<Vec<_>>();
@@ -323,13 +351,32 @@ impl Cluster {
 
     /// Blocks a node holds as the coordinator sees it; None where it is not known or hidden.
     pub(crate) async fn live_blocks(&self, node: &str) -> Option<u64> {
+        let info = self.describe(node).await?;
+        (info.state() != pb::NodeState::Hidden).then_some(info.blocks)
+    }
+
+    /// What a node is to the coordinator; None where it is not known.
+    pub(crate) async fn state(&self, node: &str) -> Option<pb::NodeState> {
+        Some(self.describe(node).await?.state())
+    }
+
+    async fn describe(&self, node: &str) -> Option<pb::NodeInfo> {
         let request = pb::DescribeNodeRequest {
             node: node.to_owned(),
         };
         let info = self.client().await.describe_node(request).await.ok()?;
-        let info = info.into_inner();
-        (info.state() != pb::NodeState::Hidden).then_some(info.blocks)
+        Some(info.into_inner())
     }
+}
+
+/// A place to listen, at an address of the loopback network that no other test has: who is started again where he was before
+/// finds the port as he left it, whatever ports others are given meanwhile.
+fn own_address() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let [high, low] = (std::process::id() as u16).to_be_bytes();
+    // Not the first addresses, which tests name themselves.
+    format!("127.{}.{high}.{low}:0", 16 + number % 224)
 }
 
 fn owners_of(answer: &LocateResponse) -> Vec<Vec<String>> {
@@ -354,6 +401,20 @@ pub(crate) fn pack(hashes: &[Vec<u8>]) -> pb::PackedHashes {
     }
 }
 
+/// Can the command be run as that user? Says why not: only root can, and only where others may look into its folder.
+pub(crate) async fn can_run_as(user: u32) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvferry"));
+    command.arg("--version").uid(user).current_dir("/");
+    let can = command
+        .output()
+        .await
+        .is_ok_and(|output| output.status.success());
+    if !can {
+        println!("skipped: the command cannot be run as user {user} here");
+    }
+    can
+}
+
 /// Waits until `check` holds.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
     let deadline = Instant::now() + SOON;
@@ -366,7 +427,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut check: 
 /// Runs `kvferry` to its end; gives exit code, stdout and stderr.
 pub(crate) async fn run(args: &[&str], dir: &Path) -> (i32, String, String) {
     let output = timeout(
-        Duration::from_secs(120),
+        Duration::from_secs(300),
         Command::new(env!("CARGO_BIN_EXE_kvferry"))
             .args(args)
             .current_dir(dir)

@@ -163,7 +163,7 @@ mod zstd {
             .await;
         let into = asker.region(namespace("n"), 16).await;
         let wanted: Vec<u64> = (0..16).collect();
-        let timeout = Duration::from_secs(20);
+        let timeout = Duration::from_secs(60);
         let outcomes = asker.pull("n", &wanted, Some(&into), timeout).await;
         assert_all(&outcomes.unwrap(), OutcomeKind::Pulled, "shm");
     }

@@ -13,7 +13,7 @@ use kvferry_proto::pb::{
     self, BlockOutcome, OutcomeKind, agent_client::AgentClient, pull_request::Destination,
 };
 use sha2::{Digest, Sha256};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, sync::oneshot};
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
@@ -172,7 +172,7 @@ impl Engine {
                 hashes: Some(pack(&hashes(blocks))),
                 chained: true,
                 parent: Vec::new().into(),
-                wait_announced_ms: 10_000,
+                wait_announced_ms: 60_000,
             })
             .await
             .expect("slots are sealed")
@@ -196,7 +196,25 @@ impl Engine {
             }),
             None => Destination::Pool(pb::PoolDestination { pin_ttl_ms: 0 }),
         };
-        self.pull_to(namespace, blocks, destination, timeout).await
+        self.pull_to(namespace, blocks, destination, timeout, None)
+            .await
+    }
+
+    /// As `pull` into slots of `memory`; says so when the first blocks have come.
+    pub(crate) async fn pull_telling(
+        &self,
+        namespace: &str,
+        blocks: &[u64],
+        memory: &Memory,
+        timeout: Duration,
+        first: oneshot::Sender<()>,
+    ) -> Result<Vec<BlockOutcome>, Status> {
+        let destination = Destination::Slots(pb::SlotDestination {
+            region: memory.region,
+            slots: (0..blocks.len() as u32).collect(),
+        });
+        self.pull_to(namespace, blocks, destination, timeout, Some(first))
+            .await
     }
 
     /// As `pull`, into these slots of a region.
@@ -209,7 +227,8 @@ impl Engine {
         timeout: Duration,
     ) -> Result<Vec<BlockOutcome>, Status> {
         let destination = Destination::Slots(pb::SlotDestination { region, slots });
-        self.pull_to(namespace, blocks, destination, timeout).await
+        self.pull_to(namespace, blocks, destination, timeout, None)
+            .await
     }
 
     async fn pull_to(
@@ -218,6 +237,7 @@ impl Engine {
         blocks: &[u64],
         destination: Destination,
         timeout: Duration,
+        mut first: Option<oneshot::Sender<()>>,
     ) -> Result<Vec<BlockOutcome>, Status> {
         let mut stream = self
             .api
@@ -236,6 +256,12 @@ impl Engine {
             for outcome in event.outcomes {
                 let place = &mut outcomes[outcome.index as usize];
                 assert!(place.is_none(), "two outcomes for one block: {outcome:?}");
+                if outcome.kind() == OutcomeKind::Pulled
+                    && let Some(first) = first.take()
+                {
+                    // Who wanted to know may have gone.
+                    let _ = first.send(());
+                }
                 *place = Some(outcome);
             }
         }

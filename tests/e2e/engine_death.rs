@@ -1,6 +1,6 @@
 //! What an engine reserved or pinned ends with its connection.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kvferry_proto::{
     Reason,
@@ -9,7 +9,7 @@ use kvferry_proto::{
 };
 
 use crate::{
-    cluster::{Cluster, SOON, eventually, pack},
+    cluster::{Cluster, eventually, pack},
     engine::{BLOCK_BYTES, Engine, hashes, namespace},
 };
 
@@ -115,7 +115,8 @@ async fn memory_is_given_back_only_when_nothing_writes_to_it_any_more() {
     let from = a.region(namespace("n"), 64).await;
     a.publish(&from, 0, 0..64).await;
     let to = b.region(namespace("n"), 64).await;
-    let timeout = Duration::from_secs(20);
+    // Longer than anybody waits here: who waits for the end of it learns that it timed out.
+    let timeout = Duration::from_secs(300);
     b.pull("n", &[0], Some(&to), timeout).await.unwrap();
 
     // The owner stops while it is read; the reader wants its memory back.
@@ -129,10 +130,8 @@ async fn memory_is_given_back_only_when_nothing_writes_to_it_any_more() {
         b.stats().await.pulls_in_flight == 1
     })
     .await;
-    let start = Instant::now();
     let request = pb::UnregisterRegionRequest { region: to.region };
     b.api.unregister_region(request).await.unwrap();
-    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
     let outcomes = pulling.await.unwrap().unwrap();
     assert!(
         outcomes

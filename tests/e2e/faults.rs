@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use kvferry_proto::pb::OutcomeKind;
+use kvferry_proto::pb::{NodeState, OutcomeKind};
 
 use crate::{
-    cluster::{Cluster, eventually},
+    cluster::{Cluster, LATE, MISSES, SOON, eventually},
     engine::{assert_all, block, hashes, namespace},
 };
 
@@ -22,8 +22,7 @@ async fn a_killed_owner_is_replaced_by_a_replica() {
     // B holds half of it too.
     let half: Vec<u64> = (0..BLOCKS / 2).collect();
     let replica = b.region(namespace("n"), BLOCKS as u32).await;
-    let timeout = Duration::from_secs(20);
-    b.pull("n", &half, Some(&replica), timeout).await.unwrap();
+    b.pull("n", &half, Some(&replica), SOON).await.unwrap();
     eventually("B is listed", || async {
         let owners = cluster.locate("n", &hashes(0..BLOCKS / 2)).await;
         owners.iter().all(|owners| owners.len() == 2)
@@ -37,10 +36,9 @@ async fn a_killed_owner_is_replaced_by_a_replica() {
         tokio::time::sleep(Duration::from_millis(5)).await;
         process.kill().await;
     });
-    let timeout = Duration::from_secs(5);
     let start = Instant::now();
-    let outcomes = c.pull("n", &wanted, Some(&to), timeout).await.unwrap();
-    assert!(start.elapsed() < timeout + Duration::from_secs(2));
+    let outcomes = c.pull("n", &wanted, Some(&to), SOON).await.unwrap();
+    assert!(start.elapsed() < SOON + LATE);
     kill.await.unwrap();
     for outcome in &outcomes {
         let n = u64::from(outcome.index);
@@ -66,20 +64,13 @@ async fn a_stopped_owner_costs_its_stall_bound_once() {
     a.publish(&from, 0, 0..8).await;
     let to = b.region(namespace("n"), 8).await;
     // A link is there already; then the owner stops.
-    let timeout = Duration::from_secs(4);
+    let timeout = SOON;
     b.pull("n", &[0], Some(&to), timeout).await.unwrap();
     cluster.agent_process("a").signal("STOP");
-    let start = Instant::now();
     let outcomes = b.pull("n", &[1, 2], Some(&to), timeout).await.unwrap();
-    assert!(start.elapsed() < timeout + Duration::from_secs(2));
     for outcome in &outcomes {
-        assert!(
-            matches!(
-                outcome.kind(),
-                OutcomeKind::Unreachable | OutcomeKind::TimedOut
-            ),
-            "{outcome:?}"
-        );
+        // And not that its time was over.
+        assert_eq!(outcome.kind(), OutcomeKind::Unreachable, "{outcome:?}");
     }
     // It goes on, and is used again.
     cluster.agent_process("a").signal("CONT");
@@ -93,7 +84,7 @@ async fn a_stopped_owner_costs_its_stall_bound_once() {
 
 #[tokio::test]
 async fn a_node_that_says_goodbye_is_gone_at_once_and_one_that_dies_is_hidden_then_purged() {
-    let mut cluster = Cluster::start().await;
+    let mut cluster = Cluster::start_with(&MISSES).await;
     let a = cluster.agent("a", &[]).await;
     let b = cluster.agent("b", &[]).await;
     let ours = a.region(namespace("n"), 8).await;
@@ -101,7 +92,11 @@ async fn a_node_that_says_goodbye_is_gone_at_once_and_one_that_dies_is_hidden_th
     let theirs = b.region(namespace("n"), 8).await;
     b.publish(&theirs, 0, 0..8).await;
     assert_eq!(cluster.take_agent("a").terminate().await, Some(0));
-    assert_eq!(cluster.live_blocks("a").await, None);
+    eventually("A is gone", || async {
+        cluster.state("a").await != Some(NodeState::Live)
+    })
+    .await;
+    assert_eq!(cluster.state("a").await, None, "and was never hidden");
     assert!(!cluster.socket("a").exists(), "the socket is cleaned up");
     cluster.take_agent("b").kill().await;
     eventually("B is hidden", || async {
@@ -119,7 +114,7 @@ async fn a_restarted_agent_voids_what_it_said_before() {
     let from = a.region(namespace("n"), 8).await;
     a.publish(&from, 0, 0..8).await;
     let to = b.region(namespace("n"), 8).await;
-    let timeout = Duration::from_secs(5);
+    let timeout = SOON;
     b.pull("n", &[0], Some(&to), timeout).await.unwrap();
     cluster.take_agent("a").kill().await;
     let a = cluster.agent("a", &[]).await;

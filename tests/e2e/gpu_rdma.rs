@@ -15,7 +15,7 @@ use crate::{
     gpu::{Allocation, Gpu, failing, pull_what_can_be, register, unregister},
 };
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The owner's and the reader's device; None where there are none, or not as the test wants it. Said aloud.
 fn devices(peer_memory: bool) -> Option<[String; 2]> {

@@ -9,7 +9,7 @@ use std::{
 
 const KVFERRY: &str = env!("CARGO_BIN_EXE_kvferry");
 /// A tool that a starting cluster does not answer yet tries again until then.
-const ANSWER_BOUND: Duration = Duration::from_secs(30);
+const ANSWER_BOUND: Duration = Duration::from_secs(120);
 
 /// Gone with this value, and every process that was started through it.
 pub(crate) struct Hosts {
@@ -19,7 +19,7 @@ pub(crate) struct Hosts {
 }
 
 impl Hosts {
-    /// None, and a line that says so, where this user may not make network namespaces.
+    /// None, and a line that says so, where this user may not make network namespaces, or this kernel has no wires for them.
     pub(crate) fn star(spokes: usize) -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -33,6 +33,11 @@ impl Hosts {
             skip("this user may not make network namespaces (run as root, with iproute2)");
             return None;
         }
+        if !quietly("ip", &["-n", &hub, "link", "add", "try", "type", "veth"]) {
+            skip("this kernel has no veth devices, or this user may not make any");
+            return None;
+        }
+        ip(&["-n", &hub, "link", "del", "try"]);
         ip(&["-n", &hub, "link", "set", "lo", "up"]);
         // Forwarding is the hub's own setting: /proc/sys shows the namespace of who looks.
         hosts.in_hub("sh", &["-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);

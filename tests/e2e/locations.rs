@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 
 use crate::{
     claims::channel,
-    cluster::{Cluster, pack},
+    cluster::{Cluster, SOON, pack},
     engine::{Engine, block, hash, hashes, namespace},
 };
 
@@ -35,7 +35,7 @@ async fn what_one_engine_offloaded_another_finds() {
         ..pb::PutLocationsRequest::default()
     };
     // The namespace comes with the session's first delta.
-    let added = tokio::time::timeout(Duration::from_secs(20), async {
+    let added = tokio::time::timeout(SOON, async {
         loop {
             match a.put_block_locations(put.clone()).await {
                 Ok(done) => return done.into_inner().added,
@@ -69,7 +69,7 @@ async fn put(engine: &Engine, n: u64) {
         namespace: "n".into(),
         hashes: Some(pack(&[hash(n)])),
         data: block(n).into(),
-        wait_announced_ms: 10_000,
+        wait_announced_ms: 60_000,
         ..pb::PutRequest::default()
     };
     let stored = engine.clone().api.put(tokio_stream::iter([request])).await;

@@ -39,7 +39,7 @@ async fn busy() -> ((Cluster, [Engine; 2]), [SocketAddr; 3]) {
     a.publish(&from, 0, 0..16).await;
     let to = b.region(namespace("n"), 32).await;
     let wanted: Vec<u64> = (0..16).collect();
-    let timeout = Duration::from_secs(20);
+    let timeout = Duration::from_secs(60);
     let outcomes = b.pull("n", &wanted, Some(&to), timeout).await.unwrap();
     assert_all(&outcomes, OutcomeKind::Pulled, "tcp");
     let ports = [
@@ -62,7 +62,10 @@ async fn an_agent_is_ready_with_a_session_and_memory() {
     })
     .await;
     let _memory = engine.region(namespace("n"), 4).await;
-    assert_eq!(read_page(at, "/readyz").await.unwrap().0, 200);
+    eventually("it is ready", || async {
+        read_page(at, "/readyz").await.unwrap().0 == 200
+    })
+    .await;
 
     cluster.take_coordinator().kill().await;
     eventually("it says that nobody knows it", || async {
@@ -109,7 +112,10 @@ async fn a_pull_is_seen_on_all_three() {
     assert!(value(&told, &phase("wire")) > 0, "{told}");
     // Words came with the data.
     assert_eq!(value(&told, &phase("validate")), 0, "{told}");
-    assert!(value(&page(a).await, "kvferry_agent_served_bytes_total") > bytes);
+    eventually("the owner has counted what it sent", || async {
+        value(&page(a).await, "kvferry_agent_served_bytes_total") > bytes
+    })
+    .await;
     eventually("the coordinator knows of the replicas", || async {
         value(
             &page(coordinator).await,

@@ -10,7 +10,7 @@ use crate::{
     engine::{BLOCK_BYTES, Memory, assert_all, block, hashes, namespace},
 };
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn assert_bytes(memory: &Memory, blocks: &[u64]) {
     for (slot, n) in blocks.iter().enumerate() {
@@ -135,7 +135,7 @@ async fn memory_that_has_no_name_is_handed_over_by_descriptor() {
         .pull(pb::PullRequest {
             namespace: "n".into(),
             hashes: Some(pack(&hashes(0..8))),
-            timeout_ms: 10_000,
+            timeout_ms: 60_000,
             destination: Some(pb::pull_request::Destination::Slots(pb::SlotDestination {
                 region,
                 slots,
@@ -175,7 +175,7 @@ async fn pulled_blocks_are_told_in_columns_where_that_is_asked_for() {
             namespace: "n".into(),
             // The last one is nowhere.
             hashes: Some(pack(&hashes(0..9))),
-            timeout_ms: 10_000,
+            timeout_ms: 60_000,
             destination: Some(pb::pull_request::Destination::Slots(pb::SlotDestination {
                 region: to.region,
                 slots: (0..9).collect(),
@@ -258,7 +258,7 @@ async fn lookups_tell_local_from_remote_from_missing() {
             namespace: "n".into(),
             hashes: Some(pack(&hashes([0, 2, 9, 1].into_iter()))),
             prefix: false,
-            timeout_ms: 5000,
+            timeout_ms: 60_000,
         })
         .await
         .unwrap()

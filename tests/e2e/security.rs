@@ -6,7 +6,7 @@ mod payload;
 mod rights;
 mod world;
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use kvferry_proto::{
     Reason,
@@ -347,9 +347,7 @@ async fn nothing_listens_beyond_loopback_in_clear_unless_told_so() {
         "--policy",
         "policy.toml",
     ];
-    let (code, _, error) = timeout(Duration::from_secs(20), run(&policy, dir.path()))
-        .await
-        .unwrap();
+    let (code, _, error) = timeout(SOON, run(&policy, dir.path())).await.unwrap();
     assert_eq!(code, 1, "{error}");
     assert!(
         error.contains("policy.toml") && error.contains("identity 1"),

@@ -32,7 +32,9 @@ use crate::{
 const CHUNK: u64 = 16 << 10;
 /// More than a few frames, less than a second.
 const CHUNKS: u32 = 256;
-const TIMEOUT_MS: u32 = 20_000;
+const TIMEOUT_MS: u32 = 60_000;
+/// Of readers that are to give up one worker while there is another.
+const GIVES_UP: [&str; 2] = ["--stall-bound-ms", "1000"];
 
 fn weights() -> pb::NamespaceSpec {
     pb::NamespaceSpec {
@@ -163,7 +165,7 @@ impl Node {
                 slots: CHUNKS,
             }],
             ready,
-            wait_announced_ms: 10_000,
+            wait_announced_ms: 60_000,
             ..pb::PublishTensorsHeader::default()
         };
         let mut messages: Vec<_> = tensors()
@@ -337,7 +339,7 @@ async fn an_owner_killed_in_mid_pull_is_replaced_and_what_landed_is_not_pulled_a
     let mut cluster = Cluster::start().await;
     let mut a = Node::start(&mut cluster, "a").await;
     let mut b = Node::start(&mut cluster, "b").await;
-    let mut c = Node::start(&mut cluster, "c").await;
+    let mut c = Node::start_with(&mut cluster, "c", &GIVES_UP).await;
     let (_ours, source) = a.publish().await;
     let to = c.memory().await;
 
@@ -379,11 +381,11 @@ async fn workers_of_one_rank_stand_in_for_each_other_within_a_pull() {
     let mut cluster = Cluster::start().await;
     let mut a = Node::start(&mut cluster, "a").await;
     let mut b = Node::start(&mut cluster, "b").await;
-    let mut c = Node::start(&mut cluster, "c").await;
+    let mut c = Node::start_with(&mut cluster, "c", &GIVES_UP).await;
     let (_ours, source) = a.publish().await;
     let (_theirs, same) = b.publish().await;
     assert_eq!(same, source);
-    // Half of the reads go to one that does not answer.
+    // Reads go to one that does not answer, too.
     cluster.agent_process("a").signal("STOP");
     let to = c.memory().await;
     let (_, events) = c.begin(&source, into(&to), |_| {}).await.unwrap();
@@ -402,7 +404,7 @@ async fn readers_that_cannot_read_make_a_worker_stale_though_its_session_is_well
     let mut b = Node::start(&mut cluster, "b").await;
     let mut c = Node::start(&mut cluster, "c").await;
     let (_ours, source) = a.publish().await;
-    let short = |r: &mut pb::PullTensorsRequest| r.timeout_ms = 1_000;
+    let short = |r: &mut pb::PullTensorsRequest| r.timeout_ms = 5_000;
     let to = b.memory().await;
     let (_, events) = b.begin(&source, into(&to), short).await.unwrap();
     let (outcomes, summary) = end(events).await;
@@ -421,10 +423,7 @@ async fn readers_that_cannot_read_make_a_worker_stale_though_its_session_is_well
     let to = c.memory().await;
     let (_, events) = c.begin(&source, into(&to), short).await.unwrap();
     end(events).await;
-    assert_eq!(
-        worker(&cluster, &source, "a").await,
-        Some((State::Stale, Cause::Readers))
-    );
+    becomes(&cluster, &source, "a", State::Stale, Cause::Readers).await;
 }
 
 #[tokio::test]
@@ -464,7 +463,7 @@ async fn a_set_is_pulled_once_it_is_ready_and_is_stale_while_it_is_written_to() 
     .await;
     let to = b.memory().await;
     let refused = b
-        .begin(&source, into(&to), |r| r.timeout_ms = 300)
+        .begin(&source, into(&to), |r| r.timeout_ms = 3_000)
         .await
         .unwrap_err();
     assert_eq!(reason_of(&refused), Some(Reason::SourceNotReady));
@@ -507,8 +506,8 @@ async fn a_pull_ends_at_once_where_nobody_lets_it_read() {
     let began = Instant::now();
     let (_, events) = b.begin(&source, into(&to), |_| ()).await.unwrap();
     let (outcomes, summary) = end(events).await;
-    // By its deadline it would have ended anyway.
-    assert!(began.elapsed() < Duration::from_millis(u64::from(TIMEOUT_MS) / 2));
+    // By its deadline it would have ended anyway, after more rounds.
+    assert!(began.elapsed() < Duration::from_millis(TIMEOUT_MS.into()));
     assert_eq!(summary.rounds, 1, "{summary:?}");
     assert_eq!(summary.tensors_failed as usize, tensors().len());
     for outcome in outcomes {
@@ -629,7 +628,7 @@ async fn what_cannot_be_is_refused_with_its_reason() {
     let mut a = Node::start(&mut cluster, "a").await;
     let (memory, source) = a.publish().await;
     let refused = |error: Status| (error.code(), reason_of(&error));
-    let soon = |r: &mut pb::PullTensorsRequest| r.timeout_ms = 300;
+    let soon = |r: &mut pb::PullTensorsRequest| r.timeout_ms = 3_000;
 
     let other = Bytes::from(vec![7; 16]);
     let error = a.begin(&other, into(&memory), soon).await.unwrap_err();

@@ -174,7 +174,7 @@ async fn an_interrupted_pull_goes_on() {
     let pull = format!("pull {} -o out", published["source"].as_str().unwrap());
 
     shell.cluster.agent_process("a").signal("STOP");
-    let (code, out) = shell.say("b", &format!("{pull} --timeout-ms 1200")).await;
+    let (code, out) = shell.say("b", &format!("{pull} --timeout-ms 6000")).await;
     assert!(code == 1 || code == 3, "{code}: {out}");
     assert!(
         !shell.exists("out") && shell.exists("out.kvf-part.json"),

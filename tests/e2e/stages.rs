@@ -16,7 +16,7 @@ use crate::{
     engine::{Engine, Memory, PLANE_BYTES, PLANES, block, hashes, namespace},
 };
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Planes of each stage.
 const STAGES: [u32; 3] = [1, 1, 2];
 /// Blocks of a pull, into slots from this one on.
@@ -33,7 +33,7 @@ const READER: [&str; 6] = [
     "--tcp-connections-per-peer",
     "1",
     "--stall-bound-ms",
-    "30000",
+    "60000",
 ];
 
 fn spec(checksum: pb::ChecksumPolicy) -> pb::NamespaceSpec {

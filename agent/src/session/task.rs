@@ -42,8 +42,9 @@ const MAX_REFUSED: usize = 4_096;
 const SEND_BOUND: Duration = Duration::from_secs(10);
 /// Opening a channel takes no longer.
 const CONNECT_BOUND: Duration = Duration::from_secs(5);
-/// A goodbye must be on its way by then; a coordinator that misses it hides the node a little later.
-const GOODBYE_BOUND: Duration = Duration::from_secs(1);
+/// A goodbye must have been read by then, also by a coordinator that is busy, and within what an agent's end may take (5 s);
+/// one that misses it hides the node a little later.
+const GOODBYE_BOUND: Duration = Duration::from_secs(3);
 
 /// So long a delta is filled at most. One that is urgent goes at once, or with the acknowledgement of the one before: so many
 /// small changes are few deltas when there is much to tell. Another one waits for more: what a pull takes and seals is one delta and

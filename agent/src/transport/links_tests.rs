@@ -45,7 +45,7 @@ async fn one_link_is_opened_and_kept_until_it_is_lost() {
     assert_eq!(links.counters().connects(), 2);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_failed_peer_is_left_alone_for_a_while() {
     let network = SimNetwork::new(1);
     let config = LinksConfig {
@@ -366,7 +366,7 @@ async fn a_restart_voids_the_old_link() {
     assert_eq!(links.len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_suspect_is_cleared_by_a_probe_that_is_answered() {
     let network = SimNetwork::new(1);
     let a = peer("a", 1);
@@ -391,7 +391,7 @@ async fn a_suspect_is_cleared_by_a_probe_that_is_answered() {
     panic!("still suspect");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn waiting_for_a_connect_is_shared() {
     struct Slow(SimNetwork, AtomicU64);
     impl Transport for Slow {

@@ -37,7 +37,7 @@ const CLAIM_TTL_MS: u32 = 500;
 /// The coordinator looks for silent nodes every 100 ms; and it may be busy.
 const SLACK: Duration = Duration::from_millis(400);
 /// A session that failed is ended by the coordinator, if it is, within this time.
-const END_WITHIN: Duration = Duration::from_secs(2);
+const END_WITHIN: Duration = Duration::from_secs(20);
 /// A session's longest life; a short soak's are shorter.
 const LONGEST_LIFE: Duration = Duration::from_secs(10);
 

@@ -27,7 +27,7 @@ pub(super) const HIDE_AFTER: Duration = Duration::from_millis(1_000);
 /// A silent node is forgotten.
 pub const PURGE_AFTER: Duration = Duration::from_millis(3_000);
 /// It binds two ports and says so: more is a fault, not slowness.
-const READY_WITHIN: Duration = Duration::from_secs(20);
+const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// A coordinator to be worn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -175,8 +175,9 @@ async fn a_set_of_many_tensors_comes_back_in_pages() {
 async fn the_session_drives_the_state() {
     let mut running = start_with(kvferry_coordinator::CoordinatorConfig {
         heartbeat_interval_ms: 50,
-        hide_after_ms: 300,
-        purge_after_ms: 800,
+        hide_after_ms: 1_000,
+        // Long enough to be seen silent in between, on any machine.
+        purge_after_ms: 7_000,
         ..config()
     })
     .await;
@@ -199,7 +200,21 @@ async fn the_session_drives_the_state() {
     let answer = soon(api.announce(announce)).await.unwrap().into_inner();
     assert_eq!(answer.unknown, [0], "its tensors went with it");
     publish(&mut api, publication(8, 3)).await.unwrap();
-    assert_eq!(status(&mut api).await.workers[0].state(), State::Ready);
+    soon(async {
+        // It may have been silent meanwhile, and is heard again.
+        for number in 1.. {
+            let beat = pb::Heartbeat {
+                number,
+                ..pb::Heartbeat::default()
+            };
+            agent.say(Said::Heartbeat(beat)).await;
+            agent.hear().await;
+            if status(&mut api).await.workers[0].state() == State::Ready {
+                return;
+            }
+        }
+    })
+    .await;
     agent.say(Said::Goodbye(pb::Goodbye {})).await;
     until(&mut api, State::Gone, pb::SourceCause::Node).await;
 }

@@ -124,10 +124,10 @@ int main(int argc, char **argv) {
     request.hashes = wanted;
     request.slots = slots;
     request.region = region_b;
-    request.timeout_ms = 20000;
+    request.timeout_ms = 60000;
     kvf_pull *pull = NULL;
     check(kvf_pull_start(b, &request, &pull, &error), &error, "pull");
-    check(kvf_pull_wait(pull, 30000, &error), &error, "pull");
+    check(kvf_pull_wait(pull, 70000, &error), &error, "pull");
     uint32_t right = 0;
     for (int done = 0; !done;) {
         kvf_outcome it;

@@ -139,7 +139,7 @@ void run(const char *socket_a, const char *socket_b) {
     auto request = sized<kvf_pull_request>();
     request.namespace_name = space.name;
     request.hashes = wanted;
-    request.timeout_ms = 20000;
+    request.timeout_ms = 60000;
     request.callback = Signal::on_news;
     request.user = &signal;
     kvf_pull *started = nullptr;

@@ -132,7 +132,7 @@ int main(int argc, char **argv) {
     request.hashes = wanted;
     request.slots = slots;
     request.region = region_b.region;
-    request.timeout_ms = 20000;
+    request.timeout_ms = 60000;
     kvf_pull *pull = NULL;
     check(kvf_pull_start(b, &request, &pull, &error), &error, "pull");
     int event = -1, done = 0;

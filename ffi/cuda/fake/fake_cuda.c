@@ -10,8 +10,9 @@
  * - fake_set("mapped", 1) makes what is mapped from then on readable and writable where the device address points, so that
  *   RDMA devices can be told of it.
  *
- * In the environment, FAKE_CUDA_FAIL=name:code:after does what fake_fail does, for ever, and FAKE_CUDA_MAPPED=1 what
- * fake_set("mapped", 1) does: for processes that a test cannot reach into.
+ * In the environment, FAKE_CUDA_FAIL=name:code:after does what fake_fail does, for ever, FAKE_CUDA_DELAY_US=n what
+ * fake_set("delay_us", n) does, and FAKE_CUDA_MAPPED=1 what fake_set("mapped", 1) does: for processes that a test cannot
+ * reach into.
  *
  * WITHOUT_OPTIONAL leaves out what older drivers lack, EMPTY everything.
  */
@@ -97,7 +98,8 @@ __attribute__((constructor)) static void set_from_environment(void) {
     char name[64];
     int code;
     long after;
-    const char *said = getenv("FAKE_CUDA_FAIL");
+    const char *said = getenv("FAKE_CUDA_FAIL"), *delay = getenv("FAKE_CUDA_DELAY_US");
+    if (delay) delay_us = atol(delay);
     mapped = getenv("FAKE_CUDA_MAPPED") != NULL;
     if (said && sscanf(said, "%63[^:]:%d:%ld", name, &code, &after) == 3) fake_fail(name, code, after, 1L << 40);
 }

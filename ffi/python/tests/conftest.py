@@ -19,6 +19,15 @@ import pytest
 import kvferry
 from kvferry import Agent, Checksum, Client, Coordinator, Layout, Namespace
 
+# For all processes that are started here: nobody is taken for silent or stopped because the machine let him wait for some
+# seconds.
+os.environ |= {
+    "KVFERRY_HIDE_AFTER_MS": "60000",
+    "KVFERRY_PURGE_AFTER_MS": "120000",
+    "KVFERRY_STALL_BOUND_MS": "30000",
+    "KVFERRY_PULL_TIMEOUT_MS": "60000",
+}
+
 BLOCK = 64 << 10
 HASH = 32
 _numbers = itertools.count()
@@ -150,7 +159,7 @@ def published(cluster: Cluster) -> Namespace:
 def publish(client: Client, namespace: Namespace, seeds: range = range(4)) -> Namespace:
     client.register_pool(namespace)
     blocks = [block(seed, namespace.layout.block_bytes) for seed in seeds]
-    put = client.put(namespace, [key(seed) for seed in seeds], blocks, wait_announced=10)
+    put = client.put(namespace, [key(seed) for seed in seeds], blocks, wait_announced=60)
     assert (put.stored, put.announced) == (len(blocks), True)
     return namespace
 

@@ -23,7 +23,7 @@ def test_blocks_are_put_found_and_pulled(cluster: Cluster) -> None:
             pool = await b.register_pool(namespace)
             assert (await b.region(pool.id)).slots == pool.slots
             data = [block(seed) for seed in range(4)]
-            put = await a.put(namespace, KEYS, data, wait_announced=10)
+            put = await a.put(namespace, KEYS, data, wait_announced=60)
             assert put.announced
             places = await asyncio.gather(*(b.lookup(namespace, [it]) for it in [*KEYS, key(9)]))
             assert places == [[Place.REMOTE]] * 4 + [[Place.MISSING]]
@@ -44,7 +44,7 @@ def test_blocks_are_put_found_and_pulled(cluster: Cluster) -> None:
             await b.abort(region, [0])
             await b.reserve(region, [1])
             memoryview(memory)[BLOCK:] = block(8)
-            assert (await b.seal(region, [1], [key(8)], wait_announced=10)).announced
+            assert (await b.seal(region, [1], [key(8)], wait_announced=60)).announced
             assert await a.lookup(namespace, [key(8)]) == [Place.REMOTE]
             assert await b.unregister(region) == 1
             claim = await b.claim(namespace, [key(60)])
@@ -82,7 +82,7 @@ def test_a_cancelled_task_gives_its_pull_up(over_tcp: Cluster) -> None:
                 pull = b.pull(namespace, KEYS, timeout=60)
                 with pytest.raises(asyncio.TimeoutError):
                     await asyncio.wait_for(pull, 0.2)
-                deadline = time.monotonic() + 5
+                deadline = time.monotonic() + 60
                 while not pull.done():
                     assert time.monotonic() < deadline
                     await asyncio.sleep(0.01)
@@ -94,7 +94,7 @@ def test_a_cancelled_task_gives_its_pull_up(over_tcp: Cluster) -> None:
 
 def test_a_failure_reaches_whoever_awaits(over_tcp: Cluster) -> None:
     async def main() -> None:
-        async with await kvferry.aio.connect(over_tcp.agent_b.socket, call_timeout=0.3) as b:
+        async with await kvferry.aio.connect(over_tcp.agent_b.socket, call_timeout=3) as b:
             with stopped(over_tcp.agent_b), pytest.raises(kvferry.DeadlineError):
                 await b.stats()
 

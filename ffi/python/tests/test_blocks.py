@@ -22,7 +22,7 @@ def test_blocks_by_value_arrive_in_the_pool_and_are_read_in_place(cluster: Clust
     assert cluster.b.lookup(published, [*KEYS, key(99)]) == [Place.REMOTE] * 4 + [Place.MISSING]
     assert cluster.b.lookup(published, [*KEYS, key(99), KEYS[0]], prefix=True) == [Place.REMOTE] * 4
 
-    result = cluster.b.pull(published, [*KEYS, key(99)]).result(10)
+    result = cluster.b.pull(published, [*KEYS, key(99)]).result(60)
 
     assert [it.kind for it in result.outcomes] == [Kind.PULLED] * 4 + [Kind.MISSING]
     assert {it.source_node for it in result.outcomes[:4]} == {"a"}
@@ -37,7 +37,7 @@ def test_blocks_by_value_arrive_in_the_pool_and_are_read_in_place(cluster: Clust
         with pytest.raises(kvferry.BlockMissingError):
             pin.view(4)
     assert cluster.b.lookup(published, KEYS) == [Place.LOCAL] * 4
-    again = cluster.b.pull(published, KEYS).result(10)
+    again = cluster.b.pull(published, KEYS).result(60)
     assert [it.kind for it in again.outcomes] == [Kind.LOCAL] * 4
     assert again.pin is not None
     again.pin.release()
@@ -99,17 +99,17 @@ def test_planes_of_an_engines_memory_are_pulled_into_anothers(cluster: Cluster) 
     assert region_a.reserve([2, 0]) == [2, 0]
     for slot in (2, 0):
         planes_a[:, slot] = np.frombuffer(block(slot), dtype=np.uint8).reshape(2, -1)
-    sealed = region_a.seal([2, 0], [key(2), key(0)], chained=True, wait_announced=10)
+    sealed = region_a.seal([2, 0], [key(2), key(0)], chained=True, wait_announced=60)
     assert sealed.announced and len(sealed.generations) == 2
 
-    result = cluster.b.pull(namespace, [key(0), key(2)], region=region_b, slots=[1, 3]).result(10)
+    result = cluster.b.pull(namespace, [key(0), key(2)], region=region_b, slots=[1, 3]).result(60)
 
     assert result.ok and result.pin is None
     for seed, slot in ((0, 1), (2, 3)):
         assert planes_b[:, slot].tobytes() == block(seed)
     # The replica is published.
     assert cluster.a.evict(namespace).evicted == 2
-    back = cluster.a.pull(namespace, [key(0)], region=region_a, slots=[3]).result(10)
+    back = cluster.a.pull(namespace, [key(0)], region=region_a, slots=[3]).result(60)
     assert [it.source_node for it in back.outcomes] == ["b"]
     assert planes_a[:, 3].tobytes() == block(0)
     assert region_b.unregister() == 2
@@ -178,9 +178,9 @@ def test_an_engines_own_buffer_is_found_by_its_address(cluster: Cluster, kind: s
         region = cluster.a.register_buffer(namespace, whole[base:], geometry)
         region.reserve([1])
         whole[base + BLOCK :][:BLOCK] = np.frombuffer(block(7), dtype=np.uint8)
-        region.seal([1], [key(7)], wait_announced=10)
+        region.seal([1], [key(7)], wait_announced=60)
         cluster.b.register_pool(namespace, BLOCK)
-        result = cluster.b.pull(namespace, [key(7)]).result(10)
+        result = cluster.b.pull(namespace, [key(7)]).result(60)
         assert result.pin is not None
         with result.pin as pin:
             assert pin.view(0) == block(7)
@@ -210,9 +210,9 @@ def test_private_memory_is_refused_until_it_is_shared_in_place(cluster: Cluster)
     region = cluster.a.register_buffer(namespace, array, geometry)
     region.reserve([0])
     array[:BLOCK] = np.frombuffer(block(4), dtype=np.uint8)
-    region.seal([0], [key(4)], wait_announced=10)
+    region.seal([0], [key(4)], wait_announced=60)
     cluster.b.register_pool(namespace, BLOCK)
-    result = cluster.b.pull(namespace, [key(4)]).result(10)
+    result = cluster.b.pull(namespace, [key(4)]).result(60)
     assert result.pin is not None
     with result.pin as pin:
         assert pin.view(0) == block(4)
@@ -239,7 +239,7 @@ def test_tensors_are_taken_by_dlpack(cluster: Cluster) -> None:
     namespace = a_namespace()
     cluster.a.register_pool(namespace, 4 * BLOCK)
     tensor = Tensor(np.frombuffer(bytearray(block(0) + block(1)), dtype=np.uint16).reshape(2, -1))
-    assert cluster.a.put(namespace, KEYS[:2], tensor, wait_announced=10).announced
+    assert cluster.a.put(namespace, KEYS[:2], tensor, wait_announced=60).announced
     with cluster.a.pin(namespace, KEYS[:2]) as pin:
         assert [bytes(pin.view(at)) for at in range(2)] == [block(0), block(1)]
     crossed = Tensor(np.zeros((BLOCK, 2), dtype=np.uint8).T)
@@ -250,7 +250,7 @@ def test_tensors_are_taken_by_dlpack(cluster: Cluster) -> None:
     shared = SharedMemory(2 * BLOCK)
     tensor = Tensor(np.frombuffer(shared, dtype=np.float32).reshape(2, -1))
     region = cluster.b.register_buffer(namespace, tensor, Geometry.contiguous(2, BLOCK))
-    assert cluster.b.pull(namespace, KEYS[1:2], region=region, slots=[0]).result(10).ok
+    assert cluster.b.pull(namespace, KEYS[1:2], region=region, slots=[0]).result(60).ok
     assert tensor.array[0].tobytes() == block(1)
     region.unregister()
 
@@ -267,7 +267,7 @@ def test_packed_hashes_are_hashes(cluster: Cluster, published: Namespace) -> Non
 
 def test_no_blocks_are_no_question(cluster: Cluster, published: Namespace) -> None:
     assert cluster.a.lookup(published, []) == []
-    nothing = cluster.a.pull(published, []).result(5)
+    nothing = cluster.a.pull(published, []).result(60)
     assert nothing.ok and nothing.outcomes == () and nothing.pin is None
     assert cluster.a.put(published, [], []).announced
     assert cluster.a.claim(published, []).states == ()

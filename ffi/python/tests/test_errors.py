@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_what_is_wrong_is_refused_with_its_own_class(cluster: Cluster) -> None:
 def test_a_pull_that_is_refused_has_outcomes_all_the_same(cluster: Cluster) -> None:
     pull = cluster.a.pull("nobody/has/this", [key(0), key(1)])
     with pytest.raises(kvferry.NamespaceUnknownError):
-        pull.result(10)
+        pull.result(60)
     assert isinstance(pull.exception(0), kvferry.NamespaceUnknownError)
     outcomes = pull.outcomes()
     assert [(it.index, it.kind, it.settled, it.ok) for it in outcomes] == [
@@ -106,7 +107,7 @@ def test_a_closed_client_says_so(cluster: Cluster) -> None:
     with cluster.agent_a.connect() as client:
         waiting = client.background.stats()
     assert client.closed
-    waiting.wait(5)
+    waiting.wait(60)
     assert waiting.done()
     with pytest.raises(kvferry.AgentLostError, match="closed"):
         client.stats()
@@ -119,17 +120,15 @@ def test_regions_end_with_their_client(cluster: Cluster) -> None:
     with cluster.agent_a.connect() as client:
         region = client.register_buffer(namespace, memory, Geometry.contiguous(2, BLOCK))
     cluster.b.register_pool(namespace, BLOCK)
-    for _ in range(100):
-        if region.id not in [it.region for it in cluster.a.stats().regions]:
-            break
-        cluster.b.lookup(namespace, [key(0)])  # takes a moment
-    else:
-        pytest.fail("the region is still there")
+    deadline = time.monotonic() + 60
+    while region.id in [it.region for it in cluster.a.stats().regions]:
+        assert time.monotonic() < deadline, "the region is still there"
+        time.sleep(0.01)
 
 
 def test_an_agent_that_dies_is_lost_and_never_a_miss() -> None:
     with Coordinator() as coordinator, Agent(node="dies", coordinators=[coordinator.url]) as agent:
-        client = agent.connect(call_timeout=10)
+        client = agent.connect(call_timeout=60)
         namespace = a_namespace(checksum=Checksum.SAMPLED)
         client.register_pool(namespace, BLOCK)
         os.kill(agent.pid, signal.SIGKILL)
@@ -137,7 +136,7 @@ def test_an_agent_that_dies_is_lost_and_never_a_miss() -> None:
             client.lookup(namespace, [key(0)])
         pull = client.pull(namespace, [key(0)])
         with pytest.raises(kvferry.AgentLostError):
-            pull.result(10)
+            pull.result(60)
         assert [it.kind for it in pull.outcomes()] == [Kind.AGENT_LOST]
         assert not agent.running
 
@@ -149,6 +148,6 @@ def test_a_coordinator_that_dies_is_never_a_miss() -> None:
         client.register_pool(namespace, BLOCK)
         os.kill(coordinator.pid, signal.SIGKILL)
         with pytest.raises(kvferry.CoordinatorUnreachableError):
-            client.lookup(namespace, [key(0)], timeout=0.5)
-        result = client.pull(namespace, [key(0)], timeout=0.5).result(10)
+            client.lookup(namespace, [key(0)], timeout=20)
+        result = client.pull(namespace, [key(0)], timeout=2).result(60)
         assert result.outcomes[0].kind in (Kind.LOCATE_FAILED, Kind.TIMED_OUT)

@@ -30,7 +30,7 @@ class Reader:
         planes = [Plane(plane * SLOTS * PLANE, PLANE, PLANE) for plane in range(PLANES)]
         geometry = Geometry(SLOTS, tuple(planes))
         self.region = gated.b.register_fd(self.namespace, self.memory.fd, geometry)
-        assert gated.b.pull(self.namespace, [key(3)], region=self.region, slots=[0]).result(10).ok
+        assert gated.b.pull(self.namespace, [key(3)], region=self.region, slots=[0]).result(60).ok
         self.gate.allow(3 * PLANE * 1.5)
 
     def pull(self, **options: object) -> kvferry.Pull:
@@ -58,25 +58,25 @@ def reader(gated: Cluster) -> Iterator[Reader]:
 
 def test_a_stage_can_be_waited_for_while_the_next_is_under_way(reader: Reader) -> None:
     pull = reader.pull()
-    assert pull.wait_stage(1, 10)
+    assert pull.wait_stage(1, 60)
     assert reader.has(range(1)) and not reader.has(range(2, 4))
     assert pull.stages_landed == 1 and not pull.done() and pull.outcomes() == []
     assert not pull.wait_stage(2, 0.1)
     reader.gate.allow(math.inf)
-    assert pull.wait_stage(3, 10) and reader.has(range(4))
-    assert pull.result(10).ok and pull.stages_landed == 3
+    assert pull.wait_stage(3, 60) and reader.has(range(4))
+    assert pull.result(60).ok and pull.stages_landed == 3
     assert pull.wait_stage(7, 0), "it has ended"
 
 
 def test_stages_with_asyncio(reader: Reader) -> None:
     async def wait() -> None:
         pull = reader.pull()
-        await asyncio.wait_for(pull.stage(1), 10)
+        await asyncio.wait_for(pull.stage(1), 60)
         assert reader.has(range(1)) and not pull.done()
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(pull.stage(2), 0.1)
         reader.gate.allow(math.inf)
-        await asyncio.wait_for(pull.stage(2), 10)
+        await asyncio.wait_for(pull.stage(2), 60)
         assert reader.has(range(2))
         assert (await pull).ok
 
@@ -85,9 +85,9 @@ def test_stages_with_asyncio(reader: Reader) -> None:
 
 def test_who_waits_for_a_stage_hears_when_the_pull_is_given_up(reader: Reader) -> None:
     pull = reader.pull()
-    assert pull.wait_stage(1, 10)
+    assert pull.wait_stage(1, 60)
     threading.Timer(0.1, pull.cancel).start()
-    assert pull.wait_stage(2, 10)
+    assert pull.wait_stage(2, 60)
     assert [it.kind for it in pull.outcomes()] == [Kind.CANCELLED] * 3
     assert pull.stages_landed == 1
 
@@ -115,5 +115,5 @@ def test_what_cannot_be_is_refused(cluster: Cluster) -> None:
     namespace = publish(cluster.a, a_namespace(PLANES, PLANE))
     pull = cluster.a.pull(namespace, [key(0)], stages=[2, 2])
     with pytest.raises(kvferry.InvalidArgumentError, match="an engine's region"):
-        pull.result(10)
-    assert pull.wait_stage(1, 10), "it has ended"
+        pull.result(60)
+    assert pull.wait_stage(1, 60), "it has ended"

@@ -37,17 +37,14 @@ def test_other_threads_run_while_one_waits(over_tcp: Cluster) -> None:
     namespace = publish(over_tcp.a, a_namespace())
     over_tcp.b.register_pool(namespace)
     with stopped(over_tcp.agent_a):
-        pull = over_tcp.b.pull(namespace, KEYS, timeout=1.0)
+        pull = over_tcp.b.pull(namespace, KEYS, timeout=2.0)
         thread = threading.Thread(target=work)
-        before = time.monotonic()
         thread.start()
         result = pull.result()
-        waited = time.monotonic() - before
         ended.set()
         thread.join()
     # A wait that kept the GIL would have let it turn not at all.
     assert turns > 1000
-    assert waited < 3.5
     assert {it.kind for it in result.outcomes} <= {Kind.TIMED_OUT, Kind.UNREACHABLE}
     assert len(result.outcomes) == 4 and not result.ok
 
@@ -61,13 +58,13 @@ def test_not_done_is_said_without_waiting(over_tcp: Cluster) -> None:
             call.result(0)
         with pytest.raises(kvferry.NotDoneError):
             call.exception(0)
-    assert call.result(10).node == "b"
+    assert call.result(60).node == "b"
     assert call.exception() is None
     assert call.result() is call.result()
 
 
 def test_a_call_ends_by_its_deadline(over_tcp: Cluster) -> None:
-    client = over_tcp.agent_b.connect(call_timeout=0.3)
+    client = over_tcp.agent_b.connect(call_timeout=3)
     with stopped(over_tcp.agent_b), pytest.raises(kvferry.DeadlineError, match="agent b .*unknown") as error:
         client.stats()
     assert isinstance(error.value, TimeoutError)
@@ -79,7 +76,7 @@ def test_a_call_can_be_given_up(over_tcp: Cluster) -> None:
         call = over_tcp.b.background.stats()
         call.cancel()
         with pytest.raises(kvferry.CancelledError):
-            call.result(5)
+            call.result(60)
 
 
 def test_a_pull_can_be_given_up(over_tcp: Cluster) -> None:
@@ -90,7 +87,7 @@ def test_a_pull_can_be_given_up(over_tcp: Cluster) -> None:
         assert not pull.wait(0.1)
         pull.cancel()
         with pytest.raises(kvferry.CancelledError):
-            pull.result(5)
+            pull.result(60)
         assert [it.kind for it in pull.outcomes()] == [Kind.CANCELLED] * 4
 
 
@@ -99,7 +96,8 @@ def test_a_pull_that_nobody_holds_is_given_up(over_tcp: Cluster) -> None:
     over_tcp.b.register_pool(namespace)
 
     def under_way(wanted: int) -> bool:
-        for _ in range(100):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
             if over_tcp.b.stats().pulls_in_flight == wanted:
                 return True
             time.sleep(0.05)
@@ -124,16 +122,16 @@ def test_a_signal_ends_a_wait(over_tcp: Cluster) -> None:
     try:
         with stopped(over_tcp.agent_b):
             call = over_tcp.b.background.stats()
-            signal.setitimer(signal.ITIMER_REAL, 0.2)
             with pytest.raises(Alarm):
-                call.result(4)
+                signal.setitimer(signal.ITIMER_REAL, 0.2)
+                call.result(60)
     finally:
         signal.signal(signal.SIGALRM, old)
 
 
 def test_a_descriptor_says_when_there_is_something_new(over_tcp: Cluster) -> None:
     call = over_tcp.b.background.stats()
-    assert select.select([call], [], [], 10)[0] == [call]
+    assert select.select([call], [], [], 60)[0] == [call]
     assert call.done() and call.result(0).node == "b"
 
     namespace = publish(over_tcp.a, a_namespace())
@@ -142,7 +140,7 @@ def test_a_descriptor_says_when_there_is_something_new(over_tcp: Cluster) -> Non
     descriptor = pull.fileno()
     seen = []
     while not (pull.done() and len(seen) == 5):
-        assert select.select([descriptor], [], [], 10)[0]
+        assert select.select([descriptor], [], [], 60)[0]
         seen += pull.poll()
     assert sorted(it.index for it in seen) == list(range(5))
     pull.poll()
@@ -163,7 +161,7 @@ def test_callbacks_come_once_from_another_thread_or_at_once(
     with stopped(over_tcp.agent_b):
         call = over_tcp.b.background.stats()
         call.add_done_callback(callback)
-    assert event.wait(10)
+    assert event.wait(60)
     assert heard[0][0] is call and heard[0][1] != threading.get_ident()
     call.add_done_callback(callback)
     assert heard[1] == (call, threading.get_ident())
@@ -184,7 +182,7 @@ def test_one_client_serves_many_threads(over_tcp: Cluster) -> None:
     def work(seed: int) -> None:
         try:
             for _ in range(10):
-                result = over_tcp.b.pull(namespace, [key(seed)]).result(10)
+                result = over_tcp.b.pull(namespace, [key(seed)]).result(60)
                 assert result.ok and result.pin is not None
                 result.pin.release()
         except BaseException as error:  # noqa: BLE001

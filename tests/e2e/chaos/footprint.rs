@@ -4,8 +4,8 @@ use std::{fs, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-/// Connections and pooled threads end within seconds; nothing that is over keeps its descriptors for longer.
-const GIVEN_BACK: Duration = Duration::from_secs(30);
+/// Connections and pooled threads end within seconds; nothing that is over keeps its descriptors for longer, on any machine.
+const GIVEN_BACK: Duration = Duration::from_secs(90);
 /// Descriptors that come and go with work that has nothing to do with the fault: a connection that is renewed.
 const SLACK: usize = 12;
 

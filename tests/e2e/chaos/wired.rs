@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use kvferry_proto::pb::OutcomeKind;
+use tokio::sync::oneshot;
 
 use super::footprint::Footprint;
 use crate::{
-    cluster::{HEARTBEAT, Process, eventually},
+    cluster::{LATE, Process, SOON, eventually},
     engine::{Engine, Memory, block, namespace},
     hosts::Hosts,
 };
@@ -20,10 +21,6 @@ pub(super) const COORDINATOR: usize = 2;
 
 /// Blocks there are, of 16 KiB.
 pub(super) const BLOCKS: u64 = 1024;
-/// A source that sends nothing for this long is given up.
-const STALL_BOUND: &str = "500";
-/// What an outcome may come late by, on a machine that is busy.
-const GRACE: Duration = Duration::from_secs(3);
 
 pub(super) struct Wired {
     pub(super) hosts: Hosts,
@@ -48,20 +45,20 @@ pub(super) struct Ended {
 }
 
 impl Wired {
-    /// With every block published by the owner, and a first one pulled by the reader, so that there are links.
-    /// None where this cannot be made.
-    pub(super) async fn new() -> Option<Self> {
+    /// With every block published by the owner, and pulled by the reader, so that there are links. A source that sends
+    /// nothing for `stall_bound` is given up; `flags` are the coordinator's. None where this cannot be made.
+    pub(super) async fn new(stall_bound: Duration, flags: &[&str]) -> Option<Self> {
         let hosts = Hosts::star(3)?;
         let dir = tempfile::tempdir().expect("a temporary directory");
         let coordinator = start(
             &hosts,
             COORDINATOR,
             &["coordinator", "--listen", "HOST:7400"],
-            &HEARTBEAT,
+            flags,
         )
         .await;
-        let owner = Agent::start(&hosts, OWNER, dir.path()).await;
-        let reader = Agent::start(&hosts, READER, dir.path()).await;
+        let owner = Agent::start(&hosts, OWNER, dir.path(), stall_bound).await;
+        let reader = Agent::start(&hosts, READER, dir.path(), stall_bound).await;
         owner.engine.publish(&owner.memory, 0, 0..BLOCKS).await;
         let mut wired = Self {
             hosts,
@@ -80,13 +77,24 @@ impl Wired {
     /// Pulls every block into the reader's slots, and checks what must hold whatever happens: one outcome a block, in
     /// time, and not one wrong byte. Copies are not kept, so that every pull crosses the wire.
     pub(super) async fn pull(&self, timeout: Duration) -> Ended {
+        self.pull_telling(timeout, oneshot::channel().0).await
+    }
+
+    /// As above; says so when the first blocks have come.
+    pub(super) async fn pull_telling(
+        &self,
+        timeout: Duration,
+        first: oneshot::Sender<()>,
+    ) -> Ended {
         let Agent { engine, memory, .. } = &self.reader;
         let blocks: Vec<u64> = (0..BLOCKS).collect();
         let began = Instant::now();
-        let outcomes = engine.pull("n", &blocks, Some(memory), timeout).await;
+        let outcomes = engine
+            .pull_telling("n", &blocks, memory, timeout, first)
+            .await;
         let outcomes = outcomes.expect("the agent on this host answers");
         let took = began.elapsed();
-        assert!(took < timeout + GRACE, "a pull took {took:?}");
+        assert!(took < timeout + LATE, "a pull took {took:?}");
         let mut ended = Ended::default();
         for outcome in outcomes {
             match outcome.kind() {
@@ -107,7 +115,7 @@ impl Wired {
     /// Waits until a pull brings everything.
     async fn pulls_everything(&self) {
         eventually("everything is pulled", || async {
-            self.pull(Duration::from_secs(10)).await.others.is_empty()
+            self.pull(SOON).await.others.is_empty()
         })
         .await;
     }
@@ -155,7 +163,12 @@ impl Wired {
 }
 
 impl Agent {
-    async fn start(hosts: &Hosts, host: usize, dir: &std::path::Path) -> Self {
+    async fn start(
+        hosts: &Hosts,
+        host: usize,
+        dir: &std::path::Path,
+        stall_bound: Duration,
+    ) -> Self {
         let node = format!("node-{host}");
         let socket = dir.join(format!("{node}.sock"));
         let coordinator = format!("http://{}:7400", hosts.address(COORDINATOR));
@@ -180,7 +193,7 @@ impl Agent {
                 "tcp",
                 "--replicate=false",
                 "--stall-bound-ms",
-                STALL_BOUND,
+                &stall_bound.as_millis().to_string(),
             ],
         )
         .await;

@@ -45,7 +45,7 @@ async fn payload_by_tls_is_read_by_tls_or_not_at_all() {
         "--ticket-key",
         "ticket.key",
         "--ticket-ttl-ms",
-        "4000",
+        "60000",
     ]));
     world.coordinator(&flags).await;
     let url = format!("https://{}", world.address());

@@ -1,5 +1,5 @@
 # ffi/ibverbs on two Soft-RoCE devices on a wire.
-# bound: 300
+# bound: 900
 here=$(dirname "$0")
 . "$here/lib/test.sh"
 . "$here/lib/net.sh"
@@ -11,7 +11,7 @@ in_guest && veth_pair
 rust_test() {
   local name=$1 prefix=$2
   shift 2
-  one_test "$prefix${name//::/.}" 60 "$@" "$VERBS_TEST" --exact "$name" --nocapture --test-threads=1
+  one_test "$prefix${name//::/.}" 180 "$@" "$VERBS_TEST" --exact "$name" --nocapture --test-threads=1
 }
 
 for name in $("$VERBS_TEST" --list 2> /dev/null | sed -n 's/: test$//p'); do

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Longer than any of this takes: over it, something hangs.
-const HANGS: Duration = Duration::from_secs(20);
+const HANGS: Duration = Duration::from_secs(60);
 
 /// Every frame decoder. What is taken is written as it came, and of what is taken no prefix is.
 ///

@@ -154,7 +154,7 @@ static void carries(void) {
     request.flags = KVF_NO_REPLICA;
     kvf_pull *pull, *late;
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-    EXPECT(KVF_OK, kvf_pull_wait(pull, 20000, &error));
+    EXPECT(KVF_OK, kvf_pull_wait(pull, 120000, &error));
     all_are(pull, SLOTS, KVF_OUTCOME_PULLED);
     for (uint32_t i = 0; i < SLOTS; i++) CHECK(to[i * BLOCK] == (uint8_t)(1 + i));
     kvf_pull_free(pull);
@@ -162,10 +162,17 @@ static void carries(void) {
     EXPECT(KVF_OK, kvf_evict(b, space.name, NULL, NULL, &error));
 
     EXPECT(KVF_OK, kvf_close(a, &error));
+    kvf_hashes gone = {.bytes = hashes, .hash_len = HASH, .count = 1};
+    kvf_place place = KVF_PLACE_REMOTE;
+    for (double began = now(); place != KVF_PLACE_MISSING; usleep(1000)) {
+        size_t answered;
+        EXPECT(KVF_OK, kvf_lookup(b, space.name, &gone, 0, 60000, &place, &answered, &error));
+        CHECK(now() - began < PATIENCE); /* until the coordinator has read the goodbye */
+    }
     EXPECT(KVF_OK, kvf_pull_start(c, &request, &late, &error)); /* ends in whatever way, with its agent */
     request.slots = NULL;
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-    EXPECT(KVF_OK, kvf_pull_wait(pull, 20000, &error));
+    EXPECT(KVF_OK, kvf_pull_wait(pull, 120000, &error));
     all_are(pull, SLOTS, KVF_OUTCOME_MISSING);
     kvf_pull_free(pull);
     EXPECT(KVF_OK, kvf_close(c, &error));

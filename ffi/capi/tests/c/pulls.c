@@ -39,7 +39,7 @@ static int is_done(struct seen *seen) {
 }
 
 static void until_done(struct seen *seen) {
-    for (double began = now(); !is_done(seen); usleep(1000)) CHECK(now() - began < 20);
+    for (double began = now(); !is_done(seen); usleep(1000)) CHECK(now() - began < PATIENCE);
     usleep(20000);
     CHECK(is_done(seen) == 1); /* and not again */
 }
@@ -62,7 +62,7 @@ static void ends_well(kvf_agent *b, uint32_t region, const uint8_t *memory) {
     request.user = &seen;
     kvf_pull *pull;
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-    EXPECT(KVF_OK, kvf_pull_wait(pull, 20000, &error));
+    EXPECT(KVF_OK, kvf_pull_wait(pull, 120000, &error));
     CHECK(readable(pull));
     all_are(pull, SLOTS, KVF_OUTCOME_PULLED);
     CHECK(!readable(pull)); /* all was said */
@@ -83,7 +83,7 @@ static void is_refused(kvf_agent *b, uint32_t region) {
     request.region = region + 100;
     kvf_pull *pull;
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-    EXPECT(KVF_REGION_UNKNOWN, kvf_pull_wait(pull, 20000, &error));
+    EXPECT(KVF_REGION_UNKNOWN, kvf_pull_wait(pull, 120000, &error));
     all_are(pull, 8, KVF_OUTCOME_REFUSED);
     kvf_pull_summary summary = {.size = sizeof summary};
     EXPECT(KVF_REGION_UNKNOWN, kvf_pull_summary_of(pull, &summary, &error));
@@ -98,7 +98,7 @@ static void finds_nothing(kvf_agent *b) {
     kvf_pull_request request = pull_of("pulls", others, 8);
     kvf_pull *pull;
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-    EXPECT(KVF_OK, kvf_pull_wait(pull, 20000, &error));
+    EXPECT(KVF_OK, kvf_pull_wait(pull, 120000, &error));
     all_are(pull, 8, KVF_OUTCOME_MISSING);
     kvf_pull_free(pull);
     /* No hashes at all: ended, with nothing. And freed by its own callback. */
@@ -123,7 +123,7 @@ static void given_up(kvf_agent *b, uint32_t region, pid_t owner) {
     EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
     EXPECT(KVF_NOT_DONE, kvf_pull_wait(pull, 100, &error));
     EXPECT(KVF_OK, kvf_pull_cancel(pull, &error));
-    EXPECT(KVF_CANCELLED, kvf_pull_wait(pull, 2000, &error));
+    EXPECT(KVF_CANCELLED, kvf_pull_wait(pull, 120000, &error));
     until_done(&seen);
     all_are(pull, 8, KVF_OUTCOME_CANCELLED);
     kvf_pull_free(pull);
@@ -133,7 +133,7 @@ static void given_up(kvf_agent *b, uint32_t region, pid_t owner) {
     kvf_status status;
     double began;
     for (began = now(); (status = kvf_reserve(b, region, slots, 8, &error)) == KVF_SLOT_BUSY; usleep(10000)) {
-        CHECK(now() - began < 20);
+        CHECK(now() - began < PATIENCE);
     }
     EXPECT(KVF_OK, status);
 }
@@ -161,9 +161,8 @@ static void ended_here(kvf_agent *b, const char *socket_b, pid_t agent) {
     request.user = &last;
     EXPECT(KVF_OK, kvf_pull_start(other, &request, &closed, &error));
     EXPECT(KVF_NOT_DONE, kvf_pull_wait(closed, 50, &error));
-    double began = now();
-    EXPECT(KVF_OK, kvf_close(other, &error));
-    CHECK(now() - began < 3.5 && last.calls == 1 && last.done == 1);
+    EXPECT(KVF_OK, kvf_close(other, &error)); /* although the agent says nothing */
+    CHECK(last.calls == 1 && last.done == 1);
     EXPECT(KVF_CANCELLED, kvf_pull_wait(closed, 0, &error));
     all_are(closed, 8, KVF_OUTCOME_CANCELLED);
     kvf_pull_free(closed);

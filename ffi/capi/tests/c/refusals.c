@@ -14,9 +14,8 @@ static void null_and_nonsense(kvf_agent *agent) {
     EXPECT(KVF_INVALID_ARGUMENT, kvf_open(&options, NULL, &error));
     options.socket = "/nowhere/agent.sock";
     options.connect_timeout_ms = 300;
-    double began = now();
     EXPECT(KVF_AGENT_UNREACHABLE, kvf_open(&options, &none, &error));
-    CHECK(now() - began < 3 && strstr(error.message, options.socket) != NULL && none == NULL);
+    CHECK(strstr(error.message, options.socket) != NULL && none == NULL);
     options.connect_timeout_ms = KVF_MAX_TIMEOUT_MS + 1;
     EXPECT(KVF_INVALID_ARGUMENT, kvf_open(&options, &none, &error));
     options.size = 1;
@@ -42,19 +41,19 @@ static void hashes_and_flags(kvf_agent *agent, const kvf_namespace *space) {
     kvf_hashes hashes = {.bytes = bytes, .hash_len = 7, .count = 1};
     kvf_place places[SLOTS];
     size_t answered;
-    EXPECT(KVF_HASH_LENGTH, kvf_lookup(agent, space->name, &hashes, 0, 0, places, &answered, &error));
+    EXPECT(KVF_HASH_LENGTH, kvf_lookup(agent, space->name, &hashes, 0, 60000, places, &answered, &error));
     hashes.hash_len = 16; /* a length, but not this namespace's */
-    EXPECT(KVF_HASH_LENGTH, kvf_lookup(agent, space->name, &hashes, 0, 0, places, &answered, &error));
+    EXPECT(KVF_HASH_LENGTH, kvf_lookup(agent, space->name, &hashes, 0, 60000, places, &answered, &error));
     hashes.hash_len = HASH;
     hashes.count = KVF_MAX_HASHES + 1;
-    EXPECT(KVF_BOUND_REACHED, kvf_lookup(agent, space->name, &hashes, 0, 0, places, &answered, &error));
+    EXPECT(KVF_BOUND_REACHED, kvf_lookup(agent, space->name, &hashes, 0, 60000, places, &answered, &error));
     hashes.count = 1;
-    EXPECT(KVF_NAMESPACE_UNKNOWN, kvf_lookup(agent, "nobodys", &hashes, 0, 0, places, &answered, &error));
-    EXPECT(KVF_INVALID_ARGUMENT, kvf_lookup(agent, "\xff", &hashes, 0, 0, places, &answered, &error));
+    EXPECT(KVF_NAMESPACE_UNKNOWN, kvf_lookup(agent, "nobodys", &hashes, 0, 60000, places, &answered, &error));
+    EXPECT(KVF_INVALID_ARGUMENT, kvf_lookup(agent, "\xff", &hashes, 0, 60000, places, &answered, &error));
     EXPECT(KVF_INVALID_ARGUMENT, kvf_lookup(agent, space->name, &hashes, 0, 0, NULL, &answered, &error));
-    EXPECT(KVF_OK, kvf_lookup(agent, space->name, &hashes, 0, 0, places, &answered, &error));
+    EXPECT(KVF_OK, kvf_lookup(agent, space->name, &hashes, 0, 60000, places, &answered, &error));
     CHECK(answered == 1 && places[0] == KVF_PLACE_MISSING);
-    EXPECT(KVF_OK, kvf_lookup(agent, space->name, &hashes, 1, 0, places, &answered, &error));
+    EXPECT(KVF_OK, kvf_lookup(agent, space->name, &hashes, 1, 60000, places, &answered, &error));
     CHECK(answered == 0);
     EXPECT(KVF_INVALID_ARGUMENT,
            kvf_put(agent, space->name, &hashes, bytes, 10, 0, NULL, 0, 0, NULL, &error)); /* no whole block */

@@ -42,7 +42,7 @@ static void publishes(kvf_agent *a, uint32_t region, kvf_publication *publicatio
                                      .run_count = 2,
                                      .tensors = set,
                                      .tensor_count = 3,
-                                     .wait_announced_ms = 10000};
+                                     .wait_announced_ms = 60000};
     EXPECT(KVF_OK, kvf_tensors_publish(a, &source, publication, &error));
     CHECK(publication->announced == 1);
     kvf_source_summary summary = {.size = sizeof summary};
@@ -122,7 +122,7 @@ static void is_pulled(kvf_agent *b, uint32_t region, const uint8_t *memory, cons
                                   .name_count = 2,
                                   .region = region,
                                   .first_slot = 32,
-                                  .timeout_ms = 20000};
+                                  .timeout_ms = 120000};
     kvf_tensor_summary summary = {.size = sizeof summary};
     kvf_landed *landed;
     kvf_landed_tensor it = {.size = sizeof it};

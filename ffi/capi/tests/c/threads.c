@@ -20,7 +20,7 @@ static void *work(void *argument) {
         for (uint32_t i = 0; i < EACH; i++) {
             kvf_hashes one = {.bytes = hashes + i * HASH, .hash_len = HASH, .count = 1};
             memset(block, (int)(first + i), BLOCK);
-            EXPECT(KVF_OK, kvf_put(a, "threads", &one, block, BLOCK, 0, NULL, 0, i + 1 == EACH ? 10000 : 0, NULL, &error));
+            EXPECT(KVF_OK, kvf_put(a, "threads", &one, block, BLOCK, 0, NULL, 0, i + 1 == EACH ? 60000 : 0, NULL, &error));
         }
         kvf_pull_request request = pull_of("threads", hashes, EACH);
         request.slots = slots;
@@ -28,7 +28,7 @@ static void *work(void *argument) {
         request.flags = KVF_NO_REPLICA;
         kvf_pull *pull;
         EXPECT(KVF_OK, kvf_pull_start(b, &request, &pull, &error));
-        EXPECT(KVF_OK, kvf_pull_wait(pull, 20000, &error));
+        EXPECT(KVF_OK, kvf_pull_wait(pull, 120000, &error));
         all_are(pull, EACH, KVF_OUTCOME_PULLED);
         kvf_pull_free(pull);
         for (uint32_t i = 0; i < EACH; i++) {
@@ -36,7 +36,7 @@ static void *work(void *argument) {
         }
         kvf_place places[EACH];
         size_t answered;
-        EXPECT(KVF_OK, kvf_lookup(a, "threads", &packed, 1, 0, places, &answered, &error));
+        EXPECT(KVF_OK, kvf_lookup(a, "threads", &packed, 1, 60000, places, &answered, &error));
         CHECK(answered == EACH && places[0] == KVF_PLACE_LOCAL);
     }
     return NULL;
@@ -45,8 +45,8 @@ static void *work(void *argument) {
 int main(int argc, char **argv) {
     CHECK(argc == 3);
     kvf_error error;
-    a = connect_with(argv[1], 20000);
-    b = connect_with(argv[2], 20000);
+    a = connect_with(argv[1], 60000);
+    b = connect_with(argv[2], 60000);
     kvf_namespace space = space_of("threads");
     kvf_region pool;
     EXPECT(KVF_OK, kvf_register_pool(a, &space, THREADS * ROUNDS * EACH * BLOCK, 0, &pool, &error));

@@ -48,6 +48,14 @@ fn binary() -> PathBuf {
     binary
 }
 
+/// What all are started with: nobody is taken for silent or stopped because the machine let him wait for some seconds.
+const PATIENT: [(&str, &str); 4] = [
+    ("KVFERRY_HIDE_AFTER_MS", "60000"),
+    ("KVFERRY_PURGE_AFTER_MS", "120000"),
+    ("KVFERRY_STALL_BOUND_MS", "60000"),
+    ("KVFERRY_PULL_TIMEOUT_MS", "120000"),
+];
+
 /// A running `kvferry`; ends with this value, and with the test's process.
 pub(crate) struct Process {
     child: Child,
@@ -59,6 +67,7 @@ impl Process {
     fn start(args: &[&str], environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(binary())
             .args(args)
+            .envs(PATIENT)
             .envs(environment.iter().copied())
             .args(["--announce", "--until-stdin-closes", "--log", "warn"])
             .stdin(Stdio::piped())
@@ -269,7 +278,8 @@ pub(crate) enum Link {
 
 /// Runs a program to its end, which must come in time and be a success; gives what it printed.
 pub(crate) fn run(command: &mut Command) -> String {
-    const BOUND: Duration = Duration::from_secs(120);
+    // Valgrind takes its time, and the machine may have others to let run.
+    const BOUND: Duration = Duration::from_secs(900);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -71,10 +71,8 @@ fn a_copy_that_is_late_gives_nothing_back() {
     let copy = stream
         .copy_to_device(&gpu, pinned.part(0..100).unwrap(), &rows)
         .unwrap();
-    let before = now();
     let error = copy.wait(now() + Duration::from_millis(20)).unwrap_err();
     assert!(matches!(error, CopyError::TimedOut), "{error:?}");
-    assert!(before.elapsed() < Duration::from_secs(5));
     drop((gpu, pinned));
     assert_eq!((fake.get("memories"), fake.get("pins")), (1, 1));
     fake.set("hold", 0);

@@ -70,7 +70,7 @@ fn a_wrong_key_is_told_as_such_and_the_memory_is_free_afterwards() {
     assert!(target.upgrade().is_some(), "held while in flight");
     let start = Instant::now();
     let done = rig.reader.collect(8);
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < rig::PATIENCE);
     let failed = WorkError::Failed(WorkStatus::RemoteAccess);
     assert_eq!(done[3].result, Err(failed), "{done:?}");
     assert!(
@@ -126,7 +126,7 @@ fn a_peer_that_is_gone_is_noticed() {
     let start = Instant::now();
     let done = rig.reader.collect(4);
     println!("{:?}: {done:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < rig::PATIENCE);
     let gone = Err(WorkError::Failed(WorkStatus::RetriesExceeded));
     assert_eq!(done[0].result, gone);
     assert!(done.iter().all(|finished| finished.result.is_err()));
@@ -154,7 +154,8 @@ fn dropping_a_pair_with_reads_in_flight_settles_it() {
     let start = Instant::now();
     drop(reader);
     println!("settled within {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(2));
+    // Not as long as the peer is waited for: half a minute.
+    assert!(start.elapsed() < Duration::from_secs(12));
     assert!(target.upgrade().is_none(), "free once settled");
     assert_eq!(lost_bytes(), lost);
     let done = rig.reader.collect(64);
@@ -183,10 +184,7 @@ fn closing_while_reads_are_under_way_settles_all_of_them() {
         std::thread::sleep(Duration::from_micros(300 * round));
         let memory = target.upgrade();
         let closed = reader.close();
-        assert!(
-            closed.settle(Duration::from_secs(2)).unwrap(),
-            "round {round}"
-        );
+        assert!(closed.settle(rig::PATIENCE).unwrap(), "round {round}");
         assert_eq!(closed.in_flight(), 0);
         if let Some(memory) = memory {
             // It is ours again: answers that are still on the wire must not arrive.
@@ -283,7 +281,7 @@ fn a_device_that_is_removed_in_use_holds_nobody_up() {
         start.elapsed(),
         lost_bytes()
     );
-    assert!(start.elapsed() < Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(12));
     // Either the device gave it up, or it is never freed.
     assert_eq!(target.upgrade().is_some(), lost_bytes() > 0);
     assert_eq!(rig.reader.collect(8).len(), 8);

@@ -179,13 +179,13 @@ fn an_owner_that_is_killed_is_noticed_and_what_came_before_is_right() {
     };
     let noticed = failed - killed.unwrap();
     println!("{right} READs, then within {noticed:?}: {error}");
-    assert!(noticed < Duration::from_secs(5));
+    assert!(noticed < rig::PATIENCE);
     assert!(matches!(
         error,
         WorkError::Unconfirmed
             | WorkError::Failed(WorkStatus::RemoteAccess | WorkStatus::RetriesExceeded)
     ));
     let closed = pair.close();
-    assert!(closed.settle(Duration::from_secs(2)).unwrap());
+    assert!(closed.settle(rig::PATIENCE).unwrap());
     assert!(contents(&target, 0, BYTES) == pattern(0, BYTES, 9));
 }

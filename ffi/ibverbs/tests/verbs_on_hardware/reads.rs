@@ -158,6 +158,7 @@ fn an_idle_waiter_uses_no_processor_and_wakes_up() {
         reader.post(&mut chain).unwrap();
         let idle_use = waiter.join().unwrap();
         println!("idle for {idle:?}: {idle_use:?} of processor time");
-        assert!(idle_use < idle / 100, "{idle_use:?}");
+        // Who looks all the time uses all of it. Under emulation what others take of the machine counts as this thread's.
+        assert!(idle_use < idle / 4, "{idle_use:?}");
     });
 }

@@ -14,7 +14,7 @@ use kvferry_ibverbs::{
 use kvferry_memory::HostMemory;
 
 /// Nothing that is tested here takes longer, on the slowest emulated machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct Side {
     pub(crate) context: Arc<Context>,

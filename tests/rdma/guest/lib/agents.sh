@@ -33,7 +33,7 @@ agent() {
     > "$work/$name.log" 2>&1 &
   pids="$pids $!"
   eval "pid_$name=$!"
-  until_true 20 test -S "$work/$name/agent.sock" || { cat "$work/$name.log"; return 1; }
+  until_true 60 test -S "$work/$name/agent.sock" || { cat "$work/$name.log"; return 1; }
 }
 
 stop_all() {
@@ -47,7 +47,7 @@ put_file() {
   head -c "$2" /dev/urandom > $work/file
   "$KVFERRY" namespaces create test/rdma --dtype u8 --tokens-per-block 1 --planes 1 --plane-bytes "$3" \
     --checksum "${checksum:-always}" > /dev/null || return
-  "$KVFERRY" put $work/file --namespace test/rdma --block-bytes "$3" --socket "$work/$1/agent.sock" --wait-ms 10000
+  "$KVFERRY" put $work/file --namespace test/rdma --block-bytes "$3" --socket "$work/$1/agent.sock" --wait-ms 60000
 }
 
 # get_file NAME [FLAGS...]: pulls it to another agent and compares every byte; $work/got says where from.
@@ -64,6 +64,20 @@ get_file() {
 # from WORDS: every block came this way.
 from() { [ "$(grep -c ' over ' $work/got)" = 1 ] && grep -q "\"$1\"" $work/got; }
 
+# in_mid_pull DEVICE COMMAND...: runs the command when that interface has sent so much that a pull is under way, and far from its
+# end: one of 48 MiB. For the background.
+in_mid_pull() {
+  local counter=/sys/class/net/$1/statistics/tx_bytes before sent tries=2000
+  shift
+  read -r before < "$counter"
+  while read -r sent < "$counter" && [ $((sent - before)) -lt 4000000 ]; do
+    tries=$((tries - 1))
+    [ $tries -gt 0 ] || return
+    sleep 0.01
+  done
+  "$@"
+}
+
 logs() { tail -n 40 $work/*.log; }
-export -f until_true start_coordinator agent stop_all put_file get_file from logs
+export -f until_true start_coordinator agent stop_all put_file get_file from in_mid_pull logs
 export work

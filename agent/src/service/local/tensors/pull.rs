@@ -291,7 +291,7 @@ struct Run {
     chunk_bytes: u64,
     plan: Plan,
     /// Why the chunk at a place is not here, last time.
-    failures: Vec<Option<(pb::OutcomeKind, String)>>,
+    failures: Vec<Option<Failure>>,
     /// Where the chunk at a place came from: 0, or one more than an index into `nodes`.
     from: Vec<u32>,
     nodes: Vec<String>,
@@ -301,6 +301,17 @@ struct Run {
     began: Instant,
     deadline: Instant,
     events: mpsc::Sender<Result<pb::PullTensorsEvent, Status>>,
+}
+
+/// Why a chunk did not come, and in words.
+type Failure = (pb::OutcomeKind, String);
+
+/// Of a chunk that failed again. That its time ran out while it was asked for once more says less than why it had to be.
+fn more_telling(before: Option<Failure>, now: Failure) -> Failure {
+    match before {
+        Some(before) if now.0 == pb::OutcomeKind::TimedOut => before,
+        _ => now,
+    }
 }
 
 /// Nobody reads the events any more.
@@ -484,7 +495,8 @@ impl Run {
             Kind::Unreachable => note(unreadable, &outcome.source_node, Why::Unreachable),
             _ => {}
         }
-        self.failures[place] = Some((kind, outcome.detail));
+        let before = self.failures[place].take();
+        self.failures[place] = Some(more_telling(before, (kind, outcome.detail)));
         Vec::new()
     }
 
@@ -646,5 +658,19 @@ fn note(
 ) {
     if let Ok(node) = NodeId::new(node) {
         unreadable.insert(node, why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_that_its_deadline_cut_off_hides_no_cause() {
+        use pb::OutcomeKind::{TimedOut, Unreachable};
+        let (refused, late) = ((Unreachable, "a".to_owned()), (TimedOut, "b".to_owned()));
+        assert_eq!(more_telling(Some(refused.clone()), late.clone()), refused);
+        assert_eq!(more_telling(Some(late.clone()), refused.clone()), refused);
+        assert_eq!(more_telling(None, late.clone()), late);
     }
 }
