@@ -1,6 +1,6 @@
 # Agents' pulls beside ib_read_bw: an engine asks, the coordinator is asked, blocks are read, validated, compared with their
 # checksums, and sealed. Between the same two devices, in the same guest, in turn.
-# bound: 480
+# bound: 960
 # memory: 1536
 # clock: instructions
 here=$(dirname "$0")
@@ -37,6 +37,6 @@ compare() {
   [ $code = 0 ] && figures "agents' pull of blocks" < /dev/shm/runs
 }
 export -f compare retries
-one_test pulls_beside_ib_read_bw 420 bash -c compare
+one_test pulls_beside_ib_read_bw 900 bash -c compare
 in_guest && note_figures && note "$(cat /dev/shm/again)"
 exit 0
