@@ -94,7 +94,8 @@ impl Reader {
             current: None,
             low_water: 1,
             lull,
-            received: 0,
+            // What has come so far says nothing of what a connection has just begun to bring.
+            received: u64::MAX,
         })
     }
 
