@@ -1,6 +1,7 @@
 //! A few seconds of the soak: does it do all it says, and is the curve there? Nothing about speed, and
 //! nothing about the verdict: two seconds are no curve.
 
+// clippy.toml lets tests unwrap; it does not see that helpers beside them are tests, too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
