@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -88,6 +90,25 @@ def test_who_waits_for_a_stage_hears_when_the_pull_is_given_up(reader: Reader) -
     assert pull.wait_stage(2, 10)
     assert [it.kind for it in pull.outcomes()] == [Kind.CANCELLED] * 3
     assert pull.stages_landed == 1
+
+
+@pytest.mark.parametrize("how", ["closed", "killed"])
+def test_who_waits_for_a_stage_hears_when_the_connection_ends(reader: Reader, how: str) -> None:
+    pull = reader.pull()
+    assert pull.wait_stage(1, 10)
+
+    def end() -> None:
+        if how == "closed":
+            reader.cluster.b.close()
+        else:
+            os.kill(reader.cluster.agent_b.pid, signal.SIGKILL)
+
+    threading.Timer(0.1, end).start()
+    assert pull.wait_stage(2, 10)
+    asyncio.run(asyncio.wait_for(pull.stage(2), 10))
+    kind = Kind.CANCELLED if how == "closed" else Kind.AGENT_LOST
+    assert [it.kind for it in pull.outcomes()] == [kind] * 3
+    assert pull.stages_landed == 1 and pull.done()
 
 
 def test_what_cannot_be_is_refused(cluster: Cluster) -> None:

@@ -155,6 +155,58 @@ def test_in_place_a_slot_that_is_pinned_is_waited_for(cluster: Any) -> None:
     assert cluster.a.lookup(space, hashes(1)) == [kvferry.Place.MISSING]
 
 
+class Kernel:
+    """What writes to a GPU's blocks, and is not done before the test says so."""
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def query(self) -> bool:
+        return self.done
+
+
+def test_in_place_what_could_not_be_sealed_does_not_keep_a_block_from_being_taken_back(
+    cluster: Any, monkeypatch: Any
+) -> None:
+    space = a_namespace("unsealed")
+    ours = Cache(cluster.a, space, "in_place", 1)
+    ours.medium.before_writes({1, 2})
+    ours.medium.publish(group((1,), 1), pin_s=None)
+    assert published(cluster.b, space, 1)
+    kernel = Kernel()
+    monkeypatch.setattr(ours.medium, "_written", lambda: kernel)
+    ours.medium.publish(group((2,), 2), pin_s=None)
+    kernel.done = True
+
+    def late(*_: Any, **__: Any) -> None:
+        raise kvferry.DeadlineError("the agent has not answered")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cluster.a, "seal", late)
+        with pytest.raises(kvferry.DeadlineError):
+            ours.medium.before_writes({1})
+    assert cluster.a.lookup(space, hashes(1)) == [kvferry.Place.MISSING], "it is written to now"
+
+
+def test_in_place_a_block_that_is_loaded_into_is_not_sealed_as_what_it_was(cluster: Any, monkeypatch: Any) -> None:
+    space = a_namespace("reused")
+    ours, theirs = Cache(cluster.a, space, "in_place", 1), Cache(cluster.b, space, "in_place", 2)
+    theirs.medium.before_writes({5})
+    theirs.medium.publish(group((5,), 5), pin_s=None)
+    assert published(cluster.a, space, 5)
+    kernel = Kernel()
+    monkeypatch.setattr(ours.medium, "_written", lambda: kernel)
+    ours.medium.before_writes({1, 2})
+    ours.medium.publish(group((1, 2), 1, 2), pin_s=None)
+    # Its request is gone, and another one's block comes there.
+    assert not load(ours, group((1,), 5))[0]
+    kernel.done = True
+    ours.medium.before_writes({3})
+    assert ours.block(1) == theirs.block(5)
+    local, missing = kvferry.Place.LOCAL, kvferry.Place.MISSING
+    assert cluster.a.lookup(space, hashes(1, 2, 5)) == [missing, local, local]
+
+
 def test_a_pool_without_room_drops_what_it_cannot_take(cluster: Any) -> None:
     space = a_namespace("full")
     ours = Cache(cluster.a, space, "pool", 1)

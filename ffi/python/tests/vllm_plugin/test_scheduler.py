@@ -232,6 +232,64 @@ def test_what_was_loaded_is_not_published_again_and_what_failed_is_computed_and_
     assert rig.half.matched_tokens(req, 0) == (0, False) and len(rig.client.calls) == asked
 
 
+def a_load_within_a_step(rig: Rig) -> tuple[Request, SchedulerOutput]:
+    """A request of five blocks whose first two come within the step that computes the others."""
+    req = request("r", 5 * BLOCK)
+    rig.half.matched_tokens(req, 0)
+    rig.answer(THERE, THERE, NO, NO)
+    assert rig.half.matched_tokens(req, 0) == (2 * BLOCK, False)
+    rig.half.allocated(req, blocks([1, 2, 3, 4, 5]), 2 * BLOCK)
+    return req, output({"r": 2 * BLOCK}, fresh=(new(req, ([1, 2, 3, 4, 5],), 2 * BLOCK),))
+
+
+def saved(rig: Rig, out: SchedulerOutput) -> dict[str, tuple[int, ...]]:
+    return {save.request: save.groups[0].blocks for save in rig.half.step(out).saves}
+
+
+def test_what_rests_on_blocks_that_come_within_a_step_is_published_when_they_are_known_to_have_come() -> None:
+    rig = Rig(load="sync")
+    _, out = a_load_within_a_step(rig)
+    # Two more in the same step: one shares the blocks that are to come, one does not.
+    sharer, other = request("s", 3 * BLOCK + 1), request("o", BLOCK + 1)
+    rig.half.allocated(sharer, blocks([1, 2, 6, 7]), 0)
+    rig.half.allocated(other, blocks([8, 9]), 0)
+    out.scheduled_new_reqs += [new(sharer, ([1, 2, 6, 7],), 2 * BLOCK), new(other, ([8, 9],), 0)]
+    out.num_scheduled_tokens |= {"s": BLOCK + 1, "o": BLOCK + 1}
+    orders = rig.half.step(out)
+    assert orders.loads[0].within_step and orders.writes == {0: {3, 4, 5, 6, 7, 8, 9}}
+    assert [save.request for save in orders.saves] == ["o"]
+    # A step that was scheduled before the first one's outcome was there.
+    assert saved(rig, output({"r": BLOCK}, cached=(("r", None, 4 * BLOCK),))) == {}
+    rig.half.worker_said((), (), ())
+    assert saved(rig, output({"s": 1}, cached=(("s", None, 3 * BLOCK + 1),))) == {}, "of an earlier step"
+    rig.half.worker_said((), (), (), within_step=True)
+    both = output({"r": 1, "s": 1}, cached=(("r", None, 5 * BLOCK), ("s", None, 3 * BLOCK + 1)))
+    assert saved(rig, both) == {"r": (3, 4, 5), "s": (6,)}
+    assert not rig.half._unknown
+
+
+def test_what_was_computed_on_blocks_that_did_not_come_within_a_step_is_published_when_it_is_computed_anew() -> None:
+    rig = Rig(load="sync")
+    _, out = a_load_within_a_step(rig)
+    assert saved(rig, out) == {}
+    rig.half.worker_said((), (), {2}, within_step=True)
+    # vLLM counts one block as computed.
+    assert saved(rig, output({"r": 2 * BLOCK}, cached=(("r", None, BLOCK),))) == {"r": (2, 3)}
+    assert saved(rig, output({"r": 2 * BLOCK}, cached=(("r", None, 3 * BLOCK),))) == {"r": (4, 5)}
+
+
+def test_a_prefill_for_another_engine_loads_between_steps_so_that_what_it_computes_is_published_with_them() -> None:
+    rig, req = Rig(load="sync"), request("p", 3 * BLOCK, {"do_remote_decode": True})
+    rig.half.matched_tokens(req, 0)
+    rig.answer(THERE, NO)
+    assert rig.half.matched_tokens(req, 0) == (BLOCK, True)
+    rig.half.allocated(req, blocks([1]), BLOCK)
+    assert [load.within_step for load in rig.half.step(output({})).loads] == [False]
+    rig.half.worker_said({"p"}, (), ())
+    rig.half.allocated(req, blocks([1, 2, 3]), 0)
+    assert saved(rig, output({"p": 2 * BLOCK}, fresh=(new(req, ([1, 2, 3],), BLOCK),))) == {"p": (2, 3)}
+
+
 def test_a_preempted_request_has_other_blocks() -> None:
     rig, req = Rig(), request("r", 2 * BLOCK)
     rig.half.allocated(req, blocks([1, 2]), 0)

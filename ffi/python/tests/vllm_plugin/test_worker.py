@@ -17,7 +17,7 @@ from kvferry.vllm import in_place
 from kvferry.vllm.identity import Group, Identity
 from kvferry.vllm.metadata import GroupBlocks, LoadOrder, SaveOrder, StepOrders
 from kvferry.vllm.settings import Settings
-from kvferry.vllm.stats import KvferryStats
+from kvferry.vllm.stats import KvferryStats, of_within_step
 from kvferry.vllm.worker import WorkerHalf
 
 LAYERS, BLOCKS = 2, 640
@@ -89,14 +89,14 @@ def test_within_a_step_a_layer_is_waited_for_and_no_later_one(gated: Any, monkey
         compute(ours, cache, block, block)
         assert listed(gated.b, "layers", block)
     other[:] = 99
-    first = StepOrders(loads=[LoadOrder("first", (group((7,), 3),))])
+    first = StepOrders(loads=[LoadOrder("first", (group((7,), 3),), within_step=True)])
     theirs.before_forward(first)
     theirs.start_loads(first)
     theirs.publish(first)
     assert bool((other[:, 7] == 3).all()), "so that there is a link"
     # A layer of two blocks, and not all of the next; the third block is nowhere.
     gated.gate.allow(2 * (32 << 10) * 1.5)
-    orders = StepOrders(loads=[LoadOrder("q", (group((4, 5, 6), 1, 2, 77),))])
+    orders = StepOrders(loads=[LoadOrder("q", (group((4, 5, 6), 1, 2, 77),), within_step=True)])
     theirs.before_forward(orders)
     theirs.start_loads(orders)
     theirs.wait_for_layer(NAMES[0])
@@ -109,6 +109,25 @@ def test_within_a_step_a_layer_is_waited_for_and_no_later_one(gated: Any, monkey
     assert theirs.bad_blocks() == {6}
     ours.close()
     theirs.close()
+
+
+@pytest.mark.parametrize("memory", ["pool", "in_place"])
+def test_what_does_not_come_within_a_step_is_said_with_the_step(cluster: Any, memory: str) -> None:
+    name = f"within/{memory}"
+    half, _ = a_worker(cluster.a, name, memory=memory, load="sync")
+    orders = StepOrders(loads=[LoadOrder("q", (group((4, 6), 1, 77),), within_step=True)])
+    half.before_forward(orders)
+    half.start_loads(orders)
+    for layer in NAMES:
+        half.wait_for_layer(layer)
+    # With speculation vLLM asks for it while drafts are still to be computed, and for the rest afterwards.
+    assert half.bad_blocks() == {4, 6}
+    stats = half.take_stats()
+    assert stats is not None and of_within_step(stats) and stats.data["failed_blocks"] == 2
+    half.wait_for_layer(NAMES[0])
+    half.publish(orders)
+    assert half.bad_blocks() == set() and not of_within_step(half.take_stats())
+    half.close()
 
 
 @pytest.mark.parametrize("memory", ["pool", "in_place"])

@@ -28,7 +28,7 @@ from .link import Link, connect
 from .metadata import StepOrders
 from .scheduler import SchedulerHalf
 from .settings import Settings
-from .stats import KvferryPromMetrics, KvferryStats
+from .stats import KvferryPromMetrics, KvferryStats, of_within_step
 from .worker import WorkerHalf
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ class KvferryConnector(KVConnectorBase_V1, SupportsHMA):
             connector_output.finished_recving or (),
             getattr(connector_output, "failed_recving", None) or (),
             connector_output.invalid_block_ids or (),
+            of_within_step(connector_output.kv_connector_stats),
         )
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:

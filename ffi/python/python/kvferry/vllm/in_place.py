@@ -86,9 +86,15 @@ class InPlaceMedium:
         self._unsealed: list[_Unsealed] = []
 
     def before_writes(self, blocks: set[int]) -> None:
-        self._seal_ready()
-        for waiting in self._unsealed:
-            waiting.drop(blocks)
+        try:
+            self._seal_ready()
+        finally:
+            # Whatever became of what is published: nobody takes these for what they were any more.
+            self._take(blocks)
+
+    def _take(self, blocks: set[int]) -> None:
+        """Has them reserved, and what was to be sealed of them forgotten."""
+        self._forget(blocks)
         needed = blocks - self._reserved
         deadline = time.monotonic() + BUSY_BOUND_S
         while needed:
@@ -117,6 +123,7 @@ class InPlaceMedium:
         return Moved(count, count * self._namespace.layout.block_bytes, time.monotonic() - began)
 
     def load(self, blocks: GroupBlocks, timeout_s: float) -> InPlaceLoad:
+        self._forget(set(blocks.blocks))
         if held := sorted(set(blocks.blocks) & self._reserved):
             # The pull reserves them for itself.
             self._client.abort(self._region, held)
@@ -133,6 +140,11 @@ class InPlaceMedium:
             stages=stages,
         )
         return InPlaceLoad(pull, blocks, timeout_s, self._namespace.layout.block_bytes, layers)
+
+    def _forget(self, blocks: set[int]) -> None:
+        """They are written to anew: what was to be sealed there is not published any more."""
+        for waiting in self._unsealed:
+            waiting.drop(blocks)
 
     def _written(self) -> Any:
         """Something that says when this step's kernels have written; None: they have."""
@@ -165,7 +177,6 @@ class _Unsealed:
         return self._event is None or self._event.query()
 
     def drop(self, blocks: set[int]) -> None:
-        """They are written to anew: what they were is not published any more."""
         self._dropped |= blocks & set(self._blocks.blocks)
 
     def runs(self) -> list[GroupBlocks]:

@@ -22,6 +22,8 @@ class LoadOrder:
 
     request: str
     groups: tuple[GroupBlocks, ...]
+    within_step: bool = False
+    """In the step that needs them, and not before it."""
 
     @property
     def blocks(self) -> int:

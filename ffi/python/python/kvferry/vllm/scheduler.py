@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ class SchedulerHalf:
         self._align = math.lcm(*(group.tokens for group in identity.groups))
         self._tracked: dict[str, _Tracked] = {}
         self._loads: list[LoadOrder] = []
+        # Blocks that come within a step, for each step of whose loads the workers have said nothing yet; in order.
+        self._unknown: deque[frozenset[int]] = deque()
         self._strangers: set[str] = set()
         self.lookups = Lookups(self._ask, self._lookup_failed)
 
@@ -92,7 +95,7 @@ class SchedulerHalf:
             return None, False
         if tokens < self._settings.min_blocks * self._align:
             return 0, False
-        return tokens, self._settings.load == "async"
+        return tokens, not self._within_step(request)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external_tokens: int) -> None:
         """The request has blocks; `external_tokens` of them are to be loaded."""
@@ -108,7 +111,7 @@ class SchedulerHalf:
             if (found := self._range(tracked, group, first // group.tokens, end // group.tokens)) is not None
         )
         tracked.loading = frozenset(block for group in groups for block in group.blocks)
-        self._loads.append(LoadOrder(request.request_id, groups))
+        self._loads.append(LoadOrder(request.request_id, groups, self._within_step(request)))
 
     # --- each step
 
@@ -116,6 +119,8 @@ class SchedulerHalf:
         """What the workers do with this step."""
         orders = StepOrders(loads=self._loads, idle=output.total_num_scheduled_tokens == 0)
         self._loads = []
+        if within := [load for load in orders.loads if load.within_step]:
+            self._unknown.append(frozenset(block for load in within for group in load.groups for block in group.blocks))
         for new in output.scheduled_new_reqs:
             if (tracked := self._tracked.get(new.req_id)) is not None:
                 tracked.blocks = [list(ids) for ids in new.block_ids]
@@ -136,11 +141,15 @@ class SchedulerHalf:
         starts = [computed // group.tokens for group in self._identity.groups]
         # Less than before: the request was preempted, or a load failed; those blocks are written anew.
         tracked.published = starts if tracked.published is None else [min(p) for p in zip(tracked.published, starts)]
+        rests_on_unknown = self._rests_on_unknown(tracked, starts)
         saved = []
         for number, group in enumerate(self._identity.groups):
             mine = tracked.blocks[group.index]
             written = {block for block in mine[starts[number] :] if block != NULL_BLOCK}
             orders.writes.setdefault(group.index, set()).update(written)
+            if rests_on_unknown:
+                # Published with a later step, from where it stands now.
+                continue
             full = min((computed + tokens) // group.tokens, len(tracked.request.block_hashes) // group.hashes_per_block)
             if self._settings.publish == "prompt":
                 full = min(full, tracked.request.num_prompt_tokens // group.tokens)
@@ -151,8 +160,13 @@ class SchedulerHalf:
             pin = handoff.wanted(tracked.request.kv_transfer_params)
             orders.saves.append(SaveOrder(tracked.request.request_id, tuple(saved), pin))
 
-    def worker_said(self, recving: Iterable[str], failed: Iterable[str], invalid_blocks: Iterable[int]) -> None:
-        """Which loads have ended, and which blocks did not come."""
+    def worker_said(
+        self, recving: Iterable[str], failed: Iterable[str], invalid_blocks: Iterable[int], within_step: bool = False
+    ) -> None:
+        """Which loads have ended, and which blocks did not come; `within_step`: of a step with loads within it."""
+        if within_step and self._unknown:
+            # What did not come is not among a request's computed tokens any more: vLLM has seen to that by now.
+            self._unknown.popleft()
         failed, invalid = set(failed), frozenset(invalid_blocks)
         for request in set(recving) | failed:
             if (tracked := self._tracked.get(request)) is not None:
@@ -192,6 +206,19 @@ class SchedulerHalf:
 
     def _track(self, request: Request) -> _Tracked:
         return self._tracked.setdefault(request.request_id, _Tracked(request))
+
+    def _within_step(self, request: Request) -> bool:
+        """Whether its blocks come within the step that needs them. Not where it is prefilled for another engine: it may end with
+        that step, and what is computed in it is published only when the blocks that it rests on are known to have come."""
+        return self._settings.load == "sync" and not handoff.wanted(request.kv_transfer_params)
+
+    def _rests_on_unknown(self, tracked: _Tracked, starts: list[int]) -> bool:
+        """What is computed on blocks of which some may not come is nobody's: on any rank, since layers add up what ranks have."""
+        if not self._unknown:
+            return False
+        # One group: several load between steps only.
+        rests_on = tracked.blocks[self._identity.groups[0].index][: starts[0]]
+        return any(not unknown.isdisjoint(rests_on) for unknown in self._unknown)
 
     def _same(self, told: handoff.Handoff) -> bool:
         if told.namespace == self._identity.base:

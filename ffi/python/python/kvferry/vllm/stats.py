@@ -28,6 +28,17 @@ COUNTERS = {
     "save_seconds": ("publish_seconds", "Seconds spent publishing."),
     "dropped_blocks": ("publish_dropped_blocks", "Blocks not published: no room, or no agent."),
 }
+# Of a step's numbers: requests that were loaded within it. Shown nowhere.
+WITHIN_STEP = "within_step"
+
+
+def of_within_step(stats: KVConnectorStats | None) -> bool:
+    """Whether a step's numbers are of one with loads within it. This is how the scheduler's half hears that the workers have said
+    what came of those: numbers travel with every step's outcome, failures only where there are some."""
+    if stats is not None and not isinstance(stats, KvferryStats):
+        # Of several connectors, by their classes' names.
+        stats = next((its for its in stats.data.values() if isinstance(its, KvferryStats)), None)
+    return stats is not None and bool(stats.data.get(WITHIN_STEP))
 
 
 class KvferryStats(KVConnectorStats):
@@ -76,6 +87,9 @@ class KvferryStats(KVConnectorStats):
         kinds = self.data.setdefault("failures", {}) if moved.failures else {}
         for kind, blocks in moved.failures.items():
             kinds[kind] = kinds.get(kind, 0) + blocks
+
+    def loaded_within_step(self) -> None:
+        self.add(WITHIN_STEP)
 
     def published(self, moved: Moved) -> None:
         self.add("saved_blocks", moved.blocks)

@@ -153,8 +153,8 @@ class WorkerHalf:
 
     def start_loads(self, orders: StepOrders) -> None:
         """Begins what was ordered; waits for nothing."""
-        into = self._loading if self._settings.load == "async" else self._within_step
         for order in orders.loads:
+            into = self._within_step if order.within_step else self._loading
             into[order.request] = self._start(order)
 
     def wait_for_layer(self, layer: str) -> None:
@@ -194,7 +194,9 @@ class WorkerHalf:
         return ended, failed
 
     def bad_blocks(self) -> set[int]:
-        """Block ids that hold nothing of use: they are computed."""
+        """Block ids that hold nothing of use: they are computed. Asked after the forward pass; with speculation vLLM asks before
+        `publish`, and the step's outcome is given with what is said here."""
+        self._end_within_step()
         bad, self._bad = self._bad, set()
         return bad
 
@@ -248,6 +250,7 @@ class WorkerHalf:
             for load in loading.loads:
                 load.wait(self._settings.load_timeout_s + 2.0)
             self._end(loading)
+            self.stats.loaded_within_step()
         self._within_step.clear()
 
     def _gone(self, error: kvferry.KvferryError, session: Session) -> None:
