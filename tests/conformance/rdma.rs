@@ -296,7 +296,16 @@ async fn with_the_link_down_a_cancelled_read_settles_and_the_others_are_lost() {
         return println!("skipped: KVFERRY_RDMA_LINK names no interface to take down");
     };
     let world = world!();
-    let link = world.link().await;
+    // An interface that has just come up again, in a guest without a processor of its own.
+    let deadline = Instant::now() + PATIENCE;
+    let link = loop {
+        match world.connect(&world.peer()).await {
+            Err(ConnectError::Unreachable { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            connected => break connected.unwrap(),
+        }
+    };
     check_alive(&link).await;
     let start = |_| {
         let memory = local(4 << 20);
