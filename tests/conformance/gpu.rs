@@ -567,7 +567,10 @@ async fn on_the_same_host_gpu_memory_is_read_over_sockets_within_the_link() {
     let alone = ShmTransport::default().connect(&target).await.unwrap();
     let result = read(&alone, vec![data(0..10)], whole(&local(10))).await;
     match result {
-        Err(ReadError::SpanRefused { detail, .. }) => assert!(detail.contains("GPU memory")),
+        Err(ReadError::NoLink { why, error }) => {
+            assert!(why.contains("GPU memory"), "{why}");
+            assert!(matches!(error, ConnectError::NoPath { .. }), "{error}");
+        }
         other => panic!("{other:?}"),
     }
     host_region_is_served(&alone).await;

@@ -48,6 +48,8 @@ pub enum ReadFailure {
     RegionGone,
     /// The owner refuses a span of it.
     SpanRefused,
+    /// A span of it cannot be read over this link, and there is no other; the rest of what the owner has can.
+    NoPath,
     /// It was cancelled, by us or by the transport.
     Cancelled,
     /// Our own memory or request is at fault.

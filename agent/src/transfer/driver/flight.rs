@@ -16,7 +16,7 @@ use crate::{
         command::{BlockIndex, OpId, SourceKey},
         event::ReadFailure,
     },
-    transport::{PendingRead, ReadError},
+    transport::{ConnectError, PendingRead, ReadError},
 };
 
 /// Where the words of a generation read arrive.
@@ -134,6 +134,10 @@ pub(super) fn failure(error: &ReadError) -> ReadFailure {
         ReadError::LinkLost { .. } => ReadFailure::LinkLost,
         ReadError::TicketRefused { .. } => ReadFailure::Denied,
         ReadError::NoLink { error, .. } if error.is_denial() => ReadFailure::Denied,
+        ReadError::NoLink {
+            error: ConnectError::NoPath { .. },
+            ..
+        } => ReadFailure::NoPath,
         ReadError::NoLink { .. } => ReadFailure::LinkLost,
         ReadError::RegionGone { .. } => ReadFailure::RegionGone,
         ReadError::SpanRefused { .. } => ReadFailure::SpanRefused,

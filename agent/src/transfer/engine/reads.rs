@@ -180,7 +180,8 @@ impl PullEngine {
                 }
             }
             ReadFailure::RegionGone => self.region_gone(&op),
-            ReadFailure::SpanRefused => self.span_refused(&op),
+            ReadFailure::SpanRefused => self.one_by_one(&op, Failure::Stale),
+            ReadFailure::NoPath => self.one_by_one(&op, Failure::Unreachable),
             ReadFailure::LinkLost => {
                 self.link_lost(&op, Failure::Unreachable);
                 self.all_failed(&op, Failure::Unreachable);
@@ -321,8 +322,9 @@ impl PullEngine {
         self.all_failed(op, Failure::Stale);
     }
 
-    /// One bad span refuses the whole read: its blocks are tried one by one, to see whose it is.
-    fn span_refused(&mut self, op: &Op) {
+    /// One bad span fails the whole read: its blocks are tried one by one, to see whose it is. `worth` is what that block's
+    /// candidate is then.
+    fn one_by_one(&mut self, op: &Op, worth: Failure) {
         let single = op.slots.len() < 2 || op.generations || self.stop.is_some();
         let open = self
             .sources
@@ -330,7 +332,7 @@ impl PullEngine {
             .is_some_and(|source| matches!(source.path, Path::Open(_)));
         if single || !open {
             let failure = match single {
-                true => Failure::Stale,
+                true => worth,
                 false => Failure::Unreachable,
             };
             return self.all_failed(op, failure);

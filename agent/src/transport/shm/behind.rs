@@ -8,7 +8,7 @@ use parking_lot::RwLock;
 use tokio::{runtime::Handle, sync::OnceCell};
 
 use crate::transport::{
-    ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport,
+    ConnectError, Link, PeerTarget, PendingRead, ReadError, ReadRequest, Transport, TransportKind,
     chained::chained,
 };
 
@@ -77,12 +77,16 @@ impl Behind {
     }
 
     async fn connect(&self) -> Result<Arc<dyn Link>, ReadError> {
+        let none = |error| ReadError::NoLink {
+            why: "GPU memory cannot be mapped".to_owned(),
+            error,
+        };
         let Some(transport) = &self.transport else {
-            return Err(ReadError::SpanRefused {
+            return Err(none(ConnectError::NoPath {
                 node: self.peer.node.clone(),
-                detail: "the region is GPU memory, which cannot be mapped, and nothing but shared \
-                         memory may be used",
-            });
+                transport: TransportKind::Shm.as_str(),
+                detail: "nothing but shared memory may be used".to_owned(),
+            }));
         };
         let open = || async {
             let link = transport.connect(&self.peer).await?;
@@ -91,9 +95,6 @@ impl Behind {
             Ok::<_, ConnectError>(link)
         };
         let link = self.link.get_or_try_init(open).await;
-        link.cloned().map_err(|error| ReadError::NoLink {
-            why: "GPU memory cannot be mapped".to_owned(),
-            error,
-        })
+        link.cloned().map_err(none)
     }
 }

@@ -208,6 +208,22 @@ fn a_refused_span_is_found_by_trying_one_by_one() {
 }
 
 #[test]
+fn what_there_is_no_way_to_is_no_stale_block_and_the_others_of_its_owner_are_read() {
+    let mut bench = Bench::new(2);
+    bench.connected(vec![vec![at(A, 0)], vec![at(A, 1)]], &[A]);
+    assert_eq!(
+        bench.on([failed(1, ReadFailure::NoPath)]),
+        [read(2, A, &[0]), read(3, A, &[1])]
+    );
+    assert_eq!(
+        bench.on([done(2), failed(3, ReadFailure::NoPath)]),
+        [generations(4, A, &[0])]
+    );
+    assert_eq!(bench.engine.failed[Failure::Unreachable as usize], 1);
+    assert_eq!(bench.engine.failed[Failure::Stale as usize], 0);
+}
+
+#[test]
 fn a_lost_link_sends_its_blocks_to_other_owners() {
     let mut bench = Bench::new(1);
     bench.connected(vec![vec![at(A, 0), at(B, 0)]], &[A]);

@@ -435,12 +435,13 @@ impl World {
             }
         }
         let event = if failed || flight.cancelled && self.random.percent(70) {
-            let failure = match self.random.below(5) {
+            let failure = match self.random.below(6) {
                 _ if flight.cancelled => ReadFailure::Cancelled,
                 0 => ReadFailure::RegionGone,
                 1 => ReadFailure::SpanRefused,
                 2 if self.random.percent(10) => ReadFailure::Local,
                 3 => ReadFailure::Denied,
+                4 => ReadFailure::NoPath,
                 _ => ReadFailure::LinkLost,
             };
             Event::ReadFailed { op, failure }
