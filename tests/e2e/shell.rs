@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use crate::cluster::{Cluster, SOON, run};
+use crate::cluster::{Cluster, SOON, eventually, run};
 
 #[tokio::test]
 async fn a_file_put_on_one_node_is_got_on_another() {
@@ -57,10 +57,14 @@ async fn a_file_put_on_one_node_is_got_on_another() {
     assert_eq!(code, 0, "{out}{error}");
     assert!(std::fs::read(dir.join("copy")).unwrap() == bytes);
 
-    let (code, out, error) = run(&["nodes", "--coordinator", &coordinator, "--json"], &dir).await;
-    assert_eq!(code, 0, "{error}");
-    let nodes: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(nodes.as_array().map(Vec::len), Some(2), "{out}");
+    eventually("both are listed", || async {
+        let nodes = ["nodes", "--coordinator", &coordinator, "--json"];
+        let (code, out, error) = run(&nodes, &dir).await;
+        assert_eq!(code, 0, "{error}");
+        let nodes: serde_json::Value = serde_json::from_str(&out).unwrap();
+        nodes.as_array().map(Vec::len) == Some(2)
+    })
+    .await;
     let (code, out, _) = run(&["namespaces", "--coordinator", &coordinator], &dir).await;
     assert_eq!(code, 0);
     assert!(out.contains("files"), "{out}");
