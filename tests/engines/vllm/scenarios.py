@@ -226,6 +226,35 @@ def part_of_the_owners_killed(run: Run, memory: str) -> str:
     return words
 
 
+def within_step_owner_killed(run: Run, memory: str) -> str:
+    """The first half of a prompt is to come within the step that computes the rest on it, and its owner is killed meanwhile: all is
+    computed anew, and what is published of it, which a third engine loads, is right."""
+    half = PROMPT // 2 // BLOCK * BLOCK
+    with cluster() as nodes:
+        a, b, c = (nodes.agent(name, transport="tcp") for name in "abc")
+        with run.engine("publisher", connector(a, memory="pool")) as first, a.connect() as at_a:
+            run.check(0, first.generate(prompt(0), ANSWER), 0)
+            hashes = [bytes.fromhex(text) for text in first.ask("hashes", prompt=prompt(0))["hashes"]]
+            (region,) = at_a.stats().regions
+            at_a.evict(region.namespace, hashes[half // BLOCK :])
+        with (
+            run.engine("reader", connector(b, memory=memory, load="sync", load_timeout_s=30.0)) as second,
+            b.connect() as at_b,
+        ):
+            # Its first step takes its time, in which an owner that says nothing would be missed.
+            run.check(1, second.generate(prompt(1), ANSWER), 0)
+            freeze(a)
+            second.begin("generate", prompt=prompt(0), max_tokens=ANSWER, params=None)
+            wait_for("the pull is under way", lambda: at_b.stats().pulls_in_flight > 0)
+            kill(a)
+            run.check(0, second.end())
+            failed = second.ask("metrics")["metrics"].get("vllm:kvferry_load_failed_blocks", 0)
+            assert failed == half // BLOCK, failed
+            with run.engine("third", connector(c, memory=memory)) as third:
+                words = run.check(0, third.generate(prompt(0), ANSWER), cached_tokens(PROMPT))
+    return f"{failed:g} blocks failed and were computed; then, of what was published, {words}"
+
+
 def _planes(region: kvferry.Region) -> tuple[int, int]:
     """(planes, bytes of each) of the model's blocks: four layers, one piece each."""
     return 4, region.planes[0].len // 4
@@ -492,6 +521,8 @@ SCENARIOS: dict[str, Scenario] = {
     "half-killed-in-place": lambda run: part_of_the_owners_killed(run, "in_place"),
     "share-within-step": lambda run: prefix_sharing(run, "pool", load="sync"),
     "share-within-step-in-place": lambda run: prefix_sharing(run, "in_place", load="sync"),
+    "within-step-owner-killed": lambda run: within_step_owner_killed(run, "pool"),
+    "within-step-owner-killed-in-place": lambda run: within_step_owner_killed(run, "in_place"),
     "mixed-media": mixed_media,
     "agent-restarted": agent_restarted,
     "tp2-pool": lambda run: two_ranks(run, "pool", "tp"),
