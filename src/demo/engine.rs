@@ -20,8 +20,8 @@ use crate::client::{self, Agent, Call, ClientError};
 const CALL_BOUND: Duration = Duration::from_secs(60);
 /// How long blocks may take to be listed by the coordinator.
 const ANNOUNCE_MS: u32 = 30_000;
-/// Outcomes are due by the pull's deadline; this much later they must be here, whatever else the machine does.
-const DEADLINE_SLACK: Duration = Duration::from_secs(20);
+/// Outcomes are due by the pull's deadline; this much later they must be here.
+const DEADLINE_SLACK: Duration = Duration::from_secs(2);
 
 /// Why an engine could not do its part.
 #[derive(Debug, thiserror::Error)]
